@@ -59,6 +59,10 @@ class WeightFormat(Protocol):
         """x (n, n_in) -> x @ w.T (n, n_out): what the packed form means. `ops` is `ops.ref.Ops`."""
         ...
 
+    def take(self, w: Packed, rows: Array, ops: Any) -> Array:
+        """Rows (n,) of the matrix as numbers (n, n_in): how an embedding is read."""
+        ...
+
 
 class KVFormat(Protocol):
     """How sealed KV is stored (load clock).
@@ -356,6 +360,9 @@ class AsStored:
 
     def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
         return ops.matmul(x, ops.cast(w.fields["w"]))
+
+    def take(self, w: Packed, rows: Array, ops: Any) -> Array:
+        return ops.cast(w.fields["w"][rows])
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,18 @@ class Tape:
     widths: list[int] = field(default_factory=list)
     ropes: list[Rope] = field(default_factory=list)
     layer: int = -1
+    io: dict[int, tuple[int, int]] = field(default_factory=dict)  # layer -> (in, out) registers
+
+    def begin(self, layer: int, x: int) -> None:
+        """Ops from here belong to `layer`, whose input is the residual stream `x`."""
+        self.layer = layer
+        self.io[layer] = (x, x)
+
+    def end(self, x: int) -> int:
+        """The current layer's output is `x`. A layer that is skipped passes its input through."""
+        self.io[self.layer] = (self.io[self.layer][0], x)
+        self.layer = -1
+        return x
 
     def _push(
         self, kind: str, ins: tuple[int, ...], width: int, params: tuple[Param, ...] = (), **attrs: Any
