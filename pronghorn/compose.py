@@ -46,11 +46,7 @@ def names() -> dict[str, tuple[str, ...]]:
     """Methods of each slot, by the names users type."""
     return {
         slot: tuple(
-            sorted(
-                p.stem.replace("_", "-")
-                for p in (HOME / slot).glob("*.py")
-                if not p.stem.startswith("_")
-            )
+            sorted(p.stem.replace("_", "-") for p in (HOME / slot).glob("*.py") if not p.stem.startswith("_"))
         )
         for slot in SLOTS
     }
