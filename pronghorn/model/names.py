@@ -21,6 +21,7 @@ from typing import Any
 from pronghorn.errors import CheckpointError, UnsupportedError
 
 MAX_DIM = 2**31 - 1
+MAX_TENSORS = 1 << 18  # the largest published mixtures of experts have under 100,000
 
 _DIMS = (
     "vocab_size",
@@ -136,6 +137,12 @@ def fused_experts(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[str, ..
             f"{name} has shape {shape}; stacked experts are (experts, rows, columns)"
         )
     return match[1], parts
+
+
+def check_count(n_tensors: int) -> None:
+    """Bound what splitting stacked experts may cost: a few bytes of a file can name many."""
+    if n_tensors > MAX_TENSORS:
+        raise CheckpointError(f"the checkpoint splits into {n_tensors} tensors; at most {MAX_TENSORS}")
 
 
 def supported_architectures() -> tuple[str, ...]:
