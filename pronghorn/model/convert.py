@@ -503,18 +503,21 @@ def _write_llama2c(
 
 
 def _write_beside(checkpoint: Checkpoint, path: Path) -> tuple[str, ...]:
-    """tokenizer.json and generation_config.json, without which other ids than 1 and 2 are lost."""
-    if checkpoint.kind != "hf":
-        return ()
+    """tokenizer.json, and generation_config.json: the format itself knows no ids but 1 and 2."""
+    ends = {"bos_token_id": checkpoint.bos, "eos_token_id": list(checkpoint.eos)}
+    files: dict[str, bytes] = {}
+    if (checkpoint.bos, checkpoint.eos) != (llama2c.BOS, (llama2c.EOS,)):
+        files["generation_config.json"] = json.dumps(ends).encode()
+    if checkpoint.kind == "hf":
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (_folder(checkpoint) / name).is_file():
+                files[name] = (_folder(checkpoint) / name).read_bytes()
     notes: tuple[str, ...] = ()
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        source = _folder(checkpoint) / name
-        if not source.is_file():
-            continue
+    for name, data in files.items():
         if (path.parent.parent / name).exists():
-            notes += (f"{name} beside the target was kept; the source's was not copied over it",)
+            notes += (f"{name} beside the target was kept; the model's own was not written",)
         else:
-            shutil.copyfile(source, path.parent / name)
+            (path.parent / name).write_bytes(data)
     return notes
 
 

@@ -110,8 +110,9 @@ def _ends(path: Path) -> tuple[tuple[int, ...], int]:
     if not beside.exists():
         return (EOS,), BOS
     generation = read_json(beside, MAX_JSON)
-    bos = token_ids(generation.get("bos_token_id"))
-    return token_ids(generation.get("eos_token_id")) or (EOS,), bos[0] if bos else BOS
+    bos = generation.get("bos_token_id")
+    eos = token_ids(generation.get("eos_token_id")) or (EOS,)
+    return eos, bos if bos == -1 else (token_ids(bos) or (BOS,))[0]
 
 
 def _count(shape: tuple[int, ...]) -> int:

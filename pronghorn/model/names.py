@@ -230,7 +230,6 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
             continue
         if type(value) not in (int, float) or not 0 <= value < 1e300:
             raise CheckpointError(f"{where}: {key} must be a finite number, not {shown(value)}")
-        config[key] = float(value)
     for key in _FLAGS:
         if config.get(key) is not None and type(config[key]) is not bool:
             raise CheckpointError(f"{where}: {key} must be true or false, not {shown(config[key])}")
