@@ -1,0 +1,70 @@
+"""Where things lie inside a block.
+
+A page is `PAGE` rows of one head. Keys are stored transposed, (dim, PAGE), so that one vector register
+holds the same channel of a page's keys and a score sums its channels in one fixed order wherever the key
+lies; values are (PAGE, dim). A block of the open zone holds a page of every layer and head; a block of
+the sealed zone holds a page of every head of one group.
+
+    open block            [layer][head] K (dim, PAGE)  V (PAGE, dim)          in the open dtype
+    sealed block, exact   [head of the group] K  V  index fields              likewise
+    sealed block, packed  [head of the group] the format's fields, index fields
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pronghorn.types import Field
+
+PAGE = 16
+ALIGN = 64
+
+
+def itemsize(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def exact_fields(dtype: str, dim: int) -> tuple[Field, ...]:
+    """A page stored exactly: k transposed, v by rows."""
+    return (Field("k", dtype, (dim, PAGE), rows=1), Field("v", dtype, (PAGE, dim)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Byte offsets in the blocks of one zone.
+
+    groups: for each group, its members as (layer, head). at[layer][head]: (group, offsets by field).
+    """
+
+    fields: tuple[Field, ...]
+    groups: tuple[tuple[tuple[int, int], ...], ...]
+    offsets: tuple[int, ...]  # of each field from the start of a member
+    member: int  # bytes of one member (one page of one head)
+    block: int  # bytes of a block (groups are equally large)
+
+    @staticmethod
+    def of(fields: tuple[Field, ...], groups: list[list[tuple[int, int]]]) -> Layout:
+        offsets, at = [], 0
+        for f in fields:
+            offsets.append(at)
+            at += -(-itemsize(f.dtype) * int(np.prod(f.shape)) // ALIGN) * ALIGN
+        frozen = tuple(tuple(g) for g in groups)
+        return Layout(fields, frozen, tuple(offsets), at, at * len(groups[0]))
+
+    def where(self, group: int, index: int, field: int) -> int:
+        """Offset of a field of the group's member number `index`."""
+        return index * self.member + self.offsets[field]
+
+
+def grouping(rows: str, n_layers: int, n_kv: int) -> list[list[tuple[int, int]]]:
+    """Groups of (layer, head) whose kept rows are the same, for granularity "seq", "layer", "head"."""
+    every = [[(i, h) for h in range(n_kv)] for i in range(n_layers)]
+    if rows == "seq":
+        return [[m for layer in every for m in layer]]
+    if rows == "layer":
+        return every
+    if rows == "head":
+        return [[m] for layer in every for m in layer]
+    raise ValueError(f"rows is 'seq', 'layer' or 'head', not {rows!r}")

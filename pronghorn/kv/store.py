@@ -1,0 +1,409 @@
+"""The KV store: three zones, barriers, groups, copy-on-write.
+
+    sealed  packed by a KVFormat, indexed by a Selector, evictable by a KVPolicy; paged per group
+    open    exact, always visible; paged for all layers and heads together
+    tail    the rows of the step under way; the runner's own, copied into open when they are committed
+
+A drafted row that is rejected dies in the tail, so nothing ever trims a cache. Rows become sealed only at
+barriers, which are pure functions of the committed length. Pages are shared by reference count; whoever
+writes to a shared page copies it first, so no method knows about sharing.
+
+Positions, slots and groups are separate: a row's logical position is stored beside it, its slot is where
+it lies, and groups (all heads, a layer's heads, one head) may keep different rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.kv.arena import Arena
+from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping
+from pronghorn.kv.view import KVView
+from pronghorn.model.rope import Rope
+from pronghorn.ops.ref import Ops, rotate
+from pronghorn.slots import KVFormat, Selector
+from pronghorn.types import Array, Ints, KVPlan
+
+U64 = NDArray[np.uint64]
+
+
+def _ints(n: int = 0) -> Ints:
+    return np.zeros(n, np.int32)
+
+
+@dataclass
+class Sealed:
+    """The sealed rows of one group. Row j of page i is row sum(fill[:i]) + j of the group."""
+
+    blocks: Ints = field(default_factory=_ints)  # (n_pages,)
+    fill: Ints = field(default_factory=_ints)  # (n_pages,) rows in each page
+    pos: Ints = field(default_factory=_ints)  # (n_pages * PAGE,) logical positions
+    addr: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))  # (n_pages,)
+
+    @property
+    def n(self) -> int:
+        return int(self.fill.sum())
+
+    def slots(self) -> Ints:
+        """Flat slot (page * PAGE + row of the page) of each row."""
+        grid = np.arange(PAGE, dtype=np.int32)[None] < self.fill[:, None]
+        return np.flatnonzero(grid.reshape(-1)).astype(np.int32)
+
+
+class SeqKV:
+    """The stored KV of one sequence."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.open = _ints()  # block ids
+        self.open_addr = np.zeros(0, np.uint64)
+        self.open_pos = _ints()  # logical positions, (len(open) * PAGE,)
+        self.n_open = 0
+        self.sealed = [Sealed() for _ in store.sealed_layout.groups]
+        self.table = np.zeros((len(self.sealed), 4), np.int64)  # addr, fill, pos pointers; n_pages
+        self.length = 0  # tokens committed, dropped ones included
+        self.next_pos = 0  # logical position of the next row; differs from length once rows moved
+        self.dropped = False
+
+    @property
+    def n_sealed(self) -> int:
+        """Sealed rows of the fullest group."""
+        return max(s.n for s in self.sealed)
+
+    def free(self) -> None:
+        self.store.free(self)
+
+
+class Store:
+    """All stored KV of an engine.
+
+    ropes: the rotary table of each layer's keys, None where keys are not rotated by position.
+    open_dtype: dtype of the exact zones.
+    """
+
+    def __init__(
+        self, ops: Ops, n_layers: int, n_kv: int, head_dim: int, open_dtype: str, fmt: KVFormat,
+        selector: Selector, rows: str, ropes: list[Rope | None],
+    ) -> None:  # fmt: skip
+        self.ops, self.fmt, self.selector, self.ropes = ops, fmt, selector, ropes
+        self.n_layers, self.n_kv, self.head_dim = n_layers, n_kv, head_dim
+        self.open_dtype = open_dtype
+        self.packed = fmt.group > 0
+        exact = exact_fields(open_dtype, head_dim)
+        groups = grouping(rows, n_layers, n_kv)
+        self.open_layout = Layout.of(exact, grouping("seq", n_layers, n_kv))
+        own = fmt.fields(PAGE, head_dim) if self.packed else exact
+        self.n_own = len(own)
+        index = () if selector.dense else selector.fields(PAGE, head_dim)
+        self.sealed_layout = Layout.of(own + index, groups)
+        self.open_arena = Arena(ops, self.open_layout.block)
+        self.sealed_arena = Arena(ops, self.sealed_layout.block)
+        self.group_of = {m: (g, i) for g, ms in enumerate(groups) for i, m in enumerate(ms)}
+
+    # ------------------------------------------------------------------ sequences
+
+    def new(self) -> SeqKV:
+        return SeqKV(self)
+
+    def fork(self, kv: SeqKV) -> SeqKV:
+        """The same rows, pages shared."""
+        new = SeqKV(self)
+        new.open, new.open_addr = kv.open.copy(), kv.open_addr.copy()
+        new.open_pos, new.n_open = kv.open_pos.copy(), kv.n_open
+        new.length, new.next_pos, new.dropped = kv.length, kv.next_pos, kv.dropped
+        self.open_arena.keep(new.open)
+        for a, b in zip(kv.sealed, new.sealed, strict=True):
+            b.blocks, b.fill, b.pos, b.addr = a.blocks.copy(), a.fill.copy(), a.pos.copy(), a.addr
+            self.sealed_arena.keep(b.blocks)
+        self._point(new)
+        return new
+
+    def cut(self, kv: SeqKV, n: int) -> None:
+        """Keep the first n rows of a sequence that dropped nothing. n is at least the sealed length."""
+        if kv.dropped or n < kv.n_sealed or n > kv.length:
+            raise ValueError(f"cannot cut {kv.length} rows ({kv.n_sealed} sealed) to {n}")
+        kv.n_open = n - kv.n_sealed
+        keep = -(-kv.n_open // PAGE)
+        self.open_arena.drop(kv.open[keep:])
+        kv.open, kv.open_addr = kv.open[:keep].copy(), kv.open_addr[:keep].copy()
+        kv.open_pos = kv.open_pos[: keep * PAGE].copy()
+        kv.length = n
+        kv.next_pos = int(kv.open_pos[kv.n_open - 1]) + 1 if kv.n_open else n
+
+    def free(self, kv: SeqKV) -> None:
+        self.open_arena.drop(kv.open)
+        for s in kv.sealed:
+            self.sealed_arena.drop(s.blocks)
+        fresh = SeqKV(self)
+        kv.__dict__.update(fresh.__dict__)
+
+    # ------------------------------------------------------------------ committing rows
+
+    def reserve(self, kv: SeqKV, n: int) -> tuple[U64, Ints, Ints]:
+        """Places for n more open rows: block address, block id and row of the page of each. The last
+        page is copied first when it is shared."""
+        have = len(kv.open) * PAGE
+        if kv.n_open % PAGE and self.open_arena.shared(last := int(kv.open[kv.n_open // PAGE])):
+            kv.open[kv.n_open // PAGE] = self.open_arena.copy(last)
+            kv.open_addr = self.open_arena.address(kv.open)
+        if kv.n_open + n > have:
+            more = self.open_arena.alloc(-(-(kv.n_open + n - have) // PAGE))
+            kv.open = np.concatenate([kv.open, more])
+            kv.open_addr = self.open_arena.address(kv.open)
+            kv.open_pos = np.concatenate([kv.open_pos, _ints(len(more) * PAGE)])
+        at = np.arange(kv.n_open, kv.n_open + n, dtype=np.int32)
+        page = at // PAGE
+        return kv.open_addr[page], kv.open[page], at % PAGE
+
+    def extend(self, kv: SeqKV, pos: Ints) -> None:
+        """The rows last reserved now hold committed tokens at logical positions `pos`."""
+        kv.open_pos[kv.n_open : kv.n_open + len(pos)] = pos
+        kv.n_open += len(pos)
+        kv.length += len(pos)
+        kv.next_pos = int(pos[-1]) + 1
+
+    # ------------------------------------------------------------------ barriers
+
+    def seal(self, kv: SeqKV) -> None:
+        """Pack and index every open row; the open zone is empty afterwards."""
+        n = kv.n_open
+        if not n:
+            return
+        pages = -(-n // PAGE)
+        pos = kv.open_pos[:n]
+        for g, members in enumerate(self.sealed_layout.groups):
+            s = kv.sealed[g]
+            spare = self._spare(s)  # free rows of the last sealed page that can be filled up
+            new = self.sealed_arena.alloc(-(-max(0, n - spare) // PAGE))
+            first = len(s.blocks) - (1 if spare else 0)
+            blocks = np.concatenate([s.blocks, new])
+            held = s.n
+            total = held + n
+            fill = np.concatenate([s.fill, _ints(len(new))])
+            room = np.full(len(blocks), PAGE, np.int32)
+            room[:first] = s.fill[:first]
+            left = total - int(room[:first].sum())
+            for i in range(first, len(blocks)):
+                fill[i] = min(PAGE, left)
+                left -= int(fill[i])
+            touched = blocks[first:]
+            for i, (layer, head) in enumerate(members):
+                k, v = self.read_open(kv, layer, head, pages)
+                k, v = k[:n], v[:n]
+                if spare:
+                    k0, v0 = self._unpack(s.blocks[first:], g, i)
+                    used = PAGE - spare
+                    k = self.ops.xp.concat([k0[0, :used], k])
+                    v = self.ops.xp.concat([v0[0, :used], v])
+                self._write(touched, g, i, k, v, fill[first:])
+            new_pos = _ints(len(blocks) * PAGE)
+            new_pos[: len(s.pos)] = s.pos
+            slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
+            new_pos[slots[held:]] = pos
+            s.blocks, s.fill, s.pos = blocks, fill, new_pos
+            s.addr = self.sealed_arena.address(blocks)
+        self.open_arena.drop(kv.open)
+        kv.open, kv.open_addr, kv.open_pos = _ints(), np.zeros(0, np.uint64), _ints()
+        kv.n_open = 0
+        self._point(kv)
+
+    def _spare(self, s: Sealed) -> int:
+        """Rows that fit into the last page; copies that page when it is shared. A format that packs rows
+        together never reopens a page."""
+        if not len(s.blocks) or s.fill[-1] == PAGE or self.fmt.group > 1:
+            return 0
+        if self.sealed_arena.shared(int(s.blocks[-1])):
+            s.blocks[-1] = self.sealed_arena.copy(int(s.blocks[-1]))
+        return PAGE - int(s.fill[-1])
+
+    def view(self, kv: SeqKV, n_prompt: int) -> KVView:
+        """What a policy sees: every sealed row, read on demand."""
+        return KVView(self, kv, n_prompt)
+
+    def apply(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
+        """Keep only the planned rows; with `moves`, re-rotate them to contiguous positions from 0. Always
+        writes to new blocks, so shared pages stay as they were."""
+        for g, keep in plan.keep.items():
+            s = kv.sealed[g]
+            members = self.sealed_layout.groups[g]
+            old_slots = s.slots()
+            if len(keep) and (keep[0] < 0 or keep[-1] >= len(old_slots)):
+                raise ValueError(f"plan keeps rows {keep[0]}..{keep[-1]} of {len(old_slots)}")
+            slots = old_slots[keep]
+            n = len(keep)
+            if n == len(old_slots) and not moves:
+                continue
+            pages = -(-n // PAGE)
+            new = self.sealed_arena.alloc(pages)
+            fill = np.full(pages, PAGE, np.int32)
+            if n % PAGE:
+                fill[-1] = n % PAGE
+            old_pos = s.pos[slots]
+            new_pos = np.arange(n, dtype=np.int32) if moves else old_pos
+            used = np.unique(slots // PAGE)  # pages that hold kept rows
+            at = np.searchsorted(used, slots // PAGE) * PAGE + slots % PAGE
+            for i, (layer, _) in enumerate(members):
+                if self.fmt.group <= 1 and not (moves and (new_pos != old_pos).any()):
+                    self._move_raw(s.blocks[used], at, new, g, i)
+                    k, v = self._unpack(new, g, i)
+                    self._index(new, g, i, k, fill)
+                else:
+                    k, v = self._unpack(s.blocks[used], g, i)
+                    k = self._take(k, at)
+                    v = self._take(v, at)
+                    if moves:
+                        k = self._rerotate(k, new_pos - old_pos, layer)
+                    self._write(new, g, i, k, v, fill)
+            self.sealed_arena.drop(s.blocks)
+            kv.dropped = kv.dropped or n < len(old_slots)
+            s.blocks, s.fill = new, fill
+            s.pos = np.zeros(pages * PAGE, np.int32)
+            s.pos[:n] = new_pos
+            s.addr = self.sealed_arena.address(new)
+        if moves:
+            kv.next_pos = kv.n_sealed + kv.n_open
+        self._point(kv)
+
+    def _take(self, pages: Array, at: NDArray[np.int64] | Ints) -> Array:
+        flat = pages.reshape((-1, pages.shape[-1]))
+        return flat[self.ops.array(np.asarray(at, np.int64))]
+
+    def _rerotate(self, k: Array, delta: Ints, layer: int) -> Array:
+        """Keys (n, dim) turned on by `delta` positions: R(p + delta) = R(delta) R(p), at least in
+        float32."""
+        rope = self.ropes[layer]
+        if rope is None:
+            return k
+        wide = "float64" if self.ops.name == "float64" else "float32"
+        angle = delta[:, None].astype(np.float64) * rope.inv_freq(0).astype(np.float64)
+        cos = self.ops.to(self.ops.array(np.cos(angle)), wide)
+        sin = self.ops.to(self.ops.array(np.sin(angle)), wide)
+        return rotate(self.ops, self.ops.to(k, wide)[:, None], cos, sin)[:, 0]
+
+    # ------------------------------------------------------------------ pages
+
+    def read_open(self, kv: SeqKV, layer: int, head: int, pages: int) -> tuple[Array, Array]:
+        """k, v (pages * PAGE, dim) of the open zone, in the compute dtype."""
+        at = self.open_layout
+        i = layer * self.n_kv + head
+        out = []
+        for f, spec in enumerate(at.fields):
+            a = self.open_arena.read(kv.open[:pages], at.where(0, i, f), spec.dtype, spec.shape)
+            a = self.ops.cast(a)
+            a = self.ops.xp.permute_dims(a, (0, 2, 1)) if spec.rows == 1 else a
+            out.append(a.reshape((-1, self.head_dim)))
+        return out[0], out[1]
+
+    def read_fields(self, blocks: Ints, g: int, i: int, own: bool) -> dict[str, Array]:
+        """The format's own fields, or the index fields, of member i of group g: (n_pages, *shape)."""
+        at = self.sealed_layout
+        which = range(self.n_own) if own else range(self.n_own, len(at.fields))
+        return {
+            at.fields[f].name: self.sealed_arena.read(
+                blocks, at.where(g, i, f), at.fields[f].dtype, at.fields[f].shape
+            )
+            for f in which
+        }
+
+    def _unpack(self, blocks: Ints, g: int, i: int) -> tuple[Array, Array]:
+        """k, v (n_pages, PAGE, dim) in the compute dtype."""
+        fields = self.read_fields(blocks, g, i, own=True)
+        if self.packed:
+            k, v = self.fmt.unpack(fields, self.ops)
+            return self.ops.cast(k), self.ops.cast(v)
+        k = self.ops.xp.permute_dims(self.ops.cast(fields["k"]), (0, 2, 1))
+        return k, self.ops.cast(fields["v"])
+
+    def sealed_rows(self, kv: SeqKV, layer: int, head: int) -> tuple[Array, Array]:
+        """k, v (n_pages, PAGE, dim) of the sealed zone of one head, in the compute dtype."""
+        g, i = self.group_of[layer, head]
+        return self._unpack(kv.sealed[g].blocks, g, i)
+
+    def _write(self, blocks: Ints, g: int, i: int, k: Array, v: Array, fill: Ints) -> None:
+        """Rows k, v (n, dim), laid out by `fill`, into member i of the group's blocks; indexed."""
+        xp = self.ops.xp
+        n = len(blocks)
+        slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
+        pages = []
+        for a in (k, v):
+            p = xp.zeros((n * PAGE, self.head_dim), dtype=a.dtype, device=a.device)
+            p[self.ops.array(slots)] = a
+            pages.append(p.reshape((n, PAGE, self.head_dim)))
+        pk, pv = pages
+        at = self.sealed_layout
+        if self.packed:
+            values = self.fmt.pack(pk, pv, self.ops)
+        else:
+            values = {"k": self._contiguous(xp.permute_dims(pk, (0, 2, 1))), "v": pv}
+        for f in range(self.n_own):
+            spec = at.fields[f]
+            self._put(blocks, g, i, f, self.ops.to(values[spec.name], spec.dtype))
+        if not self.selector.dense:
+            # the index is built from what attention will read, not from what was packed
+            self._index(blocks, g, i, self._unpack(blocks, g, i)[0], fill)
+
+    def _index(self, blocks: Ints, g: int, i: int, k: Array, fill: Ints) -> None:
+        at = self.sealed_layout
+        if self.selector.dense:
+            return
+        valid = self.ops.array(np.arange(PAGE)[None] < fill[:, None])
+        index = self.selector.index(k, valid, self.ops)
+        for f in range(self.n_own, len(at.fields)):
+            spec = at.fields[f]
+            self._put(blocks, g, i, f, self.ops.to(index[spec.name], spec.dtype))
+
+    def _put(self, blocks: Ints, g: int, i: int, f: int, values: Array) -> None:
+        at = self.sealed_layout
+        flat = self._contiguous(values.reshape((len(blocks), -1)))
+        self.sealed_arena.write(blocks, at.where(g, i, f), at.fields[f].dtype, flat)
+
+    def _contiguous(self, a: Array) -> Array:
+        return np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a.contiguous()
+
+    def _move_raw(self, source: Ints, at: Array, target: Ints, g: int, i: int) -> None:
+        """Copy rows as they are packed: row `at` (page of `source` * PAGE + row) to the next of target."""
+        lay = self.sealed_layout
+        n = len(at)
+        for f in range(self.n_own):
+            spec = lay.fields[f]
+            a = self.sealed_arena.read(source, lay.where(g, i, f), spec.dtype, spec.shape)
+            rows = self.ops.xp.moveaxis(a, spec.rows + 1, 1)  # (n_pages, PAGE, ...)
+            rest = tuple(rows.shape[2:])
+            rows = rows.reshape((-1, *rest))[self.ops.array(np.asarray(at, np.int64))]
+            out = self.ops.xp.zeros((len(target) * PAGE, *rest), dtype=rows.dtype, device=rows.device)
+            out[:n] = rows
+            out = self.ops.xp.moveaxis(out.reshape((len(target), PAGE, *rest)), 1, spec.rows + 1)
+            self._put(target, g, i, f, self._contiguous(out))
+
+    def _point(self, kv: SeqKV) -> None:
+        """Refresh the pointers that the native runner follows."""
+        for g, s in enumerate(kv.sealed):
+            kv.table[g] = (s.addr.ctypes.data, s.fill.ctypes.data, s.pos.ctypes.data, len(s.blocks))
+
+    # ------------------------------------------------------------------ accounting
+
+    @property
+    def held(self) -> int:
+        """Bytes of pages in use, shared ones once."""
+        return self.open_arena.held + self.sealed_arena.held
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that the arenas have taken from the system."""
+        return self.open_arena.reserved + self.sealed_arena.reserved
+
+    def bytes_of(self, kv: SeqKV) -> int:
+        """Bytes of pages, positions and tables that one sequence refers to."""
+        pages = len(kv.open) * self.open_layout.block
+        pages += sum(len(s.blocks) for s in kv.sealed) * self.sealed_layout.block
+        meta = kv.open_pos.nbytes + kv.open.nbytes + kv.open_addr.nbytes + kv.table.nbytes
+        meta += sum(s.blocks.nbytes + s.fill.nbytes + s.pos.nbytes + s.addr.nbytes for s in kv.sealed)
+        return int(pages + meta)
+
+    def full_bytes(self, n: int) -> int:
+        """Bytes that n rows take in the open zone: what the plain path would hold."""
+        return math.ceil(n / PAGE) * self.open_layout.block

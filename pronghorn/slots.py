@@ -1,0 +1,506 @@
+"""The slots: one protocol per kind of decision. The docstrings are the specification.
+
+A method is one frozen dataclass in `methods/<slot>/<name>.py`; its fields are its only configuration and
+`traits` tells the core what it needs. Deciders return plain data; only the core moves bytes. Methods are
+stateless: what must be remembered per sequence lives in the state object that `open`-like calls return
+or in `seq.memory(self)`, a dict that is the method's own and forks with the sequence.
+
+Each slot has a null object in this file, so nothing in the core asks whether a method is present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.types import (
+    FOREVER,
+    Accept,
+    Array,
+    Draft,
+    Field,
+    Guarantee,
+    Ints,
+    KVPlan,
+    Packed,
+    Selection,
+    Traits,
+)
+
+if TYPE_CHECKING:
+    from pronghorn.kv.store import SeqKV
+    from pronghorn.kv.view import KVView
+    from pronghorn.model.tokenizer import Tokenizer
+    from pronghorn.seq import Request, Seq
+
+Bools = NDArray[np.bool_]
+
+
+class WeightFormat(Protocol):
+    """How a weight matrix is stored (load clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def claims(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether this format stores the matrix `name` of `shape` (n_out, n_in). Vectors are never
+        offered. A matrix that no format claims is kept as the checkpoint stores it."""
+        ...
+
+    def pack(self, w: NDArray[Any]) -> Packed:
+        """w (n_out, n_in), any float dtype. Raises `CheckpointError` when it cannot be stored."""
+        ...
+
+    def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
+        """x (n, n_in) -> x @ w.T (n, n_out): what the packed form means. `ops` is `ops.ref.Ops`."""
+        ...
+
+    def take(self, w: Packed, rows: Array, ops: Any) -> Array:
+        """Rows (n,) of the matrix as numbers (n, n_in): how an embedding is read."""
+        ...
+
+
+class KVFormat(Protocol):
+    """How sealed KV is stored (load clock).
+
+    open:  dtype of the exact zones: "float32", "bfloat16", or "auto" (the runner's own).
+    group: rows that must be packed together; 1: any row alone; 0: sealed rows are stored exactly as
+           open ones and nothing needs sealing on this format's account.
+    """
+
+    @property
+    def traits(self) -> Traits: ...
+    @property
+    def open(self) -> str: ...
+    @property
+    def group(self) -> int: ...
+
+    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
+        """Arrays of one page of one head (`page` rows of `dim` values)."""
+        ...
+
+    def pack(self, k: Array, v: Array, ops: Any) -> dict[str, Array]:
+        """k, v (n_pages, page, dim) -> field name -> (n_pages, *field.shape). Pure per page."""
+        ...
+
+    def unpack(self, fields: dict[str, Array], ops: Any) -> tuple[Array, Array]:
+        """The inverse of `pack`, up to the format's declared error."""
+        ...
+
+
+class Reuse(Protocol):
+    """Which stored rows a new prompt can start from (request clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def match(self, ids: Sequence[int], rows: int) -> Span | None:
+        """Longest stored state usable for a prompt `ids`, at most `rows` rows long. The engine attaches
+        it copy-on-write."""
+        ...
+
+    def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
+        """Offer the state of a sequence whose first `kv.length` tokens are `ids`. It may be cut to any
+        length that is a multiple of `grid`, or kept whole. `kv` is a fork the method owns: it calls
+        `kv.free()` when it evicts it."""
+        ...
+
+    def close(self) -> None:
+        """Free everything held."""
+        ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """A reusable state: the first `n` rows of `kv`, which start at position `at` of the prompt (0: a
+    prefix). exact: equal, bit for bit, to what running the prompt would store."""
+
+    n: int
+    kv: SeqKV
+    at: int = 0
+    exact: bool = True
+
+
+class ConstraintState(Protocol):
+    """A walk through a grammar. rollback(advance(x)) is the identity."""
+
+    def mask(self, out: Bools) -> None:
+        """out (n_vocab,): set to True where the next token is allowed, False elsewhere. Tokens that end
+        the text are allowed exactly when it may end here."""
+        ...
+
+    def advance(self, ids: Sequence[int]) -> int:
+        """Consume tokens; returns how many were allowed (stops at the first that is not)."""
+        ...
+
+    def rollback(self, n: int) -> None:
+        """Undo the last `n` consumed tokens."""
+        ...
+
+    def fork(self) -> ConstraintState: ...
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, [] when there is a choice."""
+        ...
+
+    def done(self) -> bool:
+        """Nothing can follow but the end of the text."""
+        ...
+
+
+class Constraint(Protocol):
+    """Which texts are allowed (request clock). Walked along every visited branch of a draft tree."""
+
+    @property
+    def traits(self) -> Traits: ...
+    def open(self, tokenizer: Tokenizer) -> ConstraintState: ...
+
+
+class Search(Protocol):
+    """Several sequences for one request (request clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def branches(self, request: Request) -> int:
+        """Sequences to run. They share the prompt's KV and differ in their random stream."""
+        ...
+
+    def choose(self, seqs: Sequence[Seq]) -> list[int]:
+        """Finished branches to return, best first, given `seq.logprobs` of each."""
+        ...
+
+
+class Pruner(Protocol):
+    """Prompt positions to keep (request clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+    def keep(self, ids: Sequence[int]) -> list[int]:
+        """Sorted indices of the prompt tokens to run; the last one must be among them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a scheduler may hand out. rows: rows of one step; kv_rows: rows of KV still free."""
+
+    rows: int
+    kv_rows: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """admit: waiting sequences to start, in order; rows: (sequence, prompt rows at most) for every
+    running or admitted sequence that takes part in this step. A decoding sequence takes one row, its
+    draft comes on top."""
+
+    admit: tuple[Seq, ...]
+    rows: tuple[tuple[Seq, int], ...]
+
+
+class Scheduler(Protocol):
+    """Who runs in a step (step clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+    def plan(self, waiting: Sequence[Seq], running: Sequence[Seq], room: Room) -> StepPlan:
+        """Must make progress: at least one row whenever a sequence is running or can be admitted."""
+        ...
+
+
+class Drafter(Protocol):
+    """Guesses what comes next (step clock). Never changes the output, only its cost."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int]) -> list[Draft]:
+        """A draft for each sequence, no deeper than its k (k may be 0). `seq.tokens` ends with the
+        pending token, whose KV is not stored yet; a node with parent -1 follows it."""
+        ...
+
+    def observe(
+        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
+        taps: Sequence[dict[str, NDArray[Any]]],
+    ) -> None:  # fmt: skip
+        """After each step, for the sequences that proposed: taps of each one's rows (pending token
+        first, then the nodes). `seq.tokens` already ends with the new pending token."""
+        ...
+
+
+class Target(Protocol):
+    """The target's view of a draft: row 0 is the pending token, row i + 1 is node i. Everything is
+    shaped, masked and normalised on first use, so rows that a walk does not visit cost nothing."""
+
+    temperature: float
+
+    def probs(self, row: int) -> NDArray[np.float64]:
+        """(n_vocab,) probabilities of the token after this row."""
+        ...
+
+    def draw(self, row: int) -> int:
+        """The token the target emits after this row: argmax at temperature 0, else one draw with the
+        random number of that position (the same whatever the draft was)."""
+        ...
+
+    def uniform(self, row: int, purpose: int) -> float:
+        """A number in [0, 1) keyed by sequence, position and purpose (>= 1; 0 is `draw`'s)."""
+        ...
+
+
+class Verifier(Protocol):
+    """Which drafted tokens stand (step clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+    def verify(self, p: Target, draft: Draft) -> Accept: ...
+
+
+class Shaper(Protocol):
+    """Changes logits before sampling (step clock). Pure in `path`, so it replays at every tree node."""
+
+    @property
+    def traits(self) -> Traits: ...
+    def shape(self, logits: NDArray[np.float64], path: Ints, n_prompt: int) -> NDArray[np.float64]:
+        """logits (n_vocab,) float64, its to change in place; path: all tokens before the one to be
+        chosen, the first `n_prompt` of them the prompt. -inf removes a token."""
+        ...
+
+
+class KVPolicy(Protocol):
+    """Which stored rows to keep (step clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        """The next committed length greater than `length` at which `plan` is called, or FOREVER. Pure."""
+        ...
+
+    def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
+        """Called at a barrier, everything sealed. None keeps all."""
+        ...
+
+
+class Residency(Protocol):
+    """What stays on the fast device: experts, layers or KV pages (step clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+    def want(self, seen: Sequence[int]) -> Sequence[int]:
+        """Keys to bring in, given those used by the last step."""
+        ...
+
+    def victims(self, n: int) -> Sequence[int]:
+        """n resident keys to give up."""
+        ...
+
+
+class Selector(Protocol):
+    """Which sealed pages a query reads (layer clock). Sees tensors through the array namespace only."""
+
+    @property
+    def traits(self) -> Traits: ...
+    @property
+    def dense(self) -> bool:
+        """Reads everything: no index is kept and nothing needs sealing on its account."""
+        ...
+
+    def layers(self, n_layers: int) -> Sequence[int]:
+        """Layers on which it selects; the others are read whole."""
+        ...
+
+    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
+        """Index arrays kept with each page of each head."""
+        ...
+
+    def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
+        """k (n_pages, page, dim), valid (n_pages, page) bool -> field name -> (n_pages, *field.shape)."""
+        ...
+
+    def select(self, q: Array, index: dict[str, Array], ops: Any) -> Selection:
+        """q (n_rows, g, dim), the g query heads that share a KV head; index: field name ->
+        (n_pages, *field.shape)."""
+        ...
+
+
+class Gate(Protocol):
+    """Which part of the model a row runs through (layer clock)."""
+
+    @property
+    def traits(self) -> Traits: ...
+    def skips(self, n_layers: int) -> Sequence[int]:
+        """Layers that no row runs. Such a layer leaves the tape, its weights are not loaded and it
+        stores no KV. (Gates that depend on the row's value join this slot with their first method.)"""
+        ...
+
+
+# ---------------------------------------------------------------------------------- null objects
+
+EXACT = Traits(Guarantee.EXACT)
+
+
+@dataclass(frozen=True)
+class AsStored:
+    """Weights in the checkpoint's own dtype (float16 widened to float32)."""
+
+    traits = EXACT
+
+    def claims(self, name: str, shape: tuple[int, ...]) -> bool:
+        return True
+
+    def pack(self, w: NDArray[Any]) -> Packed:
+        kind = "bfloat16" if w.dtype.name == "bfloat16" else "float32"
+        return Packed(kind, w.shape, {"w": w if w.dtype.name == kind else w.astype(np.float32)})
+
+    def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
+        return ops.matmul(x, ops.cast(w.fields["w"]))
+
+    def take(self, w: Packed, rows: Array, ops: Any) -> Array:
+        return ops.cast(w.fields["w"][rows])
+
+
+@dataclass(frozen=True)
+class ExactKV:
+    """Sealed KV stored like open KV, in the runner's own dtype."""
+
+    traits = EXACT
+    open = "auto"
+    group = 0
+
+    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
+        raise NotImplementedError("an exact format takes the open zone's layout")
+
+    def pack(self, k: Array, v: Array, ops: Any) -> dict[str, Array]:
+        raise NotImplementedError("an exact format takes the open zone's layout")
+
+    def unpack(self, fields: dict[str, Array], ops: Any) -> tuple[Array, Array]:
+        raise NotImplementedError("an exact format takes the open zone's layout")
+
+
+@dataclass(frozen=True)
+class NoReuse:
+    traits = EXACT
+
+    def match(self, ids: Sequence[int], rows: int) -> Span | None:
+        return None
+
+    def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
+        kv.free()
+
+    def close(self) -> None:
+        pass
+
+
+class _Free:
+    def mask(self, out: Bools) -> None:
+        out[:] = True
+
+    def advance(self, ids: Sequence[int]) -> int:
+        return len(ids)
+
+    def rollback(self, n: int) -> None:
+        pass
+
+    def fork(self) -> ConstraintState:
+        return self
+
+    def forced(self) -> list[int]:
+        return []
+
+    def done(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class NoConstraint:
+    traits = EXACT
+
+    def open(self, tokenizer: Tokenizer) -> ConstraintState:
+        return _Free()
+
+
+@dataclass(frozen=True)
+class OneBranch:
+    traits = EXACT
+
+    def branches(self, request: Request) -> int:
+        return 1
+
+    def choose(self, seqs: Sequence[Seq]) -> list[int]:
+        return list(range(len(seqs)))
+
+
+@dataclass(frozen=True)
+class KeepPrompt:
+    traits = EXACT
+
+    def keep(self, ids: Sequence[int]) -> list[int]:
+        return list(range(len(ids)))
+
+
+@dataclass(frozen=True)
+class NoDraft:
+    traits = EXACT
+
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int]) -> list[Draft]:
+        return [Draft.empty() for _ in seqs]
+
+    def observe(
+        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
+        taps: Sequence[dict[str, NDArray[Any]]],
+    ) -> None:  # fmt: skip
+        pass
+
+
+@dataclass(frozen=True)
+class KeepAll:
+    traits = EXACT
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        return FOREVER
+
+    def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
+        return None
+
+
+@dataclass(frozen=True)
+class AllResident:
+    traits = EXACT
+
+    def want(self, seen: Sequence[int]) -> Sequence[int]:
+        return ()
+
+    def victims(self, n: int) -> Sequence[int]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Dense:
+    traits = EXACT
+    dense = True
+
+    def layers(self, n_layers: int) -> Sequence[int]:
+        return ()
+
+    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
+        return ()
+
+    def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
+        return {}
+
+    def select(self, q: Array, index: dict[str, Array], ops: Any) -> Selection:
+        raise NotImplementedError("a dense selector selects on no layer")
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    traits = EXACT
+
+    def skips(self, n_layers: int) -> Sequence[int]:
+        return ()

@@ -1,0 +1,169 @@
+"""Plain data that the core, the runners and the methods exchange.
+
+Nothing here has behaviour beyond small checks; nothing imports a method or a runner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any  # an array of the runner's namespace: numpy.ndarray or torch.Tensor
+Ints = NDArray[np.int32]
+
+FOREVER = 1 << 30  # a barrier that never comes
+
+
+class Guarantee(Enum):
+    """What a method promises about the output, against the plain path of the same backend."""
+
+    EXACT = "exact"  # same greedy tokens and same sampled tokens for a seed
+    DISTRIBUTION = "distribution"  # same sampling distribution, other random draws
+    APPROXIMATE = "approximate"  # quality traded for cost, with a knob
+
+    def weakest(self, other: Guarantee) -> Guarantee:
+        order = list(Guarantee)
+        return max(self, other, key=order.index)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the core must know of a method. The core reads these, never a method's name.
+
+    taps:      values the method needs: "q.last32" (rotated queries of the last 32 prompt rows, every
+               layer), "hidden.3" (residual stream after layer 3; negative counts from the end),
+               "top8" (ids of the 8 largest raw logits of every wanted row).
+    rows:      the finest unit whose kept KV rows may differ: "seq", "layer" or "head".
+    drops:     stored KV shrinks.       moves: logical positions of stored rows change.
+    agnostic:  a dropping method whose choice does not depend on later tokens (may be shared).
+    recompute: rows at the end of a reused prefix to run again.
+    models:    companion models it needs.
+    greedy:    works only at temperature 0.
+    """
+
+    guarantee: Guarantee
+    taps: tuple[str, ...] = ()
+    rows: str = "seq"
+    drops: bool = False
+    moves: bool = False
+    agnostic: bool = False
+    recompute: int = 0
+    models: tuple[str, ...] = ()
+    greedy: bool = False
+
+
+class Rows(NamedTuple):
+    """One step: a flat set of rows, prefill chunks, single tokens and draft trees mixed.
+
+    All arrays are int32 of length n. Rows of one sequence are contiguous and topologically ordered.
+    """
+
+    ids: Ints  # token ids
+    pos: Ints  # logical positions (what rotary and window masks see)
+    span: Ints  # context length for length-dependent rotary: max(prompt length, pos + 1)
+    seq: Ints  # index into the step's list of sequences
+    parent: Ints  # row index of the predecessor in this step, -1: all committed rows and nothing else
+    want: Ints  # 1: logits wanted at this row
+
+    @property
+    def n(self) -> int:
+        return len(self.ids)
+
+
+class StepOut(NamedTuple):
+    """What a runner returns: logits (n_want, n_vocab) float32 (float64 from a float64 runner), and
+    taps by name: "q" (n_layers, n_rows, n_heads, d) rotated queries, "hidden.L" (n_rows, width)."""
+
+    logits: NDArray[Any]
+    taps: dict[str, NDArray[Any]]
+
+
+class Draft(NamedTuple):
+    """A tree of proposed tokens in topological order.
+
+    tokens (n,) int32; parent (n,) int32, index of the parent node, -1 = the last token;
+    q (n, n_vocab) draft distributions, or an empty array when the draft is deterministic.
+    """
+
+    tokens: Ints
+    parent: Ints
+    q: NDArray[Any] = np.zeros((0, 0))
+
+    @property
+    def n(self) -> int:
+        return len(self.tokens)
+
+    def depths(self) -> Ints:
+        """Depth of each node, children of the last token at 1."""
+        depth = np.zeros(len(self.tokens), np.int32)
+        for i, p in enumerate(self.parent):
+            depth[i] = 1 if p < 0 else depth[p] + 1
+        return depth
+
+    def clip(self, max_depth: int) -> Draft:
+        """The nodes no deeper than `max_depth`."""
+        depth = self.depths()
+        if not len(depth) or depth.max() <= max_depth:
+            return self
+        keep = np.flatnonzero(depth <= max_depth)
+        new = np.full(len(depth), -1, np.int32)
+        new[keep] = np.arange(len(keep), dtype=np.int32)
+        parent = self.parent[keep]
+        parent = np.where(parent < 0, -1, new[parent]).astype(np.int32)
+        return Draft(self.tokens[keep], parent, self.q[keep] if len(self.q) else self.q)
+
+    @staticmethod
+    def chain(tokens: Any) -> Draft:
+        ids = np.asarray(tokens, np.int32)
+        return Draft(ids, np.arange(-1, len(ids) - 1, dtype=np.int32))
+
+    @staticmethod
+    def empty() -> Draft:
+        return Draft(np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+
+class Accept(NamedTuple):
+    """Nodes kept, root to leaf, and the token that the target adds after them."""
+
+    path: list[int]
+    bonus: int
+
+
+class KVPlan(NamedTuple):
+    """Rows to keep: group index -> sorted indices into that group's sealed rows."""
+
+    keep: dict[int, Ints]
+
+
+class Selection(NamedTuple):
+    """Sealed pages that each query row reads: pages (n_rows, n_pages) bool."""
+
+    pages: Array
+
+
+class Field(NamedTuple):
+    """One array inside a page of one head: `shape` for a page; dtype as NumPy spells it.
+    `rows` is the axis that runs over the page's rows, or -1 when the field is one per page."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight as a format stores it. `kind` names the layout that a runner's kernel reads;
+    `shape` is the logical (n_out, n_in); `fields` the arrays."""
+
+    kind: str
+    shape: tuple[int, ...]
+    fields: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(a.nbytes) for a in self.fields.values())
