@@ -170,7 +170,10 @@ def test_broken_config(folder, text):
 def test_config_variants(folder):
     def change(data):
         data["eos_token"] = {"content": "<|endoftext|>", "lstrip": False}
-        data["chat_template"] = [{"name": "other", "template": "o"}, {"name": "default", "template": "d"}]
+        data["chat_template"] = [
+            {"name": "other", "template": "o"},
+            {"name": "default", "template": "d"},
+        ]
 
     edit(folder / "tokenizer_config.json", change)
     tokenizer = load_tokenizer(folder, {})
@@ -192,3 +195,311 @@ def test_missing_and_oversized_files(tmp_path, folder):
         file.truncate((64 << 20) + 1)  # sparse
     with pytest.raises(CheckpointError, match="64 MiB"):
         load_tokenizer(folder, {})
+
+
+# GGUF: byte-level BPE
+
+
+def gguf_of(folder: Path) -> dict[str, object]:
+    """What a converter writes into a GGUF file for a byte-level tokenizer.json."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocab = data["model"]["vocab"]
+    control = {entry["content"] for entry in data["added_tokens"]}
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in control else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in data["model"]["merges"]],
+        "tokenizer.ggml.eos_token_id": vocab[config["eos_token"]],
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": config["chat_template"],
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(shared) -> Tokenizer:
+    return load_tokenizer(Path("x.gguf"), gguf_of(shared("models/pronghorn-tiny")))
+
+
+def test_gguf_facts(tiny, tiny_gguf):
+    assert tiny_gguf.vocabulary() == tiny.vocabulary()
+    assert tiny_gguf.eos == tiny.eos
+    assert tiny_gguf.bos == -1
+    messages = [{"role": "user", "content": "hi"}]
+    assert tiny_gguf.chat(messages) == tiny.chat(messages)
+
+
+@UNICODE
+@given(st.text(), st.booleans())
+def test_gguf_equals_tokenizer_json(tiny, tiny_gguf, text, special):
+    assert tiny_gguf.encode(text, special) == tiny.encode(text, special)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"])
+def test_gguf_ways_to_cut_words(shared, pre):
+    import unicodedata
+
+    metadata = gguf_of(shared("models/pronghorn-tiny")) | {"tokenizer.ggml.pre": pre}
+    tokenizer = load_tokenizer(Path("x.gguf"), metadata)
+    for text in TEXTS:
+        kept = unicodedata.normalize("NFC", text) if pre == "qwen2" else text
+        assert tokenizer.decode(tokenizer.encode(text)) == kept
+
+
+def test_gguf_cuts_like_the_models_behind_the_names():
+    """Word boundaries, seen with a vocabulary that merges everything that the cut leaves together."""
+    import tokenizers
+
+    from pronghorn.model import vocab_gguf
+
+    text = "I'LL pay 12345 dollars!!\n\nHTMLParser/x  y"
+    expected = {
+        "llama-bpe": ["I", "'LL", " pay", " ", "123", "45", " dollars", "!!\n\n", "HTMLParser", "/x",
+                      " ", " y"],
+        "qwen2": ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " dollars", "!!\n\n",
+                  "HTMLParser", "/x", " ", " y"],
+        "tekken": ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " dollars", "!!\n\n",
+                   "HTMLParser", "/x", " ", " y"],
+        "gpt-4o": ["I'LL", " pay", " ", "123", "45", " dollars", "!!\n\n", "HTMLParser", "/x", " ",
+                   " y"],
+    }  # fmt: skip
+    for pre, words in expected.items():
+        cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(vocab_gguf._CUTS[pre]), "isolated")
+        assert [word for word, _ in cut.pre_tokenize_str(text)] == words, pre
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"tokenizer.ggml.model": "t5"}, UnsupportedError),
+        ({"tokenizer.ggml.model": 3}, UnsupportedError),
+        ({"tokenizer.ggml.pre": "default"}, UnsupportedError),
+        ({"tokenizer.ggml.tokens": []}, CheckpointError),
+        ({"tokenizer.ggml.tokens": "abc"}, CheckpointError),
+        ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1],
+          "tokenizer.ggml.merges": [], "tokenizer.ggml.eos_token_id": 0}, CheckpointError),
+        ({"tokenizer.ggml.token_type": [1]}, CheckpointError),
+        ({"tokenizer.ggml.merges": ["nopair"]}, CheckpointError),
+        ({"tokenizer.ggml.merges": ["zzzzz qqqqq"]}, CheckpointError),
+        ({"tokenizer.ggml.eos_token_id": 4096}, CheckpointError),
+        ({"tokenizer.ggml.eos_token_id": "5"}, CheckpointError),
+        ({"tokenizer.chat_template": 3}, CheckpointError),
+        ({"tokenizer.ggml.model": "llama"}, CheckpointError),  # no scores
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [float("nan")] * 4096},
+         CheckpointError),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0] * 4096}, CheckpointError),
+    ],
+)  # fmt: skip
+def test_broken_gguf(shared, change, error):
+    with pytest.raises(error):
+        load_tokenizer(Path("x.gguf"), gguf_of(shared("models/pronghorn-tiny")) | change)
+
+
+# SentencePiece: trained here, with the library as reference
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("sp")
+    lines = [
+        f"the {a} {b} {c} fox; aaaa   bbbb naïve 漢字 {i}"
+        for i, (a, b, c) in enumerate(
+            (a, b, c)
+            for a in ("quick", "slow", "little")
+            for b in ("brown", "red", "green")
+            for c in ("jumping", "sleeping", "singing")
+        )
+    ]
+    (folder / "text.txt").write_text("\n".join(lines * 5))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(folder / "m"), vocab_size=400,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, user_defined_symbols=["<tool>"], minloglevel=2,
+        hard_vocab_limit=False, num_threads=1,
+    )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "m.model"))
+
+
+@pytest.fixture(scope="session")
+def scored(sentencepiece_model) -> Tokenizer:
+    sp = sentencepiece_model
+    ids = range(sp.vocab_size())
+
+    def type_of(id_: int) -> int:
+        if sp.is_unknown(id_):
+            return 2
+        if sp.is_control(id_):
+            return 3
+        if sp.is_byte(id_):
+            return 6
+        return 4 if sp.id_to_piece(id_) == "<tool>" else 1
+
+    return load_tokenizer(
+        Path("x.gguf"),
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": [sp.id_to_piece(id_) for id_ in ids],
+            "tokenizer.ggml.scores": [sp.get_score(id_) for id_ in ids],
+            "tokenizer.ggml.token_type": [type_of(id_) for id_ in ids],
+            "tokenizer.ggml.bos_token_id": sp.bos_id(),
+            "tokenizer.ggml.eos_token_id": sp.eos_id(),
+        },
+    )
+
+
+WORDS = st.lists(
+    st.sampled_from(["the", "quick", "aaaa", "aa", "a", " ", "  ", "fox;", "漢", "é", "q", "🦙", "\n"])
+).map("".join)
+
+
+@UNICODE
+@given(WORDS | st.text(st.characters(blacklist_characters="\u2581\0", codec="utf-8")))
+def test_scores_cut_like_sentencepiece(scored, sentencepiece_model, text):
+    assert scored.encode(text, bos=False) == sentencepiece_model.encode(text)
+    assert scored.decode(scored.encode(text)) == text
+
+
+@UNICODE
+@given(st.data())
+def test_scored_stream_is_the_decode_of_the_whole(scored, data):
+    ids = data.draw(st.lists(st.integers(0, scored.n_vocab - 1), max_size=60))
+    stream = Detokenizer(scored)
+    assert "".join(map(stream.push, ids)) + stream.flush() == scored.decode(ids)
+
+
+def test_scored_markup_and_literals(scored, sentencepiece_model):
+    eos = sentencepiece_model.eos_id()
+    assert scored.encode("fox</s>", special=True)[-1] == eos
+    assert eos not in scored.encode("fox</s>")
+    assert scored.decode(scored.encode("fox</s>")) == "fox</s>"
+    assert sentencepiece_model.piece_to_id("<tool>") in scored.encode("a<tool>b")
+    assert scored.encode("fox")[0] == scored.bos == sentencepiece_model.bos_id()
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+def test_sentencepiece_style_tokenizer_json(tmp_path, metaspace):
+    """Two ways in which tokenizer.json files spell SentencePiece; the library is the reference."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    if metaspace:
+        library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tail = [decoders.Metaspace(prepend_scheme="first")]
+        library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *tail])
+    else:
+        library.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        library.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+             decoders.Strip(" ", 1, 0)]
+        )  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    library.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 20, trainer)
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    data = json.loads(library.to_str())
+    # Byte tokens are ordinary tokens of the vocabulary in real files.
+    data["added_tokens"] = data["added_tokens"][:3]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    library = tokenizers.Tokenizer.from_str(json.dumps(data))
+    tokenizer = load_tokenizer(tmp_path, {})
+    for text in TEXTS:
+        ids = library.encode(text).ids
+        assert tokenizer.encode(text, special=True) == ids
+        assert tokenizer.decode(ids) == library.decode(ids)
+        # The library's Metaspace puts no space before a text that begins with one.
+        assert tokenizer.decode(ids) == (text[text[:1] == " " :] if metaspace else text)
+    assert tokenizer.encode("fox") == [1, *tokenizer.encode("fox", bos=False)]
+
+
+# llama2.c
+
+
+@pytest.fixture(scope="session")
+def stories(shared) -> Tokenizer:
+    return load_tokenizer(shared("models/stories260K/stories260K.bin"), {})
+
+
+def plain_merging(text: str, tokens: list[bytes], scores: list[float]) -> list[int]:
+    """The rule of llama2.c, step by step: one best merge at a time over the whole list."""
+    index = {token.decode("utf-8", "ignore"): id_ for id_, token in reversed([*enumerate(tokens)])}
+    ids = [1]
+    for char in " " + text if text else "":
+        ids += [index[char]] if char in index else [byte + 3 for byte in char.encode()]
+    while True:
+        best, at, merged = -1e10, -1, -1
+        for i in range(len(ids) - 1):
+            pair = (tokens[ids[i]] + tokens[ids[i + 1]]).decode("utf-8", "ignore")
+            if pair in index and scores[index[pair]] > best:
+                best, at, merged = scores[index[pair]], i, index[pair]
+        if at < 0:
+            return ids
+        ids[at : at + 2] = [merged]
+
+
+LETTERS = st.text("abcdeilnorst ABLT.,'!\"\n", max_size=40)
+
+
+@UNICODE
+@given(LETTERS | st.text(max_size=20))
+def test_llama2c_merges_like_its_own_rule(stories, shared, text):
+    from pronghorn.model.vocab_llama2c import _read
+
+    tokens, scores = _read(shared("models/stories260K/tok512.bin"))
+    assert stories.encode(text) == plain_merging(text, tokens, scores)
+    assert stories.decode(stories.encode(text)) == text
+
+
+def test_llama2c_facts(stories):
+    assert (stories.n_vocab, stories.bos, stories.eos) == (512, 1, (1, 2))
+    assert stories.encode("Once upon a time") == [1, 403, 407, 261, 378]
+    assert stories.token_bytes(403) == b" Once"
+    assert stories.token_bytes(13) == b"\n"
+    assert stories.is_special(1)
+
+
+def test_llama2c_stream(stories):
+    stream = Detokenizer(stories)
+    parts = [stream.push(id_) for id_ in stories.encode("Once upon 🦙")]
+    assert "".join(parts) + stream.flush() == "Once upon 🦙"
+
+
+@pytest.mark.parametrize("cut", [0, 3, 5, 11, 12, 2000, 6226])
+def test_llama2c_truncated(shared, tmp_path, cut):
+    source = shared("models/stories260K")
+    shutil.copyfile(source / "stories260K.bin", tmp_path / "m.bin")
+    (tmp_path / "tok512.bin").write_bytes((source / "tok512.bin").read_bytes()[:cut])
+    with pytest.raises(CheckpointError):
+        load_tokenizer(tmp_path / "m.bin", {})
+
+
+def test_llama2c_lies(shared, tmp_path):
+    import struct
+
+    (tmp_path / "m.bin").write_bytes(struct.pack("<7i", 64, 172, 5, 8, 4, 300, 512))
+    with pytest.raises(CheckpointError, match=r"tok300\.bin"):
+        load_tokenizer(tmp_path / "m.bin", {})
+    for data in (
+        struct.pack("<ifi", 1 << 30, 0.0, 1 << 30),  # a token longer than the file
+        struct.pack("<ifi", 8, 0.0, -1),
+        struct.pack("<ifi", 8, float("nan"), 0),
+        (shared("models/stories260K") / "tok512.bin").read_bytes(),  # another vocabulary
+        struct.pack("<i", 8) + struct.pack("<fi", 0.0, 0) * 300,  # bytes missing
+    ):
+        (tmp_path / "tok300.bin").write_bytes(data)
+        with pytest.raises(CheckpointError):
+            load_tokenizer(tmp_path / "m.bin", {})
+    (tmp_path / "m.bin").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_tokenizer(tmp_path / "m.bin", {})

@@ -189,9 +189,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
             finalize=self._finalize_with_context,
         )
         self.budget = Budget()
-        known = {
-            name: self._spending(FILTERS[name], name in _BY_ELEMENT) for name in _FILTERS
-        }
+        known = {name: self._spending(FILTERS[name], name in _BY_ELEMENT) for name in _FILTERS}
         own: dict[str, Callable[..., Any]] = {
             "tojson": _tojson, "indent": _indent, "safe": str, "join": self._join, "replace": _replace,
             "round": _round, "sum": self._sum, "_say": str,
@@ -347,7 +345,9 @@ def _rewrite(node: nodes.Node) -> None:
 def _routed(parent: nodes.Node, value: Any) -> Any:
     if isinstance(value, nodes.TemplateData):
         return _filter("_say", nodes.Const(value.data, lineno=value.lineno))
-    if not isinstance(value, nodes.Expr) or isinstance(parent, (nodes.CallBlock, nodes.FilterBlock)):
+    if not isinstance(value, nodes.Expr) or isinstance(
+        parent, (nodes.CallBlock, nodes.FilterBlock)
+    ):
         return value  # these two need the bare call or filter, which spends by itself
     # Operands of a concatenation become text before the whole is weighed.
     if isinstance(parent, nodes.Concat) or (
@@ -361,7 +361,9 @@ def _filter(name: str, node: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
+def _tojson(
+    value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any
+) -> str:
     """JSON as chat templates expect it: no HTML escapes, characters as they are."""
     if isinstance(indent, int) and indent > 16:
         raise SecurityError("tojson indents by more than 16")

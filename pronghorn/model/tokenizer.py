@@ -113,9 +113,7 @@ class Tokenizer:
         """Bytes of every id, in order (a copy)."""
         return list(self._pieces)
 
-    def chat(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool = True
-    ) -> list[int]:
+    def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, as the checkpoint's chat template writes it.
 
         messages: dicts of `role` and `content`. The template writes its own begin token, so none is
@@ -143,7 +141,9 @@ class Tokenizer:
 
     def _check(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
-            raise RequestError(f"token id {token} is outside the vocabulary (0..{self.n_vocab - 1})")
+            raise RequestError(
+                f"token id {token} is outside the vocabulary (0..{self.n_vocab - 1})"
+            )
 
 
 def load_tokenizer(path: Path, gguf_metadata: Mapping[str, Any]) -> Tokenizer:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pronghorn.errors import CheckpointError, PronghornError, RequestError, UnsupportedError
 from pronghorn.model.tokenizer import N_VOCAB_MAX, Tokenizer, check_ids, read_bounded
+from pronghorn.model.vocab_scores import UTF8_BYTES
 
 if TYPE_CHECKING:
     import tokenizers
@@ -25,8 +26,6 @@ _N_CONFIG_MAX = 4 << 20
 _N_AROUND_MAX = 16  # tokens that a post-processor may put around a text
 _N_GROWTH_MAX = 64  # how much longer a normalizer may make a text: 2 is the most in use
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# Bytes that occur in UTF-8: a vocabulary that lacks one of the others loses nothing.
-UTF8_BYTES = (*range(0x80), *range(0x80, 0xC0), *range(0xC2, 0xF5))
 
 T = TypeVar("T")
 
@@ -104,9 +103,10 @@ def load_hf(folder: Path) -> Tokenizer:
     library = parse_library(read_bounded(source, _N_TOKENIZER_MAX), str(source))
     config = _json_object(folder / "tokenizer_config.json")
     names = _json_object(folder / "special_tokens_map.json") | config
-    bos = [] if (token := _token_text(names.get("bos_token"))) is None else [token]
-    eos = [] if (token := _token_text(names.get("eos_token"))) is None else [token]
-    return from_library(library, str(source), bos, eos, _template(folder, config))
+    bos, eos = (_named(library, names, name, folder) for name in ("bos_token", "eos_token"))
+    template = _template(folder, config)
+    ends = (eos,) if eos >= 0 else ()
+    return from_library(library, str(source), bos, ends, template, *_around(library, str(source)))
 
 
 def parse_library(data: bytes, source: str) -> tokenizers.Tokenizer:
@@ -140,14 +140,16 @@ def parse_library(data: bytes, source: str) -> tokenizers.Tokenizer:
 def from_library(
     library: tokenizers.Tokenizer,
     source: str,
-    bos: list[str],
-    eos: list[str],
+    bos: int,
+    eos: tuple[int, ...],
     chat_template: str,
+    prefix: list[int],
+    suffix: list[int],
 ) -> Tokenizer:
-    """`Tokenizer` over the library's object; `bos` and `eos` are texts of tokens, `bos` at most one.
+    """`Tokenizer` over the library's object; the other arguments as there.
 
-    Raises CheckpointError (ids that repeat or are absurd, missing bytes, names without a token) and
-    UnsupportedError (a decoder whose tokens are not byte strings).
+    Raises CheckpointError (ids that repeat or are absurd, missing bytes) and UnsupportedError (a
+    decoder whose tokens are not byte strings).
     """
     vocab: dict[str, int] = library.get_vocab(with_added_tokens=True)
     check_ids(list(vocab.values()), N_VOCAB_MAX)
@@ -159,20 +161,13 @@ def from_library(
     for id_, entry in added.items():
         pieces[id_] = b"" if entry.special else entry.content.encode()
     _check_bytes(library, pieces, source)
-    for name in (*bos, *eos):
-        if name not in vocab:
-            raise CheckpointError(
-                f"{source} has no token {name!r}, which tokenizer_config.json names as the begin or "
-                "end of a text; download both files again"
-            )
     special = {id_: entry.content for id_, entry in added.items() if entry.special}
-    prefix, suffix = _around(library, source)
     return Tokenizer(
         LibraryEncoder(library),
         pieces,
         special,
-        vocab[bos[0]] if bos else -1,
-        tuple(vocab[name] for name in eos),
+        bos,
+        eos,
         chat_template,
         prefix,
         suffix,
@@ -192,9 +187,7 @@ def _parts(component: Any) -> Iterator[dict[str, Any]]:
             yield part
 
 
-def _piece_rule(
-    library: tokenizers.Tokenizer, source: str
-) -> tuple[Callable[[str], bytes], bool]:
+def _piece_rule(library: tokenizers.Tokenizer, source: str) -> tuple[Callable[[str], bytes], bool]:
     """(bytes of a token's text, whether decoding drops a leading space), from the declared decoder."""
     parts = list(_parts(library.decoder))
     if not parts:  # none declared: a byte-level cut still says what its tokens mean
@@ -257,6 +250,7 @@ def _check_bytes(library: tokenizers.Tokenizer, pieces: list[bytes], source: str
 
 def _around(library: tokenizers.Tokenizer, source: str) -> tuple[list[int], list[int]]:
     """What the post-processor puts before and after a text."""
+
     def refuse(cause: str) -> PronghornError:
         return CheckpointError(f"{source} has a post-processor that is not usable: {cause}")
 
@@ -284,11 +278,22 @@ def _json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _token_text(entry: object) -> str | None:
-    """Text of a token in a configuration: a string, an object with `content`, or nothing."""
+def _named(
+    library: tokenizers.Tokenizer, names: dict[str, Any], name: str, folder: Path
+) -> int:
+    """Id of a token that the configuration names (as text, or an object with `content`), or -1."""
+    entry = names.get(name)
     if isinstance(entry, dict):
         entry = entry.get("content")
-    return entry if isinstance(entry, str) and entry else None
+    if not isinstance(entry, str) or not entry:
+        return -1
+    id_ = library.token_to_id(entry)
+    if id_ is None:
+        raise CheckpointError(
+            f"tokenizer_config.json in {folder} names {entry!r} as {name}, which tokenizer.json does "
+            "not have; download both files again"
+        )
+    return id_
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str:
