@@ -121,7 +121,7 @@ class Tape:
         return x
 
     def _push(
-        self, kind: str, ins: tuple[int, ...], width: int, params: tuple[Param, ...] = (), **attrs: Any
+        self, kind: str, ins: tuple[int, ...], width: int, params: tuple[Param, ...] = (), /, **attrs: Any
     ) -> int:
         out = -1
         if width:
