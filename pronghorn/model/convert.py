@@ -225,7 +225,7 @@ def _write_gguf(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in settings.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
-        add.get(type(value), writer.add_string)(key, value)  # type: ignore[arg-type]
+        add.get(type(value), writer.add_string)(key, value)
     writer.add_string(gguf_map.OWN_CONFIG, json.dumps(_config_json(checkpoint)))
     notes = _add_tokenizer(writer, checkpoint)
     jobs = _jobs(checkpoint, arch, kind)

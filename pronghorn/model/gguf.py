@@ -281,7 +281,7 @@ class _Cursor:
     """Reads forward through the file and never past its end."""
 
     def __init__(self, data: Array, path: Path) -> None:
-        self._data = memoryview(data)
+        self._data = memoryview(data.data)
         self._path = path
         self.at = 0
 
