@@ -389,8 +389,8 @@ def test_sentencepiece_style_tokenizer_json(tmp_path, metaspace):
     library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     if metaspace:
         library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        tail = [decoders.Metaspace(prepend_scheme="first")]
-        library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *tail])
+        tail = decoders.Metaspace(prepend_scheme="first")
+        library.decoder = decoders.Sequence([decoders.ByteFallback(), tail])
     else:
         library.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
