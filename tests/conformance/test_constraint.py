@@ -27,9 +27,7 @@ from pronghorn.model.tokenizer import Tokenizer, load_tokenizer
 
 HOME = Path(pronghorn.__file__).parent / "methods" / "constrain"
 NAMES = sorted(path.stem for path in HOME.glob("*.py") if not path.stem.startswith("_"))
-WALKS = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+WALKS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 PERSON = {
     "type": "object",

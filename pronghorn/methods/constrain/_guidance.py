@@ -35,12 +35,8 @@ class _Vocabulary:
         self.eos_token_id = tokenizer.eos[0]
         self.bos_token_id = None
         # 0xFF never occurs in text: it marks what no grammar may produce (special tokens, holes).
-        self.tokens = [
-            piece or b"\xff[%d]" % id_ for id_, piece in enumerate(tokenizer.vocabulary())
-        ]
-        self.special_token_ids = [
-            id_ for id_ in range(tokenizer.n_vocab) if not tokenizer.token_bytes(id_)
-        ]
+        self.tokens = [piece or b"\xff[%d]" % id_ for id_, piece in enumerate(tokenizer.vocabulary())]
+        self.special_token_ids = [id_ for id_ in range(tokenizer.n_vocab) if not tokenizer.token_bytes(id_)]
         self.is_tokenizer_wrapper = True  # llguidance's own wrapper would try bytes first
 
     def __call__(self, text: str) -> list[int]:
@@ -64,9 +60,7 @@ def _tables(tokenizer: Tokenizer) -> LLTokenizer:
             )
         # The library's stub asks for its wrapper class; it reads these attributes only.
         vocabulary: Any = _Vocabulary(tokenizer)
-        _TABLES[tokenizer] = LLTokenizer(
-            vocabulary, n_vocab=tokenizer.n_vocab, eos_token=list(tokenizer.eos)
-        )
+        _TABLES[tokenizer] = LLTokenizer(vocabulary, n_vocab=tokenizer.n_vocab, eos_token=list(tokenizer.eos))
     return _TABLES[tokenizer]
 
 
@@ -173,9 +167,7 @@ class GuidedState:
     def fork(self) -> GuidedState:
         """An independent walk at the same place, which can also roll back what led here."""
         matcher = self._matcher.deep_copy()
-        return GuidedState(
-            self._what, matcher, self._n_vocab, self._eos, self._n_text, self._n_ends
-        )
+        return GuidedState(self._what, matcher, self._n_vocab, self._eos, self._n_text, self._n_ends)
 
     def forced(self) -> list[int]:
         """Tokens that must come next, [] when there is a choice.
