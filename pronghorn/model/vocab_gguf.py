@@ -89,9 +89,7 @@ def load_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     )
 
 
-def _byte_level(
-    metadata: Mapping[str, Any], tokens: list[str], types: list[int]
-) -> tokenizers.Tokenizer:
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
     """The library's tokenizer of a "gpt2" vocabulary."""
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Library
@@ -106,9 +104,7 @@ def _byte_level(
     vocab = {token: id_ for id_, token in enumerate(tokens) if types[id_] != _UNUSED}
     if len(vocab) != len(tokens) - types.count(_UNUSED):
         raise _broken("two of its tokens are the same")
-    model = guarded(
-        lambda: models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST), _broken
-    )
+    model = guarded(lambda: models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST), _broken)
     library = Library(model)
     cut = _CUTS[pre]
     steps: list[pre_tokenizers.PreTokenizer] = []
@@ -150,8 +146,8 @@ def _scored(
     byte_ids = {byte[0]: id_ for id_, token in enumerate(tokens)
                 if types[id_] in (_BYTE, _NORMAL) and (byte := byte_token(token))}  # fmt: skip
     pieces = [text.encode("utf-8", "surrogatepass") for text in texts]
-    for byte, id_ in byte_ids.items():
-        pieces[id_] = bytes([byte])
+    for value, id_ in byte_ids.items():
+        pieces[id_] = bytes([value])
     special = {id_: tokens[id_] for id_, kind in enumerate(types) if kind in (_CONTROL, _UNKNOWN)}
     for id_ in special:
         pieces[id_] = b""
