@@ -69,6 +69,8 @@ class Seq:
     # the first when scoring), under the model's own distribution at temperature 1
     drafted: list[bool] = field(default_factory=list)  # whether each new token came from a draft
     taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
+    offered: bool = False  # its prompt's state was handed to the reuse method
+    kv_bytes: int = 0  # bytes of KV it held when it ended
     _memory: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     def memory(self, method: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -59,6 +59,7 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
                 if name in entries:
                     raise CheckpointError(f"{file}: tensor {name} appears a second time")
                 entries[name] = part
+            names.check_count(len(entries))
     eos = token_ids(generation.get("eos_token_id")) or token_ids(_text(config, "eos_token_id"))
     bos = token_ids(_text(config, "bos_token_id")) or token_ids(generation.get("bos_token_id"))
     path = folder / only if only else folder
@@ -232,7 +233,7 @@ def _span(path: Path, name: str, value: Any, room: int) -> tuple[str, tuple[int,
     return code, tuple(shape), start, stop
 
 
-def _whole(values: Any) -> bool:
+def _whole(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(v) is int and 0 <= v <= 2**62 for v in values)
 
 
@@ -256,8 +257,7 @@ def _rename(stored: str, entry: Entry, model_type: str) -> Iterable[tuple[str, E
     n_experts, n_rows, n_cols = info.shape
     rows = n_rows // len(parts)
     nbytes = info.nbytes // (n_experts * len(parts))
-    if n_experts > info.nbytes:
-        raise CheckpointError(f"{name} has shape {info.shape} and {info.nbytes} bytes")
+    names.check_count(n_experts)
     for expert in range(n_experts):
         for i, part in enumerate(parts):
             each = names.expert_name(layer, model_type, expert, part)

@@ -21,6 +21,7 @@ from typing import Any
 from pronghorn.errors import CheckpointError, UnsupportedError
 
 MAX_DIM = 2**31 - 1
+MAX_TENSORS = 1 << 18  # the largest published mixtures of experts have under 100,000
 
 _DIMS = (
     "vocab_size",
@@ -138,6 +139,12 @@ def fused_experts(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[str, ..
     return match[1], parts
 
 
+def check_count(n_tensors: int) -> None:
+    """Bound what splitting stacked experts may cost: a few bytes of a file can name many."""
+    if n_tensors > MAX_TENSORS:
+        raise CheckpointError(f"the checkpoint splits into {n_tensors} tensors; at most {MAX_TENSORS}")
+
+
 def supported_architectures() -> tuple[str, ...]:
     """Model types that Pronghorn can run: the file names under pronghorn/model/archs."""
     folder = Path(__file__).parent / "archs"
@@ -223,7 +230,6 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
             continue
         if type(value) not in (int, float) or not 0 <= value < 1e300:
             raise CheckpointError(f"{where}: {key} must be a finite number, not {shown(value)}")
-        config[key] = float(value)
     for key in _FLAGS:
         if config.get(key) is not None and type(config[key]) is not bool:
             raise CheckpointError(f"{where}: {key} must be true or false, not {shown(config[key])}")
