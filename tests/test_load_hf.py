@@ -379,9 +379,7 @@ def test_pipe_is_not_read(copy):
     ],
 )
 def test_lying_headers(change, match, copy):
-    rewrite_header(
-        copy / "model.safetensors", lambda h: h["model.embed_tokens.weight"].update(change)
-    )
+    rewrite_header(copy / "model.safetensors", lambda h: h["model.embed_tokens.weight"].update(change))
     refuse(copy, match, (CheckpointError, UnsupportedError))
 
 

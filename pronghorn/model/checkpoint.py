@@ -131,9 +131,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         found = False
     except (OSError, ValueError) as error:  # not allowed, a name too long, a NUL byte
-        raise CheckpointError(
-            f"{names.shown(str(source))} is not a usable path: {error}"
-        ) from error
+        raise CheckpointError(f"{names.shown(str(source))} is not a usable path: {error}") from error
     if not found:
         from pronghorn.model.hub import download, is_name
 
@@ -148,9 +146,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
             return files[0]
         if files:
             listed = ", ".join(f.name for f in files[:4])
-            raise CheckpointError(
-                f"{path} holds {len(files)} GGUF files ({listed}); name one of them"
-            )
+            raise CheckpointError(f"{path} holds {len(files)} GGUF files ({listed}); name one of them")
     return path
 
 
@@ -242,9 +238,7 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
         )
 
 
-def _disagreement(
-    config: Mapping[str, Any], name: str, have: tuple[int, ...], want: tuple[int, ...]
-) -> str:
+def _disagreement(config: Mapping[str, Any], name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:
     keys = ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim")
     wrong = [w for h, w in zip(have, want, strict=False) if h != w]
     said = [f"{key} {config[key]}" for key in keys if config.get(key) in wrong]

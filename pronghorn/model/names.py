@@ -139,9 +139,7 @@ def fused_experts(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[str, ..
         return None
     parts = ("gate", "up") if match[2] == "gate_up_proj" else ("down",)
     if len(shape) != 3 or 0 in shape or shape[1] % len(parts):
-        raise CheckpointError(
-            f"{name} has shape {shape}; stacked experts are (experts, rows, columns)"
-        )
+        raise CheckpointError(f"{name} has shape {shape}; stacked experts are (experts, rows, columns)")
     return match[1], parts
 
 
@@ -227,9 +225,7 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
             if key == "sliding_window" and type(value) is int and value <= 0:
                 config[key] = None
                 continue
-            raise CheckpointError(
-                f"{where}: {key} must be a whole number above 0, not {shown(value)}"
-            )
+            raise CheckpointError(f"{where}: {key} must be a whole number above 0, not {shown(value)}")
     for key in _FLOATS:
         value = config.get(key)
         if value is None:

@@ -121,7 +121,4 @@ def greedy(
     finally:
         for kv in kvs:
             kv.free()
-    return [
-        Trace(np.concatenate(x), t[len(p) :])
-        for x, t, p in zip(logits, tokens, prompts, strict=True)
-    ]
+    return [Trace(np.concatenate(x), t[len(p) :]) for x, t, p in zip(logits, tokens, prompts, strict=True)]
