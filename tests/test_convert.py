@@ -163,6 +163,7 @@ def test_quantized_equals_the_gguf_package(architecture, dtype, tmp_path):
 def test_every_readable_type_equals_the_gguf_package(kind, tmp_path):
     """Random blocks in a file written by gguf's own writer."""
     from gguf import GGML_QUANT_SIZES, GGUFWriter
+
     from pronghorn.model import gguf
 
     rng = np.random.default_rng(0)

@@ -14,11 +14,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
 from pronghorn.model.checkpoint import find_nonfinite, load_checkpoint, validate
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import struct
 import checkpoints
 import numpy as np
 import pytest
+
 from pronghorn.errors import CheckpointError
 from pronghorn.model import llama2c, names
 from pronghorn.model.checkpoint import load_checkpoint

@@ -13,7 +13,7 @@ from pronghorn.llm import LLM
 from pronghorn.seq import Request
 from tests.small import specs
 
-WORDS = "river gate amber stone lamp fox cedar violet north harbour bell copper reed ash dawn".split()
+WORDS = ["river", "gate", "amber", "stone", "lamp", "fox", "cedar", "violet", "north", "harbour", "bell", "copper", "reed", "ash", "dawn"]
 
 
 def prompts(n: int = 200) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.arch import build_tape
 from pronghorn.model.bind import Bound, bind

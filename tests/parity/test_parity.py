@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import reference
 import tiny
+
 from pronghorn.model.bind import Bound
 
 TOLERANCE = 1e-4
