@@ -31,6 +31,8 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: bool = False  # keep the log-probability of every new token
+    score: bool = False  # log-probabilities of the prompt's tokens, nothing new
 
 
 @dataclass
@@ -63,15 +65,23 @@ class Seq:
     branch: int = 0  # which of the request's sequences; keys its random stream
     finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled"
     counts: Counts = field(default_factory=Counts)
-    logprobs: list[float] = field(default_factory=list)  # of each new token, as sampled
+    logprobs: list[float] = field(default_factory=list)  # of each new token (of each prompt token after
+    # the first when scoring), under the model's own distribution at temperature 1
     drafted: list[bool] = field(default_factory=list)  # whether each new token came from a draft
     taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
+    offered: bool = False  # its prompt's state was handed to the reuse method
+    kv_bytes: int = 0  # bytes of KV it held when it ended
     _memory: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     def memory(self, method: Any) -> dict[str, Any]:
         """The method's own per-sequence state. Values must be rebuilt, not shared, on `fork`: a method
         keeps only what it can derive from `tokens`."""
         return self._memory.setdefault(method, {})
+
+    @property
+    def need(self) -> int:
+        """KV rows that the sequence may come to hold."""
+        return self.n_prompt + self.request.max_tokens
 
     @property
     def n_new(self) -> int:

@@ -121,9 +121,7 @@ class RefRunner:
 
     def _moe(self, op: Op, ins: list[Array], s: _Step) -> Array:
         x, a = ins[0], op.attrs
-        ids, weight = ref.route(
-            self.ops, self._matmul(op.params[0].key, x), a["top_k"], a["renorm"]
-        )
+        ids, weight = ref.route(self.ops, self._matmul(op.params[0].key, x), a["top_k"], a["renorm"])
         out = self.ops.xp.zeros_like(x)
         host = self.ops.numpy(ids)
         for e in np.unique(host):
@@ -165,7 +163,7 @@ class RefRunner:
             pos = s.rows.pos[at]
             for h in range(n_kv):
                 qh = q[mine, h]  # (m, g, dim)
-                parts = []
+                parts: list[tuple[Array, Array]] = []
 
                 def add(
                     kk: Array, vv: Array, see: NDArray[np.bool_], where: NDArray[Any], qh: Array = qh,
@@ -226,8 +224,8 @@ class _Step:
 
     def collected(self) -> dict[str, NDArray[Any]]:
         b = self.runner.bound
-        q = [self.tapped.pop(f"q.{i}", None) for i in range(b.n_layers)]
-        out = dict(self.tapped)
-        if q and q[0] is not None:
+        q = [self.tapped[f"q.{i}"] for i in range(b.n_layers) if f"q.{i}" in self.tapped]
+        out = {name: a for name, a in self.tapped.items() if not name.startswith("q.")}
+        if q:
             out["q"] = np.stack(q).reshape(b.n_layers, self.n, b.n_heads, b.head_dim)
         return out
