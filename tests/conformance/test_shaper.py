@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance import _find
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from pronghorn.methods.shape.repetition_penalty import RepetitionPenalty
 from pronghorn.methods.shape.temperature import Temperature
 from pronghorn.methods.shape.top_k import TopK
 from pronghorn.methods.shape.top_p import TopP
+from tests.conformance import _find
 
 NAMES = _find.names("shape")
 V = 16

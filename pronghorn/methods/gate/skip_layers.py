@@ -21,9 +21,7 @@ class SkipLayers:
 
     def __post_init__(self) -> None:
         if any(i < 0 for i in self.layers) or len(set(self.layers)) < len(self.layers):
-            raise MethodError(
-                f"skip-layers: layers are numbers from 0, each once, not {list(self.layers)}"
-            )
+            raise MethodError(f"skip-layers: layers are numbers from 0, each once, not {list(self.layers)}")
 
     def skips(self, n_layers: int) -> Sequence[int]:
         past = [i for i in self.layers if i >= n_layers]

@@ -39,9 +39,7 @@ class SnapKv:
 
     @property
     def traits(self) -> Traits:
-        return Traits(
-            Guarantee.APPROXIMATE, taps=(f"q.last{self.window}",), rows="head", drops=True
-        )
+        return Traits(Guarantee.APPROXIMATE, taps=(f"q.last{self.window}",), rows="head", drops=True)
 
     def barrier(self, n_prompt: int, length: int) -> int:
         return n_prompt if length < n_prompt else FOREVER

@@ -31,9 +31,7 @@ class StreamingLlm:
     def __post_init__(self) -> None:
         for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
             if getattr(self, name) < low:
-                raise MethodError(
-                    f"streaming-llm: {name} is {low} or above, not {getattr(self, name)}"
-                )
+                raise MethodError(f"streaming-llm: {name} is {low} or above, not {getattr(self, name)}")
 
     def barrier(self, n_prompt: int, length: int) -> int:
         if length < n_prompt:

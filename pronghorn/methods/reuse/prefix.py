@@ -1,10 +1,10 @@
 """Prefix reuse: a prompt starts from the stored rows of the longest earlier text that it begins with (as
 in SGLang's RadixAttention, Zheng et al., 2023, arXiv 2312.07104, with a list for the tree).
 
-States are forks, so pages are shared with the sequence that made them and with those that use them.
-Sealed rows cannot be cut, hence a state serves prompts that agree with it at least as far as it is
-sealed. A state that dropped rows is not kept: what it holds depends on more than the prefix. The state
-used longest ago goes first.
+States are forks, so pages are shared with the sequence that made them and with those that use them. Of
+its open rows a state gives any number; of its sealed ones a multiple of the grid, where the new prompt
+would have sealed its own. A state that dropped rows is not kept: what it holds depends on more than the
+prefix. The state used longest ago goes first.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ class _State:
 
     def usable(self, ids: Ints, rows: int) -> int:
         """Rows that a prompt `ids` can take, at most `rows`."""
-        n = min(len(self.ids), len(ids), rows)
+        n = max(0, min(len(self.ids), len(ids), rows))
         differ = np.flatnonzero(self.ids[:n] != ids[:n])
         n = int(differ[0]) if len(differ) else n
-        if n < len(self.ids):
-            n = n // self.grid * self.grid
-        return n if n >= self.kv.n_sealed else 0
+        return n if n >= self.kv.n_sealed else n // self.grid * self.grid
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Prefix:
     def _covers(self, a: _State, b: _State) -> bool:
         """Whatever b can serve, a can."""
         return (
-            a.grid == 1
+            a.grid == b.grid
             and a.kv.n_sealed <= b.kv.n_sealed
             and len(a.ids) >= len(b.ids)
             and bool((a.ids[: len(b.ids)] == b.ids).all())

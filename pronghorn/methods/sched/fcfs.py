@@ -3,8 +3,7 @@
 
 Every step first gives each answer under way its row, then fills up with the prompts' rows in order of
 arrival, `chunk` rows of each at most, so that a long prompt delays nobody's next token by much. A waiting
-sequence starts when the rows that it may come to need are free beside what those under way may still
-need; none overtakes another.
+sequence starts when the rows that it may come to need are free; none overtakes another.
 """
 
 from __future__ import annotations
@@ -47,15 +46,10 @@ class Fcfs:
         return StepPlan(admit, tuple(rows))
 
     def _admit(self, waiting: Sequence[Seq], running: Sequence[Seq], free: int) -> tuple[Seq, ...]:
-        free -= sum(self._future(s) for s in running)
         admit: list[Seq] = []
         for seq in waiting[: max(0, self.max_running - len(running))]:
-            free -= self._future(seq)
-            if free < 0 and (running or admit):  # alone, it may still end early
+            free -= seq.need
+            if free < 0 and (running or admit):  # alone it starts: there is nothing to wait for
                 break
             admit.append(seq)
         return tuple(admit)
-
-    def _future(self, seq: Seq) -> int:
-        """Rows that it may still come to store."""
-        return max(0, seq.n_prompt + seq.request.max_tokens - seq.kv.length)
