@@ -1,4 +1,4 @@
-"""Conversion there and back: the same tensors, the same config, the same logits; nothing left on failure."""
+"""Conversion: the same tensors, config and logits there and back; nothing left on failure."""
 
 from __future__ import annotations
 
@@ -157,10 +157,13 @@ def test_quantized_equals_the_gguf_package(architecture, dtype, tmp_path):
     assert seen > 8
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16"])
+@pytest.mark.parametrize(
+    "kind", ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16"]
+)
 def test_every_readable_type_equals_the_gguf_package(kind, tmp_path):
     """Random blocks in a file written by gguf's own writer."""
     from gguf import GGML_QUANT_SIZES, GGUFWriter
+
     from pronghorn.model import gguf
 
     rng = np.random.default_rng(0)
@@ -187,7 +190,9 @@ def test_bundled_model_reads_alike_from_all_three(shared, tmp_path):
     assert any("rope_theta" in note for note in made.notes)
     assert any("SentencePiece" in note for note in made.notes)
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
-    one, two, three = (load_checkpoint(p) for p in (folder, tmp_path / "m.gguf", tmp_path / "m.bin"))
+    one, two, three = (
+        load_checkpoint(p) for p in (folder, tmp_path / "m.gguf", tmp_path / "m.bin")
+    )
     same_tensors(one, two)
     same_tensors(one, three)
     assert one.eos == two.eos == three.eos == (0, 5)
@@ -249,7 +254,9 @@ def test_llama3_frequencies_become_rope_scaling(tmp_path, monkeypatch):
 def test_phi3_long_rope_survives(tmp_path):
     rope = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
             "long_factor": [2.0, 2.5, 3.0, 3.5, 4.0, 4.5], "rope_theta": 10000.0}  # fmt: skip
-    checkpoints.write("phi3", tmp_path / "hf", rope_parameters=rope, original_max_position_embeddings=64)
+    checkpoints.write(
+        "phi3", tmp_path / "hf", rope_parameters=rope, original_max_position_embeddings=64
+    )
     convert(tmp_path / "hf", tmp_path / "m.gguf", "f32")
     before, after = load_checkpoint(tmp_path / "hf"), load_checkpoint(tmp_path / "m.gguf")
     assert before.config["rope_scaling"] == after.config["rope_scaling"]
@@ -291,7 +298,9 @@ def test_existing_folder_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["m.gguf", "m.bin", "folder"])
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")]
+)
 def test_interrupted_conversion_leaves_nothing(target, stop, tmp_path):
     checkpoints.write("llama", tmp_path / "hf", rms_norm_eps=1e-5)
     if target != "folder":
@@ -312,7 +321,7 @@ def test_interrupted_conversion_leaves_nothing(target, stop, tmp_path):
 
 @pytest.mark.parametrize("target", ["m.gguf", "m.bin", "folder"])
 def test_full_disk_for_real(target, tmp_path):
-    """The kernel refuses to grow any file past 40 kB: the write itself fails, in a process of its own."""
+    """The kernel refuses to grow any file past 40 kB, in a process of its own."""
     checkpoints.write("llama", tmp_path / "hf", rms_norm_eps=1e-5)
     script = (
         "import sys\n"
@@ -348,3 +357,32 @@ def test_missing_expert_is_noticed(tmp_path):
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match="experts are missing"):
         convert(tmp_path / "hf", tmp_path / "m.gguf", "f32")
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"model": {"vocab": {"a": "x"}}},
+        {"model": {"vocab": [1, 2]}},
+        {"model": 5},
+        {"added_tokens": [{}]},
+        {"model": {"vocab": {"a": 0}, "merges": [[1, 2]]}},
+    ],
+)
+def test_tokenizer_that_is_none(tokenizer, tmp_path):
+    checkpoints.write("llama", tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="not a tokenizer.json"):
+        convert(tmp_path / "hf", tmp_path / "m.gguf", "f32")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
+
+
+@pytest.mark.parametrize("target", ["m.gguf", "m.bin"])
+@pytest.mark.parametrize("key", ["rms_norm_eps", "intermediate_size", "max_position_embeddings"])
+def test_config_without_a_field_that_the_target_needs(target, key, tmp_path):
+    checkpoints.write("llama", tmp_path / "hf", rms_norm_eps=1e-5)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config[key]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"config has no {key}"):
+        convert(tmp_path / "hf", tmp_path / target, "f32")

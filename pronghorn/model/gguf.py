@@ -1,8 +1,8 @@
 """GGUF files, version 2 and 3, little-endian.
 
 The container is parsed here rather than by the gguf package, whose reader trusts every count in the
-file. Here each count is bounded by the bytes that remain before anything loops or allocates. Quantized
-tensors are expanded by `gguf.quants` to float32, one at a time, when they are asked for.
+file. Here each count is bounded by the bytes that remain before anything loops or allocates.
+Quantized tensors are expanded by `gguf.quants` to float32, one at a time, when they are asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,19 @@ MAX_ITEMS = 1 << 22  # of one metadata array: a vocabulary has a few hundred tho
 MAX_STRING = 1 << 26
 
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 
 # Tensor types that can be read, by number: name, items per block, bytes per block.
 _TYPES: dict[int, tuple[str, int, int]] = {
@@ -161,7 +173,8 @@ def _parts(
         return [(each, Entry(info, _reader(data, stored, "", 0)))]
     if len(stored.shape) != 3 or stored.shape[0] != config.get("num_experts"):
         raise CheckpointError(
-            f"config says num_experts {config.get('num_experts')} but {stored.name} is {stored.shape}"
+            f"config says num_experts {config.get('num_experts')} but {stored.name} is "
+            f"{stored.shape}"
         )
     n_experts, rows, cols = stored.shape
     nbytes = stored.nbytes // n_experts
@@ -195,7 +208,9 @@ def read_tensor(data: Array, stored: Stored) -> Array:
     _, per_block, block_bytes = _TYPES[int(kind)]
     width = stored.shape[-1] // per_block * block_bytes
     raw = data[stored.start : stored.start + stored.nbytes].reshape(-1, width)
-    with np.errstate(all="ignore"):  # scales of a damaged file may be infinite: the engine reports them
+    with np.errstate(
+        all="ignore"
+    ):  # scales of a damaged file may be infinite: the engine reports them
         expanded: Array = dequantize(raw, kind)
     return expanded.reshape(stored.shape)
 
@@ -210,7 +225,9 @@ def parse(path: Path) -> Contents:
     if version not in (2, 3):
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         what = "big-endian" if swapped in (2, 3) else f"version {version}"
-        raise UnsupportedError(f"{path} is {what} GGUF; Pronghorn reads little-endian versions 2 and 3")
+        raise UnsupportedError(
+            f"{path} is {what} GGUF; Pronghorn reads little-endian versions 2 and 3"
+        )
     n_tensors, n_keys = cursor.scalar("Q"), cursor.scalar("Q")
     # The least entry: an empty name, a type and a byte; an empty name, no dimensions, type, offset.
     if n_keys > min(MAX_KEYS, cursor.left // 13) or n_tensors > min(MAX_TENSORS, cursor.left // 24):
@@ -233,7 +250,11 @@ def parse(path: Path) -> Contents:
 
 
 def _placed(
-    path: Path, table: list[tuple[str, tuple[int, ...], int, int]], base: int, size: int, alignment: int
+    path: Path,
+    table: list[tuple[str, tuple[int, ...], int, int]],
+    base: int,
+    size: int,
+    alignment: int,
 ) -> tuple[Stored, ...]:
     """Tensors with absolute positions: inside the file, aligned, named once, not overlapping."""
     out: dict[str, Stored] = {}
@@ -242,7 +263,8 @@ def _placed(
         if code not in _TYPES:
             readable = ", ".join(kind for kind, _, _ in _TYPES.values())
             raise UnsupportedError(
-                f"{what} has type {_type_name(code)}, which Pronghorn does not read; it reads {readable}"
+                f"{what} has type {_type_name(code)}, which Pronghorn does not read; it reads "
+                f"{readable}"
             )
         kind, per_block, block_bytes = _TYPES[code]
         if shape[-1] % per_block:
@@ -327,7 +349,9 @@ class _Cursor:
         if inner != _STRING and inner not in _SCALARS:
             raise CheckpointError(f"{self._path}: metadata array of type {inner} is not supported")
         if count > min(MAX_ITEMS, self.left // least):
-            raise CheckpointError(f"{self._path}: a metadata array claims {count} items; it is damaged")
+            raise CheckpointError(
+                f"{self._path}: a metadata array claims {count} items; it is damaged"
+            )
         if inner == _STRING:
             return [self.string() for _ in range(count)]
         return list(struct.unpack(f"<{count}{_SCALARS[inner]}", self.take(count * least)))
@@ -337,8 +361,12 @@ class _Cursor:
         name = self.name()
         n_dims = self.scalar("I")
         if not 1 <= n_dims <= 4:
-            raise CheckpointError(f"{self._path}: tensor {names.shown(name)} has {n_dims} dimensions")
+            raise CheckpointError(
+                f"{self._path}: tensor {names.shown(name)} has {n_dims} dimensions"
+            )
         dims = tuple(self.scalar("Q") for _ in range(n_dims))
         if any(not 1 <= dim <= 2**40 for dim in dims):
-            raise CheckpointError(f"{self._path}: tensor {names.shown(name)} has shape {dims[::-1]}")
+            raise CheckpointError(
+                f"{self._path}: tensor {names.shown(name)} has shape {dims[::-1]}"
+            )
         return name, dims[::-1], self.scalar("I"), self.scalar("Q")

@@ -1,9 +1,9 @@
 """GGUF's names for tensors and settings, in both directions.
 
-GGUF files follow llama.cpp, which changes some tensors while converting: it reorders the rows of q and k
-where its rope rotates neighbouring pairs, adds 1 to Gemma's norm weights, transposes GPT-2's matrices
-and stacks experts. `Place` says which of these a tensor went through; `gguf` undoes them, `convert`
-applies them.
+GGUF files follow llama.cpp, which changes some tensors while converting: it reorders the rows of q
+and k where its rope rotates neighbouring pairs, adds 1 to Gemma's norm weights, transposes GPT-2's
+matrices and stacks experts. `Place` says which of these a tensor went through; `gguf` undoes them,
+`convert` applies them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,14 @@ _BLOCK = re.compile(r"^blk\.(\d{1,5})\.(\w+?)(?:\.(\d{1,5}))?\.(weight|bias)$")
 _STACK = re.compile(r"^ffn_(gate|up|down)_exps$")
 _HF_LAYER = re.compile(r"^(?:model\.layers|transformer\.h)\.(\d+)\.(.+)\.(weight|bias)$")
 _HF_EXPERT = re.compile(r"^(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)$")
-_PARTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+_PARTS = {
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "w1": "gate",
+    "w3": "up",
+    "w2": "down",
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,8 @@ def require_arch(arch: object) -> str:
     """`arch` if its tensors can be mapped. Raises UnsupportedError naming those that can."""
     if not isinstance(arch, str) or arch not in _LAYER:
         raise UnsupportedError(
-            f"GGUF architecture {shown(arch)} is not supported; Pronghorn reads: {', '.join(_LAYER)}"
+            f"GGUF architecture {shown(arch)} is not supported; Pronghorn reads: "
+            f"{', '.join(_LAYER)}"
         )
     return arch
 
@@ -171,7 +179,7 @@ def from_gguf(name: str, arch: str) -> Place | None:
 
 
 def to_gguf(name: str, arch: str) -> Place:
-    """GGUF's name of a tensor by its Hugging Face name. Raises UnsupportedError when there is none."""
+    """GGUF's name of a Hugging Face tensor. Raises UnsupportedError when there is none."""
     top = _GPT2_TOP if arch == "gpt2" else _TOP
     base, _, suffix = name.rpartition(".")
     for theirs, ours in top.items():
@@ -227,7 +235,8 @@ def config_from(
             "layer_norm_epsilon": read.number("attention.layer_norm_epsilon"),
             "activation_function": "gelu_new",
         }
-    head_dim = read.whole("attention.key_length", read.whole("rope.dimension_count", width // heads))
+    head_dim = read.whole("attention.key_length", max(1, width // heads))
+    rotated = read.whole("rope.dimension_count", head_dim)
     config: dict[str, Any] = {
         **common,
         "model_type": {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}.get(arch, arch),
@@ -246,6 +255,8 @@ def config_from(
         "mlp_bias": "blk.0.ffn_down.bias" in shapes,
         "hidden_act": "silu",
     }
+    if rotated != head_dim:
+        config["partial_rotary_factor"] = rotated / head_dim
     if original := read.whole("rope.scaling.original_context_length", 0):
         config["original_max_position_embeddings"] = original
     if arch == "llama" and (n_experts := read.whole("expert_count", 0)):
@@ -259,7 +270,9 @@ def config_from(
         config["norm_topk_prob"] = bool(meta.get(f"{arch}.expert_weights_norm", arch == "qwen3moe"))
         if arch == "qwen3moe":
             config["moe_intermediate_size"] = read.whole("expert_feed_forward_length")
-            config["intermediate_size"] = config["intermediate_size"] or config["moe_intermediate_size"]
+            config["intermediate_size"] = (
+                config["intermediate_size"] or config["moe_intermediate_size"]
+            )
     elif arch in ("gemma2", "gemma3"):
         _gemma(config, read, arch)
     return config
@@ -294,8 +307,8 @@ def _own(text: str, arch: str) -> dict[str, Any]:
 def _rope_scaling(read: _Reader, factors: Mapping[str, list[float]]) -> dict[str, Any] | None:
     """Rope scaling from the keys, or from per-frequency factors given as tensors.
 
-    llama.cpp stores Llama 3's scaling only as a divisor for each frequency. "longrope" with the same
-    factors for short and long text and an attention factor of 1 says exactly that.
+    llama.cpp stores Llama 3's scaling only as a divisor for each frequency. "longrope" with the
+    same factors for short and long text and an attention factor of 1 says exactly that.
     """
     long, short = factors.get("rope_factors_long.weight"), factors.get("rope_factors_short.weight")
     attention = read.number("rope.scaling.attn_factor", 0.0)
@@ -356,7 +369,9 @@ class _Reader:
         if value is None and default >= 0:
             return default
         if type(value) not in (int, float) or not 0 <= value < 1e38:
-            raise CheckpointError(f"GGUF key {self._arch}.{key} must be a number, not {shown(value)}")
+            raise CheckpointError(
+                f"GGUF key {self._arch}.{key} must be a number, not {shown(value)}"
+            )
         return float(value)
 
     def text(self, key: str, default: str) -> str:
