@@ -157,6 +157,17 @@ def test_quantized_equals_the_gguf_package(architecture, dtype, tmp_path):
     assert seen > 8
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_rows_that_make_no_blocks_keep_their_type(dtype, tmp_path):
+    checkpoints.write("llama", tmp_path / "hf", dtype=dtype)
+    made = convert(tmp_path / "hf", tmp_path / "m.gguf", "q8_0")
+    assert any("no multiple of 32" in note for note in made.notes)
+    before, after = load_checkpoint(tmp_path / "hf"), load_checkpoint(tmp_path / "m.gguf")
+    same_tensors(before, after)
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert after.tensors.info(name).dtype == before.tensors.info(name).dtype
+
+
 @pytest.mark.parametrize(
     "kind", ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16"]
 )

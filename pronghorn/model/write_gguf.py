@@ -62,9 +62,9 @@ def write_gguf(
         writer.close()
     if checkpoint.config["model_type"] in ("gemma2", "gemma3_text"):
         notes += ("GGUF stores Gemma's norm weights with 1 added, rounded to float32",)
-    short = sum(job.kind.name == "F32" and len(job.shape) > 1 for job in jobs)
-    if dtype not in FLOATS and short:
-        notes += (f"{short} tensors whose rows do not divide into blocks of 32 stay F32",)
+    short = sum(job.kind != kind and len(job.shape) > 1 for job in jobs)
+    if short:
+        notes += (f"{short} tensors keep their float type: their rows are no multiple of 32",)
     return notes
 
 
@@ -97,10 +97,13 @@ def _jobs(checkpoint: Checkpoint, arch: str, kind: Any) -> list[_Job]:
                 raise CheckpointError(f"{name}: some experts are missing from the checkpoint")
             shape = (len(members), *shape)
         used = kind
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        if len(shape) == 1 or shape[-1] % block:
+        if len(shape) == 1:
             used = gguf.GGMLQuantizationType.F32
-            block, block_bytes = 1, 4
+        elif shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            stored = checkpoint.tensors.info(members[0][1]).dtype
+            half = stored if stored in ("F16", "BF16") else "F32"
+            used = gguf.GGMLQuantizationType[half]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[used]
         nbytes = count(shape) // block * block_bytes
         jobs.append(_Job(name, shape, nbytes, used, _maker(checkpoint, members, used)))
     return jobs
