@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,17 @@ def test_refused(arch, tensors, settings, kind, match, tmp_path):
     with pytest.raises(PronghornError, match=match) as caught:
         load_checkpoint(path)
     assert type(caught.value) is kind
+
+
+def test_a_million_experts_of_one_weight_are_refused_before_they_are_listed(tmp_path):
+    path = write(
+        tmp_path / "m.gguf", "qwen3moe", {**EMBED, "blk.0.ffn_up_exps.weight": some(10**6, 1, 1)},
+        expert_count=10**6, expert_used_count=1, expert_feed_forward_length=8,
+    )  # fmt: skip
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match="splits into 1000000 tensors"):
+        load_checkpoint(path)
+    assert time.perf_counter() - start < 1
 
 
 def test_truncated_anywhere(tmp_path):

@@ -177,6 +177,7 @@ def _parts(
             f"{stored.shape}"
         )
     n_experts, rows, cols = stored.shape
+    names.check_count(n_experts)
     nbytes = stored.nbytes // n_experts
     out = []
     for expert in range(n_experts):

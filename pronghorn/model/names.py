@@ -23,7 +23,7 @@ from typing import Any
 from pronghorn.errors import CheckpointError, UnsupportedError
 
 MAX_DIM = 2**31 - 1
-MAX_TENSORS = 1 << 18  # the largest published mixtures of experts have under 100,000
+MAX_TENSORS = 1 << 17  # the largest published mixtures of experts have under 100,000
 
 _DIMS = (
     "vocab_size",
