@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Every error raised for a user's input or environment derives from `PronghornError`. Its text names the
-cause and the way out; the command line prints it on one line and exits with status 2.
+Every error raised for a user's input or environment derives from `PronghornError`. Its text names
+the cause and the way out; the command line prints it on one line and exits with status 2.
 """
 
 
@@ -22,4 +22,4 @@ class MethodError(PronghornError):
 
 
 class RequestError(PronghornError):
-    """A request that cannot be served: empty prompt, prompt past the context, bad token id or option."""
+    """A request that cannot be served: empty prompt, prompt past the context, bad token id."""

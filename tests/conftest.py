@@ -1,4 +1,4 @@
-"""Shared fixtures: where the read-only test material lies, and a skip with a reason when it is absent."""
+"""Shared fixtures: where the read-only test material lies, and a skip where it is absent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shared():
     def find(relative: str) -> Path:
         path = shared_root() / relative
         if not path.exists():
-            pytest.skip(f"test material {relative!r} is not here (set PRONGHORN_SHARED to its folder)")
+            pytest.skip(f"test material {relative!r} is not here (set PRONGHORN_SHARED)")
         return path
 
     return find
