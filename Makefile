@@ -15,8 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 PROMPT ?= The code of the river gate is 52817. What is the code of the river gate?
-# A further index for the test references: on Linux, the small torch build is at
-# https://download.pytorch.org/whl/cpu
+# A further package index for the test references, such as one with torch's small CPU build.
 TORCH_INDEX ?=
 # The Python of `make native`; any environment with nanobind, cmake and ninja will do.
 DEV_PYTHON ?= $(BIN)/python

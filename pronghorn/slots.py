@@ -504,3 +504,35 @@ class WholeModel:
 
     def skips(self, n_layers: int) -> Sequence[int]:
         return ()
+
+
+@dataclass(frozen=True)
+class OwnToken:
+    """No drafted token stands; the target's own token does."""
+
+    traits = EXACT
+
+    def verify(self, p: Target, draft: Draft) -> Accept:
+        return Accept([], p.draw(0))
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Everybody runs, whole prompts, as far as the step's rows go."""
+
+    traits = EXACT
+
+    def plan(self, waiting: Sequence[Seq], running: Sequence[Seq], room: Room) -> StepPlan:
+        admit, rows = [], []
+        left, kv = room.rows, room.kv_rows
+        for seq in waiting:
+            if seq.need > kv:
+                break
+            admit.append(seq)
+            kv -= seq.need
+        for seq in [*running, *admit]:
+            n = min(left, len(seq.tokens) - seq.kv.length)
+            if n:
+                rows.append((seq, n))
+                left -= n
+        return StepPlan(tuple(admit), tuple(rows))

@@ -76,7 +76,8 @@ class Rows(NamedTuple):
 
 class StepOut(NamedTuple):
     """What a runner returns: logits (n_want, n_vocab) float32 (float64 from a float64 runner), and
-    taps by name: "q" (n_layers, n_rows, n_heads, d) rotated queries, "hidden.L" (n_rows, width)."""
+    taps by name: "q" (n_layers, n_rows, n_heads, d) rotated queries, "hidden.L" and "final" (the head's
+    input) (n_rows, width)."""
 
     logits: NDArray[Any]
     taps: dict[str, NDArray[Any]]

@@ -80,6 +80,8 @@ def bind(
             if tap_q:
                 ops.append(Op("tap", (ins[0],), -1, (), {"name": f"q.{number[op.layer]}"}, op.layer))
             kv_ropes[number[op.layer]] = _key_rope(tape, ins[1])
+        if op.kind == "head":
+            ops.append(Op("tap", ins, -1, (), {"name": "final"}, -1))
         ops.append(Op(op.kind, ins, op.out, op.params, attrs, op.layer))
         if op.layer in hidden and op.out == tape.io[op.layer][1]:
             ops.append(Op("tap", (op.out,), -1, (), {"name": f"hidden.{op.layer}"}, op.layer))
@@ -122,7 +124,11 @@ def _key_rope(tape: Tape, register: int) -> Rope | None:
 
 def _check_finite(p: Param, value: NDArray[Any]) -> None:
     """NaN and infinity have all exponent bits set; looking at the bits is faster than converting."""
-    bits = {"bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
+    bits = {
+        "bfloat16": (np.uint16, 0x7F80),
+        "float16": (np.uint16, 0x7C00),
+        "float32": (np.uint32, 0x7F800000),
+    }
     kind, mask = bits.get(value.dtype.name, (None, 0))
     flat = value if kind is None else value.view(kind)
     step = max(1, (1 << 22) // max(1, int(np.prod(value.shape[1:]))))

@@ -50,16 +50,16 @@ class Rope:
             grow = self.factor * span / self.original - (self.factor - 1)
             theta = theta * grow ** (self.dim / (self.dim - 2))
         exponent = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
-        freq = (np.float32(1.0) / np.power(np.float32(theta), exponent)).astype(np.float32)
+        freq: Floats = (np.float32(1.0) / np.power(np.float32(theta), exponent)).astype(np.float32)
         if self.kind == "linear":
-            return (freq / np.float32(self.factor)).astype(np.float32)
+            freq = (freq / np.float32(self.factor)).astype(np.float32)
         if self.kind == "llama3":
             return self._llama3(freq)
         if self.kind == "yarn":
             return self._yarn(freq)
         if self.kind == "longrope":
             ext = np.asarray(self.long if span > self.original else self.short, np.float32)
-            return (np.float32(1.0) / (ext * np.power(np.float32(theta), exponent))).astype(np.float32)
+            freq = (np.float32(1.0) / (ext * np.power(np.float32(theta), exponent))).astype(np.float32)
         return freq
 
     def _llama3(self, freq: Floats) -> Floats:
@@ -67,7 +67,8 @@ class Rope:
         smooth = (self.original / wavelength - self.low) / (self.high - self.low)
         blend = (1 - smooth) * freq / self.factor + smooth * freq
         out = np.where(wavelength > self.original / self.low, freq / self.factor, blend)
-        return np.where(wavelength < self.original / self.high, freq, out).astype(np.float32)
+        out = np.where(wavelength < self.original / self.high, freq, out)
+        return np.asarray(out, np.float32)
 
     def _yarn(self, freq: Floats) -> Floats:
         def dimension(rotations: float) -> float:
@@ -81,4 +82,4 @@ class Rope:
         if start == stop:
             stop += 0.001  # the reference keeps the ramp finite
         ramp = np.clip((np.arange(self.dim // 2, dtype=np.float32) - start) / (stop - start), 0, 1)
-        return (freq / np.float32(self.factor) * ramp + freq * (1 - ramp)).astype(np.float32)
+        return np.asarray(freq / np.float32(self.factor) * ramp + freq * (1 - ramp), np.float32)

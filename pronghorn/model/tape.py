@@ -121,11 +121,16 @@ class Tape:
         return x
 
     def _push(
-        self, kind: str, ins: tuple[int, ...], width: int, params: tuple[Param, ...] = (), **attrs: Any
+        self,
+        kind: str,
+        ins: tuple[int, ...],
+        n_out: int,
+        params: tuple[Param, ...] = (),
+        **attrs: Any,
     ) -> int:
         out = -1
-        if width:
-            self.widths.append(width)
+        if n_out:
+            self.widths.append(n_out)
             out = len(self.widths) - 1
         self.ops.append(Op(kind, ins, out, params, attrs, self.layer))
         return out
@@ -142,9 +147,7 @@ class Tape:
     def wpe(self, x: int, w: Param) -> int:
         return self._push("wpe", (x,), self.widths[x], (w,))
 
-    def norm(
-        self, x: int, w: Param, eps: float, *bias: Param, mode: str = "rms", group: int = 0
-    ) -> int:
+    def norm(self, x: int, w: Param, eps: float, *bias: Param, mode: str = "rms", group: int = 0) -> int:
         width = self.widths[x]
         return self._push("norm", (x,), width, (w, *bias), mode=mode, eps=eps, group=group or width)
 
@@ -154,9 +157,7 @@ class Tape:
     def rope(self, x: int, table: int, n_heads: int) -> int:
         return self._push("rope", (x,), self.widths[x], rope=table, n_heads=n_heads)
 
-    def attend(
-        self, q: int, k: int, v: int, scale: float, softcap: float = 0.0, window: int = 0
-    ) -> int:
+    def attend(self, q: int, k: int, v: int, scale: float, softcap: float = 0.0, window: int = 0) -> int:
         return self._push(
             "attend", (q, k, v), self.n_heads * self.head_dim, layer=self.layer,
             n_heads=self.n_heads, n_kv=self.n_kv, head_dim=self.head_dim, scale=scale,

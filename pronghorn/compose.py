@@ -1,0 +1,327 @@
+"""From `--use name:key=value,...` to a checked set of methods.
+
+Methods are found by path: `methods/<slot>/<name>.py` holds one public dataclass whose fields are its only
+configuration. Nothing is registered anywhere. What may be combined follows from traits, never from names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pronghorn import slots
+from pronghorn.errors import MethodError
+from pronghorn.types import Guarantee, Traits
+
+HOME = Path(__file__).parent / "methods"
+
+# slot -> (what it decides, its null object, several methods allowed)
+SLOTS: dict[str, tuple[str, Any, bool]] = {
+    "weight": ("weight format", slots.AsStored(), True),
+    "gate": ("parts of the model that run", slots.WholeModel(), False),
+    "kvfmt": ("KV format", slots.ExactKV(), False),
+    "kv": ("KV policy", slots.KeepAll(), False),
+    "select": ("KV pages read", slots.Dense(), False),
+    "reuse": ("KV reuse", slots.NoReuse(), False),
+    "prune": ("prompt tokens run", slots.KeepPrompt(), False),
+    "reside": ("what stays on the device", slots.AllResident(), False),
+    "constrain": ("constraint", slots.NoConstraint(), False),
+    "search": ("search", slots.OneBranch(), False),
+    "shape": ("logits", (), True),
+    "draft": ("drafter", slots.NoDraft(), False),
+    "verify": ("verifier", slots.OwnToken(), False),
+    "sched": ("scheduler", slots.InOrder(), False),
+}
+
+
+@cache
+def names() -> dict[str, tuple[str, ...]]:
+    """Methods of each slot, by the names users type."""
+    return {
+        slot: tuple(
+            sorted(p.stem.replace("_", "-") for p in (HOME / slot).glob("*.py") if not p.stem.startswith("_"))
+        )
+        for slot in SLOTS
+    }
+
+
+def load(slot: str, name: str) -> type[Any]:
+    """The class of a method."""
+    module = importlib.import_module(f"pronghorn.methods.{slot}.{name.replace('-', '_')}")
+    found = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and dataclasses.is_dataclass(c) and c.__module__ == module.__name__
+        and not c.__name__.startswith("_")
+    ]  # fmt: skip
+    if len(found) != 1:
+        raise MethodError(f"{module.__name__} must define exactly one public dataclass, has {len(found)}")
+    return found[0]
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """(slot, method) for "name" or "slot.name". Raises `MethodError` naming the nearest known one."""
+    slot, dot, rest = name.partition(".")
+    if dot and slot in SLOTS:
+        if rest in names()[slot]:
+            return slot, rest
+        raise MethodError(_unknown(f"method in slot {slot!r}", rest, names()[slot]))
+    homes = [s for s in SLOTS if name in names()[s]]
+    if len(homes) == 1:
+        return homes[0], name
+    if homes:
+        choices = " or ".join(f"{s}.{name}" for s in homes)
+        raise MethodError(f"{name!r} names methods of several slots: say {choices}")
+    every = sorted({n for group in names().values() for n in group})
+    raise MethodError(_unknown("method", name, every) + "; `pronghorn methods` lists them all")
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+    return f"no {what} called {name!r}{hint}"
+
+
+def parse(spec: str) -> tuple[str, Any]:
+    """(slot, method instance) for "name:key=value,...". A value may be quoted with ' or "; @path reads a
+    text file; tuples are written 1+2+3."""
+    name, _, options = spec.partition(":")
+    slot, method = resolve(name.strip())
+    cls = load(slot, method)
+    hints = typing.get_type_hints(cls)
+    kinds = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    values: dict[str, Any] = {}
+    for item in _split(options):
+        key, eq, text = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if key not in kinds:
+            raise MethodError(_unknown(f"option of {method!r}", key, kinds))
+        if not eq:
+            raise MethodError(f"option {key!r} of {method!r} needs a value: {key}=...")
+        if key in values:
+            raise MethodError(f"option {key!r} of {method!r} is given twice")
+        values[key] = _value(method, key, kinds[key], text)
+    try:
+        return slot, cls(**values)
+    except TypeError as e:
+        missing = [
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.init and f.name not in values and f.default is dataclasses.MISSING
+        ]
+        raise MethodError(f"method {method!r} needs {', '.join(missing)} ({e})") from None
+
+
+def _split(options: str) -> list[str]:
+    """Split at commas outside quotes."""
+    out, quote, start = [], "", 0
+    for i, c in enumerate(options):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'" and options[i - 1] == "=":
+            quote = c
+        elif c == ",":
+            out.append(options[start:i])
+            start = i + 1
+    if quote:
+        raise MethodError(f"unclosed quote in options {options!r}")
+    return [o for o in [*out, options[start:]] if o.strip()]
+
+
+def _value(method: str, key: str, kind: Any, text: str) -> Any:
+    if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]:
+        text = text[1:-1]
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
+        if kind in (int, float):
+            return kind(text)
+        if typing.get_origin(kind) is tuple:
+            return tuple(int(t) for t in text.split("+") if t)
+    except (ValueError, KeyError):
+        what = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "like 1+2+3")
+        raise MethodError(f"option {key!r} of {method!r} must be {what}, not {text!r}") from None
+    if text.startswith("@"):
+        try:
+            return Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise MethodError(f"option {key!r} of {method!r}: cannot read {text[1:]!r}: {e}") from None
+    return text
+
+
+def name_of(method: Any) -> str:
+    """The name a user would type, "" for a null object."""
+    module = type(method).__module__
+    if not module.startswith("pronghorn.methods."):
+        return "" if module == slots.__name__ else type(method).__name__
+    return module.rsplit(".", 1)[1].replace("_", "-")
+
+
+def describe(method: Any) -> str:
+    """name:key=value,... with the options that differ from their defaults."""
+    out = []
+    for f in dataclasses.fields(method):
+        value = getattr(method, f.name) if f.init else f.default
+        if value != f.default:
+            text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            out.append(f"{f.name}={text if len(text) < 60 else text[:57] + '...'}")
+    return name_of(method) + (":" + ",".join(out) if out else "")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the core knows of the model and the machine when it checks a composition."""
+
+    n_layers: int
+    context: int
+    hard_context: bool  # learned absolute positions
+    rope_varies: bool  # rotary frequencies depend on the context length
+    companions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Composition:
+    """One method (or null object) for every slot."""
+
+    weight: tuple[Any, ...] = ()
+    gate: Any = SLOTS["gate"][1]
+    kvfmt: Any = SLOTS["kvfmt"][1]
+    kv: Any = SLOTS["kv"][1]
+    select: Any = SLOTS["select"][1]
+    reuse: Any = SLOTS["reuse"][1]
+    prune: Any = SLOTS["prune"][1]
+    reside: Any = SLOTS["reside"][1]
+    constrain: Any = SLOTS["constrain"][1]
+    search: Any = SLOTS["search"][1]
+    shape: tuple[Any, ...] = ()
+    draft: Any = SLOTS["draft"][1]
+    verify: Any = SLOTS["verify"][1]
+    sched: Any = SLOTS["sched"][1]
+
+    def each(self) -> list[tuple[str, Any]]:
+        """(slot, method) of everything in use, null objects included."""
+        out: list[tuple[str, Any]] = []
+        for slot in SLOTS:
+            held = getattr(self, slot)
+            out += [(slot, m) for m in held] if isinstance(held, tuple) else [(slot, held)]
+        return out
+
+    @property
+    def traits(self) -> list[Traits]:
+        return [m.traits for _, m in self.each()]
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """The weakest promise of the methods in use."""
+        out = Guarantee.EXACT
+        for t in self.traits:
+            out = out.weakest(t.guarantee)
+        return out
+
+    @property
+    def rows(self) -> str:
+        """The finest granularity at which stored rows may differ."""
+        order = ["seq", "layer", "head"]
+        return max((t.rows for t in self.traits), key=order.index)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return tuple(sorted({tap for t in self.traits for tap in t.taps}))
+
+
+def compose(use: Sequence[str | Any], defaults: Sequence[str | Any] = ()) -> Composition:
+    """Build a composition from specs or method instances; `defaults` fill slots that `use` leaves empty.
+    Raises `MethodError`."""
+    chosen: dict[str, list[Any]] = {}
+    for spec in use:
+        slot, method = parse(spec) if isinstance(spec, str) else (_slot_of(spec), spec)
+        held = chosen.setdefault(slot, [])
+        if held and not SLOTS[slot][2]:
+            raise MethodError(
+                f"{name_of(held[0])!r} and {name_of(method)!r} both fill the slot {slot!r} "
+                f"({SLOTS[slot][0]}): choose one"
+            )
+        if any(type(m) is type(method) for m in held):
+            raise MethodError(f"{name_of(method)!r} is given twice")
+        held.append(method)
+    taken = set(chosen)
+    for spec in defaults:
+        slot, method = parse(spec) if isinstance(spec, str) else (_slot_of(spec), spec)
+        if slot not in taken:
+            chosen.setdefault(slot, []).append(method)
+    chosen["shape"] = sorted(chosen.get("shape", []), key=lambda m: int(m.order))
+    fields = {s: tuple(ms) if SLOTS[s][2] else ms[0] for s, ms in chosen.items() if ms}
+    return Composition(**fields)
+
+
+def _slot_of(method: Any) -> str:
+    module = type(method).__module__
+    if module.startswith("pronghorn.methods."):
+        return module.split(".")[2]
+    slot = getattr(method, "slot", "")
+    if slot in SLOTS:
+        return str(slot)
+    raise MethodError(
+        f"{type(method).__name__} is not in pronghorn/methods/<slot>/ and has no `slot` attribute"
+    )
+
+
+def check(c: Composition, facts: Facts) -> list[str]:
+    """Reasons why this composition cannot work on this model; empty when it can."""
+    reasons = []
+    for slot, m in c.each():
+        name, t = name_of(m) or type(m).__name__, m.traits
+        if t.moves and facts.hard_context:
+            reasons.append(
+                f"{name} moves stored rows to new positions, and this model has learned position "
+                "embeddings, which a stored key cannot change: use a policy that keeps positions"
+            )
+        if t.moves and facts.rope_varies:
+            reasons.append(
+                f"{name} re-rotates stored keys, and this model's rotary frequencies change with the "
+                "context length, so a key's rotation is not known afterwards: use a policy that keeps "
+                "positions"
+            )
+        missing = [x for x in t.models if x not in facts.companions]
+        if missing:
+            reasons.append(f"{name} needs a companion model: {', '.join(missing)}")
+        if slot == "gate":
+            wrong = [x for x in m.skips(facts.n_layers) if not 0 <= x < facts.n_layers]
+            if wrong:
+                reasons.append(f"{name} skips layer {wrong[0]}, but the model has {facts.n_layers} layers")
+            elif len(set(m.skips(facts.n_layers))) == facts.n_layers:
+                reasons.append(f"{name} skips every layer")
+    return reasons
+
+
+def explain(c: Composition, facts: Facts) -> str:
+    """What will run and why, one line a slot, then the promise."""
+    lines = []
+    for slot, m in c.each():
+        name = name_of(m)
+        if not name:
+            continue
+        t: Traits = m.traits
+        why = [t.guarantee.value]
+        if t.drops:
+            why.append("drops stored rows" + (", per head" if t.rows == "head" else ""))
+        if t.moves:
+            why.append("moves positions")
+        if t.taps:
+            why.append("taps " + ", ".join(t.taps))
+        lines.append(f"{slot:10} {describe(m):32} {'; '.join(why)}")
+    weak = [name_of(m) for _, m in c.each() if m.traits.guarantee is c.guarantee and name_of(m)]
+    because = "" if c.guarantee is Guarantee.EXACT else f" (because of {', '.join(weak)})"
+    lines.append(f"guarantee  {c.guarantee.value}{because}")
+    lines += [f"cannot run: {r}" for r in check(c, facts)]
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""A request and the sequences that serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.types import Ints
+
+if TYPE_CHECKING:
+    from pronghorn.kv.store import SeqKV
+    from pronghorn.slots import ConstraintState
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one caller wants.
+
+    ids: prompt token ids; max_tokens: at most this many new tokens; temperature 0 is greedy; seed: keys
+    every random number of the request; stop: texts that end the answer (not part of it); ignore_eos: run
+    to max_tokens.
+    """
+
+    ids: tuple[int, ...]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False  # keep the log-probability of every new token
+    score: bool = False  # log-probabilities of the prompt's tokens, nothing new
+
+
+@dataclass
+class Counts:
+    """What happened to one sequence; the material of its receipt."""
+
+    steps: int = 0  # steps that gave it at least one token
+    drafted: int = 0
+    accepted: int = 0
+    prompt_rows: int = 0  # prompt rows run
+    reused: int = 0  # prompt rows taken from a stored state
+    draft_rows: int = 0  # draft rows run
+    forced: int = 0  # tokens that the constraint forced
+
+
+@dataclass(eq=False)
+class Seq:
+    """One running sequence.
+
+    tokens: prompt and answer; the KV of `tokens[:kv.length]` is stored. While the prompt runs, the rest
+    is prompt; afterwards exactly one token is pending.
+    """
+
+    id: int
+    request: Request
+    tokens: list[int]
+    n_prompt: int
+    kv: SeqKV
+    constraint: ConstraintState
+    branch: int = 0  # which of the request's sequences; keys its random stream
+    finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled"
+    counts: Counts = field(default_factory=Counts)
+    logprobs: list[float] = field(default_factory=list)  # of each new token (of each prompt token after
+    # the first when scoring), under the model's own distribution at temperature 1
+    drafted: list[bool] = field(default_factory=list)  # whether each new token came from a draft
+    taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
+    _memory: dict[Any, dict[str, Any]] = field(default_factory=dict)
+
+    def memory(self, method: Any) -> dict[str, Any]:
+        """The method's own per-sequence state. Values must be rebuilt, not shared, on `fork`: a method
+        keeps only what it can derive from `tokens`."""
+        return self._memory.setdefault(method, {})
+
+    @property
+    def need(self) -> int:
+        """KV rows that the sequence may come to hold."""
+        return self.n_prompt + self.request.max_tokens
+
+    @property
+    def n_new(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def new(self) -> Sequence[int]:
+        return self.tokens[self.n_prompt :]
+
+    @property
+    def decoding(self) -> bool:
+        """Only the pending token is left to run."""
+        return self.kv.length == len(self.tokens) - 1 and self.n_new > 0
+
+    def path(self, extra: Sequence[int] = ()) -> Ints:
+        return np.asarray([*self.tokens, *extra], np.int32)
