@@ -1,3 +1,20 @@
 """Pronghorn: run language models fast, and tell the truth about what each speed-up costs."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pronghorn.llm import LLM, Answer, Options, Piece
+
+__all__ = ["LLM", "Answer", "Options", "Piece", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # on first use: importing the package alone stays cheap
+    if name in ("LLM", "Answer", "Options", "Piece"):
+        from pronghorn import llm
+
+        return getattr(llm, name)
+    raise AttributeError(f"module 'pronghorn' has no attribute {name!r}")

@@ -63,12 +63,15 @@ class Seq:
     kv: SeqKV
     constraint: ConstraintState
     branch: int = 0  # which of the request's sequences; keys its random stream
-    finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled"
+    finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled", "error"
+    error: str = ""  # why it ended in error
     counts: Counts = field(default_factory=Counts)
     logprobs: list[float] = field(default_factory=list)  # of each new token (of each prompt token after
     # the first when scoring), under the model's own distribution at temperature 1
     drafted: list[bool] = field(default_factory=list)  # whether each new token came from a draft
     taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
+    offered: bool = False  # its prompt's state was handed to the reuse method
+    kv_bytes: int = 0  # bytes of KV it held when it ended
     _memory: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     def memory(self, method: Any) -> dict[str, Any]:

@@ -123,16 +123,23 @@ class Store:
         return new
 
     def cut(self, kv: SeqKV, n: int) -> None:
-        """Keep the first n rows of a sequence that dropped nothing. n is at least the sealed length."""
-        if kv.dropped or n < kv.n_sealed or n > kv.length:
-            raise ValueError(f"cannot cut {kv.length} rows ({kv.n_sealed} sealed) to {n}")
-        kv.n_open = n - kv.n_sealed
+        """Keep the first n rows of a sequence that dropped nothing. Below the sealed length n must be a
+        multiple of PAGE: sealed pages are kept or dropped whole."""
+        sealed = kv.n_sealed
+        if kv.dropped or not 0 <= n <= kv.length or (n < sealed and n % PAGE):
+            raise ValueError(f"cannot cut {kv.length} rows ({sealed} sealed) to {n}")
+        if n < sealed:
+            for s in kv.sealed:
+                self.sealed_arena.drop(s.blocks[n // PAGE :])
+                s.blocks, s.fill = s.blocks[: n // PAGE].copy(), s.fill[: n // PAGE].copy()
+                s.pos, s.addr = s.pos[:n].copy(), s.addr[: n // PAGE].copy()
+            self._point(kv)
+        kv.n_open = max(0, n - sealed)
         keep = -(-kv.n_open // PAGE)
         self.open_arena.drop(kv.open[keep:])
         kv.open, kv.open_addr = kv.open[:keep].copy(), kv.open_addr[:keep].copy()
         kv.open_pos = kv.open_pos[: keep * PAGE].copy()
-        kv.length = n
-        kv.next_pos = int(kv.open_pos[kv.n_open - 1]) + 1 if kv.n_open else n
+        kv.length = kv.next_pos = n
 
     def free(self, kv: SeqKV) -> None:
         self.open_arena.drop(kv.open)

@@ -1,0 +1,149 @@
+"""Chat templates: the Jinja program inside a checkpoint that writes a conversation as text.
+
+It is untrusted code, run in the guarded sandbox of `template_guard`: a template that would loop, blow up
+or reach for Python's internals ends with a CheckpointError within about two seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from pronghorn.errors import CheckpointError, RequestError
+
+_N_SOURCE_MAX = 1 << 16  # characters of a template: the longest in use are about 20,000
+_N_MESSAGES_MAX = 10_000
+_N_CONTENT_MAX = 4 << 20  # characters of all messages together
+_NAME = "<chat template>"
+
+
+class _RefusedError(Exception):
+    """The template itself refuses the conversation (`raise_exception`)."""
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise _RefusedError(str(message)[:500])
+
+
+class ChatTemplate:
+    """One compiled template. Rendering changes shared state: one rendering at a time."""
+
+    def __init__(self, source: str, bos_token: str, eos_token: str) -> None:
+        """Compile. Raises CheckpointError for a template that is too long or malformed."""
+        from jinja2 import TemplateError
+
+        from pronghorn.model.template_guard import GuardedEnvironment
+
+        if len(source) > _N_SOURCE_MAX:
+            raise CheckpointError(
+                f"the chat template has {len(source)} characters, at most {_N_SOURCE_MAX} are read; "
+                "use a plain prompt"
+            )
+        self._environment = GuardedEnvironment()
+        self._environment.globals["raise_exception"] = _raise_exception
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        try:
+            code = self._environment.compile(source, None, _NAME)
+            self._template = self._environment.template_class.from_code(
+                self._environment, code, self._environment.globals
+            )
+        except TemplateError as error:
+            line = getattr(error, "lineno", 1)
+            raise CheckpointError(
+                f"the chat template is malformed at line {line}: {error}; use a plain prompt"
+            ) from None
+        except (SyntaxError, RecursionError, MemoryError, ValueError, AssertionError) as error:
+            raise CheckpointError(
+                f"the chat template cannot be compiled ({error}); use a plain prompt"
+            ) from None
+
+    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        """Text of the conversation.
+
+        Raises RequestError (malformed messages, or the template refuses them) and CheckpointError (the
+        template fails, or spends more than it may), naming the template's line.
+        """
+        from jinja2 import TemplateError
+
+        from pronghorn.model.template_guard import Budget
+
+        check_messages(messages)
+        self._environment.budget = Budget()
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._tokens,
+            )
+        except _RefusedError as error:
+            raise RequestError(
+                f"the chat template refuses these messages at line {_line(error)}: {error}"
+            ) from None
+        except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+            raise self._broken(error) from None
+        except (AttributeError, RecursionError, MemoryError, AssertionError) as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"the chat template fails at line {_line(error)}: {str(error)[:500]}; use a plain prompt"
+        )
+
+
+def check_messages(messages: list[dict[str, Any]]) -> None:
+    """Refuse a conversation that is not a list of {"role": str, "content": str or parts}.
+
+    Parts are dicts with a `type`, as in the OpenAI API. Other keys (names, tool calls) may hold any plain
+    data. Raises RequestError naming the message.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise RequestError("messages must be a list of at least one message")
+    if len(messages) > _N_MESSAGES_MAX:
+        raise RequestError(f"more than {_N_MESSAGES_MAX} messages; shorten the conversation")
+    n_left = _N_CONTENT_MAX
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RequestError(f"message {at} must be a dict with a text `role`")
+        if not message["role"]:
+            raise RequestError(f"message {at} has an empty role; use system, user or assistant")
+        content = message.get("content", "tool_calls" if "tool_calls" in message else None)
+        if content is None and "tool_calls" in message:
+            content = ""
+        if isinstance(content, list):
+            if not all(isinstance(p, dict) and isinstance(p.get("type"), str) for p in content):
+                raise RequestError(f"a part of message {at} must be a dict with a text `type`")
+        elif not isinstance(content, str):
+            raise RequestError(f"message {at} must have `content`: text or a list of parts")
+        n_left -= _n_plain(message, at, 0)
+        if n_left < 0:
+            raise RequestError(
+                f"the messages hold more than {_N_CONTENT_MAX} characters; shorten the conversation"
+            )
+
+
+def _n_plain(value: object, at: int, depth: int) -> int:
+    """Characters in plain data; each element counts for 64. Raises RequestError for anything else."""
+    if isinstance(value, str):
+        return 64 + len(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return 64
+    if depth < 32 and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return 64 + sum(
+            _n_plain(key, at, depth + 1) + _n_plain(item, at, depth + 1) for key, item in value.items()
+        )
+    if depth < 32 and isinstance(value, list):
+        return 64 + sum(_n_plain(item, at, depth + 1) for item in value)
+    raise RequestError(
+        f"message {at} holds a {type(value).__name__}, or nests deeper than 32; use plain JSON data"
+    )
+
+
+def _line(error: BaseException) -> int:
+    """The template's line where `error` arose, 0 when it is not known."""
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == _NAME:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

@@ -1,0 +1,192 @@
+"""Text to token ids and back: one class for every vocabulary, and the factory that finds the right one.
+
+How text is cut differs between vocabularies and lives behind `Encoder`. How ids become text does not:
+every token is a fixed byte string, so decoding is concatenation and one UTF-8 decode. That is what
+lets the incremental detokenizer equal the decode of the whole, and gives grammars exact bytes.
+Departure from the `tokenizers` library: a malformed byte sequence becomes U+FFFD by the usual rule
+(one per maximal invalid part) for every vocabulary, where its SentencePiece decoder writes one per byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pronghorn.errors import CheckpointError, RequestError
+
+if TYPE_CHECKING:
+    from pronghorn.model.chat_template import ChatTemplate
+
+N_VOCAB_MAX = 1 << 22  # larger ids are a lie: the vocabulary is held as a list indexed by id
+
+
+class Encoder(Protocol):
+    """How a vocabulary cuts text; adds no begin or end token."""
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """Ids of `text`; `special` parses special-token markup, otherwise it is plain text."""
+        ...
+
+
+class Tokenizer:
+    """A vocabulary: ids 0..n_vocab-1, each with the exact bytes that it contributes to text.
+
+    An id may have no token (a hole): its bytes are b"" and `encode` never returns it.
+    """
+
+    n_vocab: int
+    bos: int  # -1 when absent
+    eos: tuple[int, ...]  # every id that the vocabulary says ends a text
+    chat_template: str  # "" when absent
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        pieces: list[bytes],
+        special: Mapping[int, str],
+        bos: int,
+        eos: tuple[int, ...],
+        chat_template: str,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        drop_space: bool,
+    ) -> None:
+        """Hold a vocabulary that a loader has read.
+
+        pieces: bytes of each id, b"" for special tokens and holes. special: markup of each special
+        token. prefix, suffix: what `encode` puts around a text when `bos` is asked for. drop_space:
+        encoding puts a space before the text, so decoding takes one away (SentencePiece).
+        Raises CheckpointError where an id lies outside the vocabulary.
+        """
+        self.n_vocab = len(pieces)
+        for id_ in (*special, *eos, *prefix, *suffix, *([bos] if bos != -1 else [])):
+            if not 0 <= id_ < self.n_vocab:
+                raise CheckpointError(
+                    f"the tokenizer names token id {id_}, but its vocabulary has {self.n_vocab} ids; "
+                    "download the tokenizer again"
+                )
+        self.bos, self.eos, self.chat_template = bos, eos, chat_template
+        self.drop_space = drop_space
+        self._encoder, self._pieces, self._special = encoder, pieces, dict(special)
+        self._prefix, self._suffix = list(prefix), list(suffix)
+        self._chat: ChatTemplate | None = None  # compiled at the first use
+
+    def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
+        """Ids of `text`.
+
+        special: parse the markup of special tokens (chat templates); otherwise it is plain text.
+        bos: add what the vocabulary's own rule puts around a text (a begin token, or nothing).
+        Raises RequestError where `text` is not encodable as UTF-8 (lone surrogates).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text holds a lone surrogate at character {error.start}; pass valid Unicode"
+            ) from None
+        ids = self._encoder.encode(text, special)
+        return [*self._prefix, *ids, *self._suffix] if bos else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the whole of `ids`: special tokens skipped, malformed UTF-8 as U+FFFD.
+
+        Raises RequestError for an id outside the vocabulary.
+        """
+        text = b"".join(map(self.token_bytes, ids))
+        return text[self.drop_space and text[:1] == b" " :].decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """Exact bytes that `token` contributes to text; b"" for special tokens and holes.
+
+        Raises RequestError for an id outside the vocabulary.
+        """
+        self._check(token)
+        return self._pieces[token]
+
+    def is_special(self, token: int) -> bool:
+        """Whether `token` is markup, not text. Raises RequestError for an id outside the vocabulary."""
+        self._check(token)
+        return token in self._special
+
+    def vocabulary(self) -> list[bytes]:
+        """Bytes of every id, in order (a copy)."""
+        return list(self._pieces)
+
+    def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a conversation, as the checkpoint's chat template writes it.
+
+        messages: dicts of `role` and `content`. The template writes its own begin token, so none is
+        added. Special-token markup inside a message is parsed too, as in every engine that encodes the
+        rendered text: callers that pass on untrusted text decide what to do with it.
+        Raises RequestError (no template, malformed messages, or the template refuses them) and
+        CheckpointError (the template is broken or hostile).
+        """
+        if self._chat is None:
+            if not self.chat_template:
+                raise RequestError(
+                    "this checkpoint has no chat template; pass a plain prompt, or use a model "
+                    "trained for chat"
+                )
+            from pronghorn.model.chat_template import ChatTemplate
+
+            self._chat = ChatTemplate(
+                self.chat_template,
+                bos_token=self._special.get(self.bos, ""),
+                eos_token=self._special.get(self.eos[0], "") if self.eos else "",
+            )
+        return self.encode(self._chat.render(messages, add_generation_prompt), special=True, bos=False)
+
+    def _check(self, token: int) -> None:
+        if not 0 <= token < self.n_vocab:
+            raise RequestError(f"token id {token} is outside the vocabulary (0..{self.n_vocab - 1})")
+
+
+def load_tokenizer(path: Path, gguf_metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    path: a Hugging Face folder, a .gguf file (its metadata is passed, since the loader has read it), or
+    a llama2.c .bin, whose tokenizer file lies beside it. gguf_metadata: {} for the other kinds.
+    Raises CheckpointError (missing, malformed, contradicting itself) and UnsupportedError (a kind of
+    vocabulary that is not implemented).
+    """
+    if gguf_metadata:
+        from pronghorn.model.vocab_gguf import load_gguf
+
+        return load_gguf(gguf_metadata)
+    if path.is_dir():
+        from pronghorn.model.vocab_hf import load_hf
+
+        return load_hf(path)
+    from pronghorn.model.vocab_llama2c import load_llama2c
+
+    return load_llama2c(path)
+
+
+def read_bounded(path: Path, n_max: int) -> bytes:
+    """Bytes of a file of at most `n_max` bytes. Raises CheckpointError (absent, unreadable, larger)."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(n_max + 1)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror or error}; download the tokenizer again"
+        ) from None
+    if len(data) > n_max:
+        raise CheckpointError(
+            f"{path} is larger than {n_max >> 20} MiB, which no tokenizer file needs; "
+            "check that it is the right file"
+        )
+    return data
+
+
+def check_ids(ids: Sequence[int], n_max: int) -> None:
+    """Refuse a vocabulary whose ids repeat or whose largest id is absurd. Raises CheckpointError."""
+    if not ids:
+        raise CheckpointError("the tokenizer's vocabulary is empty; download the tokenizer again")
+    if max(ids) >= n_max or min(ids) < 0:
+        raise CheckpointError(
+            f"the tokenizer names token id {max(ids)}; ids from 0 to {n_max - 1} are possible"
+        )
+    if len(set(ids)) != len(ids):
+        raise CheckpointError("the tokenizer gives one id to two tokens; download the tokenizer again")

@@ -1,0 +1,85 @@
+"""The target's view of a draft: logits shaped, masked and normalised at each node that is visited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.rng import DRAW, uniform
+from pronghorn.seq import Seq
+from pronghorn.types import Draft
+
+
+def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
+    e = np.exp(x - x.max())
+    return np.asarray(e / e.sum(), np.float64)
+
+
+class NodeTarget:
+    """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'."""
+
+    def __init__(self, seq: Seq, draft: Draft, logits: NDArray[Any], shapers: Sequence[Any]) -> None:
+        self.seq, self.draft, self.logits, self.shapers = seq, draft, logits, shapers
+        self.temperature = seq.request.temperature
+        self._shaped: dict[int, NDArray[np.float64]] = {}
+
+    @cached_property
+    def _parents(self) -> list[int]:
+        return [int(p) for p in self.draft.parent]
+
+    def branch(self, row: int) -> list[int]:
+        """Drafted tokens from the pending token (excluded) to this row."""
+        out = []
+        node = row - 1
+        while node >= 0:
+            out.append(int(self.draft.tokens[node]))
+            node = self._parents[node]
+        return out[::-1]
+
+    def shaped(self, row: int) -> NDArray[np.float64]:
+        """Logits after the constraint's mask and the shapers, divided by the temperature."""
+        if row not in self._shaped:
+            branch = self.branch(row)
+            x = np.asarray(self.logits[row], np.float64).copy()
+            state = self.seq.constraint
+            walked = state.advance(branch)
+            allowed = np.zeros(len(x), bool)
+            if walked == len(branch):
+                state.mask(allowed)
+            state.rollback(walked)
+            x[~allowed] = -np.inf
+            path = self.seq.path(branch) if self.shapers else np.zeros(0, np.int32)
+            for s in self.shapers:
+                x = s.shape(x, path, self.seq.n_prompt)
+            self._shaped[row] = x / self.temperature if self.temperature > 0 else x
+        return self._shaped[row]
+
+    def probs(self, row: int) -> NDArray[np.float64]:
+        x = self.shaped(row)
+        if self.temperature > 0:
+            return softmax(x)
+        out = np.zeros(len(x))
+        out[int(x.argmax())] = 1.0
+        return out
+
+    def draw(self, row: int) -> int:
+        if self.temperature <= 0:
+            return int(self.shaped(row).argmax())
+        total = np.cumsum(self.probs(row))
+        at = self.uniform(row, DRAW) * total[-1]
+        return int(np.searchsorted(total, at, side="right"))
+
+    def uniform(self, row: int, purpose: int) -> float:
+        pos = len(self.seq.tokens) + len(self.branch(row))
+        return uniform(self.seq.request.seed, self.seq.branch, pos, purpose)
+
+
+def logprob(logits: NDArray[Any], token: int) -> float:
+    """log p(token) under the model's own distribution at temperature 1."""
+    x = np.asarray(logits, np.float64)
+    top = x.max()
+    return float(x[token] - top - np.log(np.exp(x - top).sum()))
