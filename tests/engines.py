@@ -38,7 +38,7 @@ def _model(seed: int, changes: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def engine(
-    use: Sequence[Any] = ("match", "fcfs"),
+    use: Sequence[Any] = ("match",),
     backend: str = "ref64",
     seed: int = 0,
     clip: bool = True,

@@ -75,7 +75,7 @@ def test_a_tree_drafter_changes_no_token(temperature: float):
     p = prompt(30, 3)
     plain = generate(engine(), p, 60, temperature=temperature, seed=5)
     drafted = Oracle(tuple(plain), len(p))
-    e = engine(["match", "fcfs", drafted])
+    e = engine(["match", drafted])
     (group,) = e.run([Request(p, 60, temperature, 5, ignore_eos=True)])
     seq = group[0]
     assert list(seq.new) == plain
@@ -149,7 +149,7 @@ def test_kv_equals_a_prompt_run_afresh_after_many_drafts():
     """T-KV: after drafting and rejecting, the stored rows are those of a plain run."""
     p = prompt(30, 3)
     answer = generate(engine(), p, 60)
-    e = engine(["match", "fcfs", Oracle(tuple(answer), len(p), spoil=3)])
+    e = engine(["match", Oracle(tuple(answer), len(p), spoil=3)])
     (s,) = e.submit(Request(p, max_tokens=99, ignore_eos=True))
     while s.n_new < 50:
         e.step()

@@ -7,6 +7,7 @@ import struct
 import checkpoints
 import numpy as np
 import pytest
+
 from pronghorn.errors import CheckpointError
 from pronghorn.model import llama2c, names
 from pronghorn.model.checkpoint import load_checkpoint
@@ -18,7 +19,7 @@ def every_architecture(monkeypatch):
 
 
 def test_stories(shared):
-    """Config, every tensor's place in the file, and the text that the model is documented to write."""
+    """Config, and the place of tensors in the file."""
     path = shared("models/stories260K/stories260K.bin")
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
@@ -32,9 +33,7 @@ def test_stories(shared):
     assert config["tie_word_embeddings"] is True
     assert (checkpoint.kind, checkpoint.bos, checkpoint.eos) == ("llama2c", 1, (2,))
     raw = np.frombuffer(path.read_bytes()[28:], "<f4")
-    np.testing.assert_array_equal(
-        checkpoint.tensors["model.embed_tokens.weight"].ravel(), raw[: 512 * 64]
-    )
+    np.testing.assert_array_equal(checkpoint.tensors["model.embed_tokens.weight"].ravel(), raw[: 512 * 64])
     tail = raw[-2 * 512 * 4 :]
     assert tail[0] == 1.0, "the frequency tables end the file: cosine of 0 first"
     at = raw.size - tail.size - 64
@@ -74,9 +73,7 @@ def test_stories_writes_its_documented_text(shared):
         pieces.append(raw[at + 8 : at + 8 + n])
         at += 8 + n
     text = b"".join(pieces[i] for i in ids[0, 1:]).decode().strip()
-    assert text.startswith(
-        "Once upon a time, there was a little girl named Lily. She loved to play outside"
-    )
+    assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside")
 
 
 def test_row_orders_are_inverse():
@@ -116,14 +113,49 @@ def test_lying_headers(field, value, tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda r: r[:-1], lambda r: r + b"\0", lambda r: r[:27], lambda r: b""]
-)
+@pytest.mark.parametrize("change", [lambda r: r[:-1], lambda r: r + b"\0", lambda r: r[:27], lambda r: b""])
 def test_size_must_fit_exactly(change, tmp_path):
     path = tmp_path / "m.bin"
     path.write_bytes(change(tiny(20)))
     with pytest.raises(CheckpointError, match="calls for|too short|empty"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("raw", [b"\x80", b"\x80\x02", b"PK", b"\x80\x02\0\0"])
+def test_a_few_bytes(raw, tmp_path):
+    path = tmp_path / "m.bin"
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="too short"):
+        load_checkpoint(path)
+
+
+def test_pickles_are_refused_and_a_width_of_640_is_not_taken_for_one(tmp_path):
+    import pickle
+
+    path = tmp_path / "m.bin"
+    for protocol in (2, 4, 5):
+        path.write_bytes(pickle.dumps({"a": [1.5] * 50}, protocol=protocol))
+        with pytest.raises(CheckpointError, match="pickle.*convert it to safetensors"):
+            load_checkpoint(path)
+    fields = (640, 8, 1, 10, 10, 20, 4)
+    size = sum(int(np.prod(shape)) for _, shape in llama2c.layout(*fields, True))
+    path.write_bytes(struct.pack("<7i", *fields) + bytes(4 * size))
+    assert load_checkpoint(path).config["hidden_size"] == 640
+
+
+def test_rope_base_is_read_from_the_tables(tmp_path):
+    """The bundled model's base survives; tables that lie leave llama2.c's own."""
+    raw = tiny(20)
+    blocks = llama2c.layout(8, 12, 2, 2, 1, 20, 16, True)
+    tables = 4 * sum(int(np.prod(s)) for n, s in blocks if n.startswith("rope."))
+    path = tmp_path / "m.bin"
+    for theta in (10000.0, 50000.0, 500000.0, 1000000.0):
+        angles = llama2c.angles(16, 4, theta)
+        table = np.stack([np.cos(angles), np.sin(angles)]).astype("<f4").tobytes()
+        path.write_bytes(raw[:-tables] + table)
+        assert load_checkpoint(path).config["rope_theta"] == theta
+    path.write_bytes(raw[:-tables] + bytes(tables))
+    assert load_checkpoint(path).config["rope_theta"] == 10000.0
 
 
 def test_later_versions_are_named(tmp_path):

@@ -1,13 +1,15 @@
 """One vocabulary for checkpoints: Hugging Face's tensor names and config fields.
 
-Every reader hands its tensors and its config through here, so that an architecture file meets a single
-spelling whatever the file's age or format:
+Every reader hands its tensors and its config through here, so that an architecture file meets a
+single spelling whatever the file's age or format:
 
 - tensor names lose the wrappers of multimodal checkpoints and gain the prefix that bare ones lack;
-- experts fused into one tensor become one tensor per expert, as the original checkpoints store them;
+- experts fused into one tensor become one tensor per expert, as the original checkpoints store
+  them;
 - `rope_theta`, `rope_scaling`, `layer_types`, `head_dim`, `tie_word_embeddings` are always present.
 
-Config values come from files that nobody vouches for: each field that sizes something is checked here.
+Config values come from files that nobody vouches for: each field that sizes something is checked
+here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 from pronghorn.errors import CheckpointError, UnsupportedError
 
 MAX_DIM = 2**31 - 1
-MAX_TENSORS = 1 << 18  # the largest published mixtures of experts have under 100,000
+MAX_TENSORS = 1 << 17  # the largest published mixtures of experts have under 100,000
 
 _DIMS = (
     "vocab_size",
@@ -52,7 +54,13 @@ _FLOATS = (
     "final_logit_softcapping",
     "partial_rotary_factor",
 )
-_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "norm_topk_prob")
+_FLAGS = (
+    "attention_bias",
+    "mlp_bias",
+    "norm_topk_prob",
+    "tie_word_embeddings",
+    "use_sliding_window",
+)
 
 # Values that published configs leave out because the model's own configuration class supplies them.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -133,9 +141,7 @@ def fused_experts(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[str, ..
         return None
     parts = ("gate", "up") if match[2] == "gate_up_proj" else ("down",)
     if len(shape) != 3 or 0 in shape or shape[1] % len(parts):
-        raise CheckpointError(
-            f"{name} has shape {shape}; stacked experts are (experts, rows, columns)"
-        )
+        raise CheckpointError(f"{name} has shape {shape}; stacked experts are (experts, rows, columns)")
     return match[1], parts
 
 
@@ -156,7 +162,8 @@ def require_architecture(model_type: str) -> None:
     known = supported_architectures()
     if model_type not in known:
         raise UnsupportedError(
-            f"architecture {shown(model_type)} is not supported; Pronghorn runs: {', '.join(known)}. "
+            f"architecture {shown(model_type)} is not supported; Pronghorn runs: "
+            f"{', '.join(known)}. "
             "To add one, write pronghorn/model/archs/<model_type>.py"
         )
 
@@ -170,9 +177,9 @@ def shown(value: object) -> str:
 def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A flat config with the fields named in this module's docstring, every size checked.
 
-    `raw` is the parsed config.json (or its equivalent from another format), `where` names it in errors.
-    Raises CheckpointError for a field of the wrong type or out of range, UnsupportedError for
-    weights quantized in a layout that only their own library reads.
+    `raw` is the parsed config.json (or its equivalent from another format), `where` names it in
+    errors. Raises CheckpointError for a field of the wrong type or out of range, UnsupportedError
+    for weights quantized in a layout that only their own library reads.
     """
     config = dict(raw)
     text = config.pop("text_config", None)
@@ -186,7 +193,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         model_type = config["model_type"] = "gemma3_text"
     if config.get("quantization_config"):
         raise UnsupportedError(
-            f"{where} says that the weights are quantized ({_method(config['quantization_config'])}); "
+            f"{where} says that the weights are quantized "
+            f"({_method(config['quantization_config'])}); "
             "use the unquantized checkpoint, or a GGUF file"
         )
     config = {**_DEFAULTS.get(model_type, {}), **config}
@@ -198,13 +206,29 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if config.get("tie_word_embeddings") is None:
         config["tie_word_embeddings"] = False
     if model_type == "gpt2":
-        return config
+        _gpt2_aliases(config)
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if config.get("num_key_value_heads") is None and heads:
         config["num_key_value_heads"] = heads
     if config.get("head_dim") is None and heads and width:
         config["head_dim"] = width // heads
     return config
+
+
+def _gpt2_aliases(config: dict[str, Any]) -> None:
+    """GPT-2's own field names stay, and win; the common ones are added beside them."""
+    if config.get("n_inner") is None and config.get("n_embd") is not None:
+        config["n_inner"] = 4 * config["n_embd"]
+    for common, own in (
+        ("hidden_size", "n_embd"),
+        ("intermediate_size", "n_inner"),
+        ("max_position_embeddings", "n_positions"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+    ):
+        config[common] = config.get(own)
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    config["head_dim"] = None
 
 
 def _method(quantization: object) -> str:
@@ -221,9 +245,7 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
             if key == "sliding_window" and type(value) is int and value <= 0:
                 config[key] = None
                 continue
-            raise CheckpointError(
-                f"{where}: {key} must be a whole number above 0, not {shown(value)}"
-            )
+            raise CheckpointError(f"{where}: {key} must be a whole number above 0, not {shown(value)}")
     for key in _FLOATS:
         value = config.get(key)
         if value is None:
@@ -233,11 +255,12 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
     for key in _FLAGS:
         if config.get(key) is not None and type(config[key]) is not bool:
             raise CheckpointError(f"{where}: {key} must be true or false, not {shown(config[key])}")
-    kinds = config.get("layer_types")
-    if kinds is not None and not (
-        isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
-    ):
-        raise CheckpointError(f"{where}: layer_types must be a list of names, not {shown(kinds)}")
+    for key, kind in (("layer_types", str), ("no_rope_layers", int)):
+        value = config.get(key)
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(each, kind) for each in value)
+        ):
+            raise CheckpointError(f"{where}: {key} must be a list, one for each layer, not {shown(value)}")
 
 
 def _rope(config: dict[str, Any], model_type: str, where: str) -> None:
@@ -299,6 +322,17 @@ def _rope_value(key: str, value: Any, where: str) -> Any:
     return value
 
 
+def _at_least(config: Mapping[str, Any], key: str, least: int, default: int) -> int:
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not int or value < least:
+        raise CheckpointError(
+            f"config says {key} {shown(value)}; it must be a whole number of at least {least}"
+        )
+    return value
+
+
 def fill_layers(config: dict[str, Any]) -> None:
     """Add `layer_types` (and smollm3's `no_rope_layers`) where the config leaves them to its class.
 
@@ -314,25 +348,20 @@ def fill_layers(config: dict[str, Any]) -> None:
     ):
         window = config["sliding_window"] = None
     if model_type == "smollm3" and config.get("no_rope_layers") is None:
-        interval = config.get("no_rope_layer_interval", 4)
-        if type(interval) is not int or interval < 1:
-            raise CheckpointError(f"no_rope_layer_interval must be above 0, not {shown(interval)}")
+        interval = _at_least(config, "no_rope_layer_interval", 1, 4)
         config["no_rope_layers"] = [int((i + 1) % interval != 0) for i in range(n_layers)]
     if config.get("layer_types") is None:
         sliding = [window is not None] * n_layers
         if model_type in ("qwen2", "qwen3") and window is not None:
-            first = config.get("max_window_layers", 28)
+            first = _at_least(config, "max_window_layers", 0, 28)
             sliding = [i >= first for i in range(n_layers)]
         elif model_type == "smollm3" and window is not None:
             sliding = [not has_rope for has_rope in config["no_rope_layers"]]
         elif model_type == "gemma2":
             sliding = [i % 2 == 0 for i in range(n_layers)]
         elif model_type == "gemma3_text":
-            pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
-            if type(pattern) is not int or pattern < 1:
-                raise CheckpointError(
-                    f"sliding_window_pattern must be above 0, not {shown(pattern)}"
-                )
+            saved = _at_least(config, "_sliding_window_pattern", 1, 6)
+            pattern = _at_least(config, "sliding_window_pattern", 1, saved)
             sliding = [(i + 1) % pattern != 0 for i in range(n_layers)]
         config["layer_types"] = ["sliding_attention" if s else "full_attention" for s in sliding]
     for key in ("layer_types", "no_rope_layers"):
