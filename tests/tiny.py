@@ -15,6 +15,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 from numpy.typing import NDArray
+
 from pronghorn.model.arch import build_tape
 from pronghorn.model.tape import Tape
 

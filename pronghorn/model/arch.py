@@ -191,8 +191,9 @@ class Config:
     def context(self) -> int:
         return self.count("max_position_embeddings", most=MAX_CONTEXT)
 
-    def experts(self, key: str) -> tuple[int, int]:
-        """Number of experts of a layer, and how many a row uses."""
+    def experts(self) -> tuple[int, int]:
+        """Number of experts of a layer, and how many a row uses. The number has had two names."""
+        key = "num_experts" if self.has("num_experts") else "num_local_experts"
         n = self.count(key, most=MAX_EXPERTS)
         if n * self.n_layers > MAX_EXPERTS:
             raise self.wrong(key, f"at most {MAX_EXPERTS} over all layers")
@@ -226,9 +227,7 @@ class Config:
 
     # ------------------------------------------------------------------ rotary settings
 
-    def rope(
-        self, theta: float = 10000.0, kind: str = "full_attention", partial: bool = False
-    ) -> Rope:
+    def rope(self, theta: float = 10000.0, kind: str = "full_attention", partial: bool = False) -> Rope:
         """The rotary table of layers of `kind`.
 
         theta: the default base. partial: whether the model honours `partial_rotary_factor`; one that
