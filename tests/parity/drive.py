@@ -5,7 +5,7 @@ It depends on the store and the runner only, so that a parity failure is one of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,16 @@ class Trace:
     tokens: list[int]
 
 
-def load(folder: Path) -> Bound:
-    """A checkpoint folder, bound with its weights as stored."""
+def same(tape: Tape) -> Tape:
+    return tape
+
+
+def load(folder: Path, change: Callable[[Tape], Tape] = same) -> Bound:
+    """A checkpoint folder, bound with its weights as stored. change: what to do to the tape first."""
     checkpoint = load_checkpoint(folder)
-    tape = build_tape(checkpoint.config)
+    tape = change(build_tape(checkpoint.config))
     validate(checkpoint, tape.expected())
     return bind(tape, checkpoint.tensors)
-
-
-def bound_of(tape: Tape, tensors: Mapping[str, NDArray[Any]]) -> Bound:
-    return bind(tape, tensors)
 
 
 def store_for(bound: Bound, ops: Ops, open_dtype: str) -> Store:
