@@ -150,6 +150,10 @@ REFUSED: list[tuple[dict[str, Any], type[PronghornError], str]] = [
     ({"rope_scaling": {"type": "linear"}}, CheckpointError, "factor.*None"),
     ({"rope_scaling": {"type": "linear", "factor": 2, "odd": 1}}, UnsupportedError, "'odd'"),
     ({"rope_scaling": "linear"}, CheckpointError, "rope_scaling.*'linear'"),
+    (
+        {"rope_parameters": {"sliding_attention": {"rope_theta": 1e4}}},
+        CheckpointError, "rope_parameters.*settings for full_attention",
+    ),
     ({"rope_theta": 0}, CheckpointError, "rope_theta.*0"),
     (yarn(original_max_position_embeddings=0), CheckpointError, "original_max_position.*0"),
     (yarn(truncate="no"), CheckpointError, "truncate.*'no'"),
