@@ -74,7 +74,7 @@ def test_guarantee_is_the_weakest_and_explained():
 
 def test_shapers_run_in_canonical_order():
     c = compose(["top-p", "repetition-penalty", "top-k"])
-    assert [type(m).__name__ for m in c.shape][0] == "RepetitionPenalty"
+    assert next(type(m).__name__ for m in c.shape) == "RepetitionPenalty"
 
 
 def test_slot_prefix():

@@ -22,7 +22,7 @@ from tests.engines import engine, prompt
 from tests.small import spec
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
-BACKEND = "native"
+BACKEND = "ref"
 # these say what text is asked for; the rest says how it is computed
 ASKING = ("constrain", "shape", "search")
 METHODS = [(slot, name) for slot, group in names().items() for name in group]
@@ -93,10 +93,10 @@ def table() -> str:
     lines = [
         "# What combines with what",
         "",
-        "Made by `tests/test_pairs.py`, which runs every pair on a tiny random model: two requests, the second "
-        "sharing a prefix with the first. **E**: ran, and its tokens equal those of the plain path. **D**: ran, "
-        "and promises the distribution. **A**: ran, and is approximate by declaration. **–**: same slot, where "
-        "only one method acts (shapers and weight formats excepted). A number: refused, for the reason below.",
+        "Made by `tests/test_pairs.py`, which runs every pair on a tiny random model: two requests, the "
+        "second sharing a prefix with the first. **E**: ran, and its tokens equal those of the plain path. "
+        "**D**: ran, and promises the distribution. **A**: ran, and is approximate by declaration. **–**: "
+        "same slot. **r**: refused, for the reason below the table.",
         "",
         "| | " + " | ".join(str(i + 1) for i in range(len(heads))) + " |",
         "|---" * (len(heads) + 1) + "|",
@@ -144,8 +144,8 @@ def test_the_page_is_up_to_date():
     [
         (["streaming-llm"], Facts(2, 64, True, False), "learned position"),
         (["streaming-llm"], Facts(2, 64, False, True), "frequencies change"),
-        (["skip-layers:layers=7"], Facts(2, 64, False, False), "skips layer 7"),
-        (["skip-layers:layers=0+1"], Facts(2, 64, False, False), "every layer"),
+        (["skip-layers:layers=7"], Facts(2, 64, False, False), "not 7"),
+        (["skip-layers:layers=0+1"], Facts(2, 64, False, False), "all 2"),
     ],
 )
 def test_refused_with_reasons(use: list[str], facts: Facts, word: str):
