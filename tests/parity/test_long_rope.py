@@ -27,7 +27,7 @@ def folder():
 
 
 @pytest.mark.parametrize("chunk", [64, drive.WHOLE])
-@pytest.mark.parametrize("kind", ["numpy32", "torch"])
+@pytest.mark.parametrize("kind", ["numpy32", "torch", "native"])
 def test_a_text_that_crosses_equals_the_cached_forward_pass(folder, kind, chunk):
     [want] = reference.greedy(folder, [PROMPT], N_NEW)
     runner, store = drive.runner_for(drive.load(folder), kind)

@@ -8,7 +8,6 @@ runner, which is slow, is the oracle of the others: it takes each prompt whole.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 
 import drive
@@ -45,12 +44,6 @@ def bound(shape: str) -> Bound:
     return drive.load(tiny.checkpoint(shape))
 
 
-def skip_without_native() -> None:
-    for module in ("pronghorn.run.native", "pronghorn.ops.cpu._native"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not built here")
-
-
 def case_name(case: tuple[str, str, int]) -> str:
     shape, kind, chunk = case
     return f"{shape}-{kind}-{'whole' if chunk == drive.WHOLE else chunk}"
@@ -59,14 +52,23 @@ def case_name(case: tuple[str, str, int]) -> str:
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_logits_and_greedy_tokens(case):
     shape, kind, chunk = case
-    if kind == "native":
-        skip_without_native()
     runner, store = drive.runner_for(bound(shape), kind)
     got = drive.greedy(runner, store, PROMPTS, N_NEW, chunk)
     for want, have in zip(expected(shape), got, strict=True):
         assert have.tokens == want.tokens
         assert np.abs(have.logits - want.logits).max() <= TOLERANCE
     assert store.held == 0  # every page went back
+
+
+@pytest.mark.parametrize("shape", FIRST.values())
+def test_native_threads_do_not_show(shape):
+    """Two threads give the bits of one."""
+    traces = []
+    for threads in (1, 2):
+        runner, store = drive.runner_for(bound(shape), "native", threads)
+        traces.append(drive.greedy(runner, store, PROMPTS, 16, 64))
+    for one, two in zip(*traces, strict=True):
+        np.testing.assert_array_equal(one.logits, two.logits)
 
 
 @pytest.mark.parametrize("shape", tiny.SHAPES)
