@@ -1,0 +1,97 @@
+"""An answer as it streams: tokens that a draft had right in another colour, and the closing line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from pronghorn.cli.ending import printable
+
+if TYPE_CHECKING:
+    from pronghorn.llm import Answer, Piece
+    from pronghorn.model.tokenizer import Tokenizer
+
+DRAFTED, DIM, PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether to colour: a terminal that can, and nobody objects (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Painter:
+    """Writes pieces to stdout. A piece's text may lag behind its tokens (half a character, the start of
+    a stop string), so each token's own text is queued with its colour and paid out by length."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        from pronghorn.model.detokenize import Detokenizer
+
+        self.colour = has_colour(sys.stdout)
+        self.drafted = False  # whether a token was shown in colour
+        self._terminal = sys.stdout.isatty()
+        self._detok = Detokenizer(tokenizer)
+        self._queue: list[tuple[int, bool]] = []  # characters still to come, and whether drafted
+        self._at_start = True
+
+    def write(self, piece: Piece) -> None:
+        if not self.colour:
+            self._put(piece.text)
+        else:
+            for token, drafted in zip(piece.tokens, piece.drafted, strict=True):
+                self._queue.append((len(self._detok.push(token)), drafted))
+            self._put(self._coloured(piece.text))
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """Finish the line."""
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+    def _put(self, text: str) -> None:
+        sys.stdout.write(text)
+
+    def _coloured(self, text: str) -> str:
+        out = []
+        while text and self._queue:
+            n, drafted = self._queue[0]
+            part, text = text[:n], text[n:]
+            if n > len(part):
+                self._queue[0] = (n - len(part), drafted)
+            else:
+                self._queue.pop(0)
+            if part and drafted:
+                self.drafted = True
+                out.append(f"{DRAFTED}{printable(part)}{PLAIN}")
+            else:
+                out.append(printable(part))
+        return "".join(out) + printable(text)
+
+
+def closing(answer: Answer, drafted: bool = False) -> str:
+    """The receipt on one line. drafted: explain the colour."""
+    s = answer.stats
+    parts = [
+        f"first token {s.first:.3f} s",
+        f"{s.rate:.0f} tokens/s" if s.rate else f"{s.new_tokens} tokens",
+        f"{s.accepted_length:.2f} tokens a step",
+        f"drafted {s.drafted}, accepted {s.accepted}",
+        f"KV {size(s.kv_bytes)} ({s.kv_bytes / s.kv_full:.0%} of full)" if s.kv_full else "",
+        f"reused {s.reused_tokens} of {s.prompt_tokens} prompt tokens" if s.reused_tokens else "",
+        s.guarantee,
+        "cut at the token limit" if answer.finish == "length" else "",
+    ]
+    text = " · ".join(p for p in parts if p)
+    if has_colour(sys.stderr):
+        legend = f"{PLAIN} · {DRAFTED}drafted{PLAIN}" if drafted else PLAIN
+        return f"{DIM}{text}{legend}"
+    return text
+
+
+def size(n: float) -> str:
+    """Bytes for people, in powers of 1,024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
