@@ -266,7 +266,9 @@ def _options(given: dict[str, Any]) -> Options:
             raise RequestError(f"no option called {key!r}{hint}")
     if isinstance(given.get("stop"), str):
         given = {**given, "stop": (given["stop"],)}
-    return Options(**{k: tuple(v) if k == "stop" else v for k, v in given.items()})
+    if "stop" in given:
+        given = {**given, "stop": tuple(given["stop"])}
+    return Options(**given)
 
 
 def free_memory() -> int:

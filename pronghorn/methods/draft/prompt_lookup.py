@@ -1,0 +1,73 @@
+"""Prompt lookup (Saxena, 2023, "Prompt Lookup Decoding").
+
+The longest suffix of the text, `max_ngram` tokens down to `min_ngram`, that has occurred before is
+followed again: the draft is what came after its most recent earlier occurrence.
+
+Departures: the most recent occurrence, not the earliest, because texts drift; an occurrence that ends
+less than `length` tokens before the text does is used too, its continuation read periodically; no scan,
+but a map from n-gram to its last end that grows with the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pronghorn.errors import MethodError
+from pronghorn.seq import Seq
+from pronghorn.types import Accept, Draft, Guarantee, Traits
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    max_ngram: int = 3  # longest suffix to look for
+    min_ngram: int = 2  # shortest; one token recurs everywhere, and each wrong row costs time on a CPU
+    length: int = 10  # drafted tokens at most
+
+    traits = Traits(Guarantee.EXACT)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_ngram <= self.max_ngram:
+            raise MethodError(
+                f"prompt-lookup: min_ngram is from 1 to max_ngram ({self.max_ngram}), not {self.min_ngram}"
+            )
+        if self.max_ngram > 64:
+            raise MethodError(f"prompt-lookup: max_ngram is from 1 to 64, not {self.max_ngram}")
+        if not 1 <= self.length <= 4096:
+            raise MethodError(f"prompt-lookup: length is from 1 to 4096, not {self.length}")
+
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int]) -> list[Draft]:
+        return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
+
+    def observe(
+        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
+        taps: Sequence[dict[str, NDArray[Any]]],
+    ) -> None:  # fmt: skip
+        pass
+
+    def _one(self, seq: Seq, length: int) -> Draft:
+        ends = self._index(seq)
+        tokens = seq.tokens
+        n = len(tokens)
+        if length < 1:
+            return Draft.empty()
+        for size in range(min(self.max_ngram, n), self.min_ngram - 1, -1):
+            end = ends.get(tuple(tokens[n - size :]))
+            if end is not None:
+                period = n - end  # the text from `end` on is repeated for ever
+                return Draft.chain([tokens[end + i % period] for i in range(length)])
+        return Draft.empty()
+
+    def _index(self, seq: Seq) -> dict[tuple[int, ...], int]:
+        """n-gram -> end of its last occurrence that has a token after it (so never the suffix itself)."""
+        memory = seq.memory(self)
+        tokens = seq.tokens
+        ends: dict[tuple[int, ...], int] = memory.setdefault("ends", {})
+        for end in range(memory.get("done", 0) + 1, len(tokens)):
+            for size in range(self.min_ngram, min(self.max_ngram, end) + 1):
+                ends[tuple(tokens[end - size : end])] = end
+        memory["done"] = max(memory.get("done", 0), len(tokens) - 1)
+        return ends

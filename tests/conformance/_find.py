@@ -1,0 +1,72 @@
+"""Finds methods by path, so that a new file is tested without touching a suite.
+
+The folder is the slot, the file's name (`-` for `_`) the method's. A suite asks for every method of its
+slot in one of three settings:
+
+    defaults    as `Method()` is
+    tight       `budget` 24, `window` 8 (16 without a budget), `every` and `prompt_every` 16: a policy or
+                a selector that has such a field drops or skips much of a hundred rows
+    full        `budget`, `window` or `tokens` a million: nothing is dropped, everything selected
+
+Only fields that the method has are set; a method without any of them is tested as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pronghorn
+
+ROOT = Path(pronghorn.__file__).parent / "methods"
+MANY = 1_000_000
+
+
+def classes(slot: str) -> dict[str, Any]:
+    """Method name -> class, for every file of a slot."""
+    out = {}
+    for path in sorted((ROOT / slot).glob("*.py")):
+        if path.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"pronghorn.methods.{slot}.{path.stem}")
+        own = [
+            c
+            for name, c in vars(module).items()
+            if isinstance(c, type) and c.__module__ == module.__name__ and not name.startswith("_")
+        ]
+        assert len(own) == 1, f"{path.name} has {len(own)} public classes; a method file has one"
+        out[path.stem.replace("_", "-")] = own[0]
+    assert out, f"no methods in {ROOT / slot}"
+    return out
+
+
+def names(slot: str) -> list[str]:
+    return list(classes(slot))
+
+
+def defaults(slot: str, name: str) -> Any:
+    return classes(slot)[name]()
+
+
+def _with(cls: Any, wanted: dict[str, int]) -> Any:
+    have = {f.name for f in dataclasses.fields(cls)}
+    return cls(**{k: v for k, v in wanted.items() if k in have})
+
+
+def tight(slot: str, name: str) -> Any:
+    cls = classes(slot)[name]
+    has_budget = "budget" in {f.name for f in dataclasses.fields(cls)}
+    return _with(
+        cls,
+        {"budget": 24, "window": 8 if has_budget else 16, "every": 16, "prompt_every": 16,
+         "tokens": 48, "dense_layers": 0},
+    )  # fmt: skip
+
+
+def full(slot: str, name: str) -> Any:
+    cls = classes(slot)[name]
+    has_budget = "budget" in {f.name for f in dataclasses.fields(cls)}
+    wanted = {"budget": MANY} if has_budget else {"window": MANY}
+    return _with(cls, {**wanted, "every": 16, "prompt_every": 16, "tokens": MANY, "dense_layers": 0})

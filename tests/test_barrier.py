@@ -1,0 +1,111 @@
+"""The barrier rule: tokens do not depend on the drafter, on the tree or on the prompt's chunks.
+
+Every policy x selector x KV format x constraint runs under several drafters and chunk sizes and must
+give the same tokens as without a drafter, the prompt in one piece. With clipping off mismatches appear:
+the test can fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pronghorn import engine as core
+from pronghorn.slots import EXACT, Room, StepPlan
+from pronghorn.types import Draft
+from tests.engines import engine, generate, prompt
+from tests.small import specs
+from tests.test_engine import Oracle
+
+N_PROMPT, N_NEW = 90, 60
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A scheduler for tests: prompts in chunks of a fixed size."""
+
+    size: int
+    slot = "sched"
+    traits = EXACT
+
+    def plan(self, waiting: Any, running: Any, room: Room) -> StepPlan:
+        return StepPlan(tuple(waiting), tuple((s, self.size) for s in [*running, *waiting]))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A drafter for tests: always wrong, and wide."""
+
+    slot = "draft"
+    traits = EXACT
+
+    def propose(self, seqs: Any, k: Any) -> list[Draft]:
+        return [
+            Draft.chain([(s.tokens[-1] + 3 * i) % 97 for i in range(1, min(most, 7) + 1)])
+            for s, most in zip(seqs, k, strict=True)
+        ]
+
+    def observe(self, *_: Any) -> None:
+        pass
+
+
+COMBOS = list(
+    itertools.product(
+        [None, *specs("kv")], [None, *specs("select")], [None, *specs("kvfmt")], [None, *specs("constrain")]
+    )
+)
+
+
+def settings(answer: list[int]) -> list[list[Any]]:
+    """(drafter, chunk) settings under which nothing may change."""
+    right = Oracle(tuple(answer), N_PROMPT, spoil=0)
+    mixed = Oracle(tuple(answer), N_PROMPT, spoil=3)
+    drafters = [[right], [mixed], [Noise()], *([d] for d in specs("draft"))]
+    chunks = [Chunks(999), Chunks(17), Chunks(64), Chunks(1)]
+    pairs = [[*d, c] for d, c in zip(drafters, itertools.cycle(chunks))]
+    return [*pairs, [Chunks(7)]]
+
+
+def mismatches(backend: str, combo: tuple[Any, ...], clip: bool) -> tuple[int, int]:
+    """(runs, runs whose tokens differ from the plain setting)."""
+    use = ["match", *(m for m in combo if m is not None)]
+    options = {"temperature": 0.8, "seed": 3, "ignore_eos": False}
+    p = prompt(N_PROMPT, 5)
+
+    def run(extra: list[Any], clipped: bool) -> list[int]:
+        e = engine([*use, *extra], backend, clip=clipped)
+        out = generate(e, p, N_NEW, **options)
+        e.close()
+        assert e.store.held == 0
+        return out
+
+    plain = run([Chunks(999)], True)
+    assert len(plain) > 20
+    other = [run(s, clip) for s in settings(plain)]
+    return len(other), sum(o != plain for o in other)
+
+
+@pytest.fixture(autouse=True)
+def fine_grids(monkeypatch: pytest.MonkeyPatch):
+    """Barriers close enough together that a short text crosses many."""
+    monkeypatch.setattr(core, "PROMPT_GRID", 32)
+    monkeypatch.setattr(core, "DECODE_GRID", 16)
+
+
+@pytest.mark.parametrize("backend", ["ref64", "native"])
+@pytest.mark.parametrize("combo", COMBOS, ids=lambda c: "-".join(str(m).split(":")[0] for m in c))
+def test_tokens_do_not_depend_on_drafter_or_chunks(backend: str, combo: tuple[Any, ...]):
+    runs, wrong = mismatches(backend, combo, clip=True)
+    assert runs >= 5
+    assert wrong == 0
+
+
+@pytest.mark.parametrize("backend", ["ref64", "native"])
+def test_without_clipping_tokens_differ(backend: str):
+    """Negative control."""
+    acting = [c for c in COMBOS if c[3] is None and (c[0] or c[1] or (c[2] and "int8" in c[2]))]
+    wrong = sum(mismatches(backend, c, clip=False)[1] for c in acting[:8])
+    assert wrong > 0

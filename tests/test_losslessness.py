@@ -1,0 +1,77 @@
+"""Recipe T-G on the bundled model: greedy with each drafter equals greedy without, token by token.
+
+200 prompts x 128 tokens in float32, native runner; prompts are the kinds of text the model was made for.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pronghorn.llm import LLM
+from pronghorn.seq import Request
+from tests.small import specs
+
+WORDS = "river gate amber stone lamp fox cedar violet north harbour bell copper reed ash dawn".split()
+
+
+def prompts(n: int = 200) -> list[str]:
+    rng = random.Random(7)
+    out = []
+    for i in range(n):
+        a, b = rng.sample(WORDS, 2)
+        code = rng.randrange(10000, 99999)
+        kind = i % 5
+        if kind == 0:
+            out.append(f"The code of the {a} {b} is {code}. What is the code of the {a} {b}?")
+        elif kind == 1:
+            text = " ".join(rng.choices(WORDS, k=12))
+            out.append(f"Copy this exactly: {text}")
+        elif kind == 2:
+            out.append(f"Rename {a} to {b}:\ndef {a}(x):\n    {a}_total = x + {code}\n    return {a}_total")
+        elif kind == 3:
+            out.append("Write as JSON: " + ", ".join(f"{w} {rng.randrange(99)}" for w in rng.sample(WORDS, 4)))
+        else:
+            out.append(f"Once upon a time there was a {a} {b} who")
+    return out
+
+
+def answers(use: list[str]) -> tuple[list[list[int]], int, int]:
+    m = LLM(use=["weight.fp32", *use], threads=1)
+    requests = [
+        Request(tuple(m.tokenizer.chat([{"role": "user", "content": p}])), 128, ignore_eos=True)
+        for p in prompts()
+    ]
+    out, accepted, steps = [], 0, 0
+    for i in range(0, len(requests), 8):
+        for (seq,) in m.engine.run(requests[i : i + 8]):
+            out.append(list(seq.new))
+            accepted += seq.counts.accepted
+            steps += seq.counts.steps
+    m.close()
+    return out, accepted, steps
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[list[int]]:
+    from pronghorn import llm
+
+    held = llm.DEFAULT_USE
+    try:
+        llm.DEFAULT_USE = ("match", "fcfs")
+        return answers([])[0]
+    finally:
+        llm.DEFAULT_USE = held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", specs("draft"))
+@pytest.mark.parametrize("verifier", specs("verify"))
+def test_greedy_identity(plain: list[list[int]], drafter: str, verifier: str):
+    got, accepted, steps = answers([drafter, verifier])
+    assert len(got) == 200
+    assert all(len(g) == 128 for g in got)
+    assert got == plain
+    assert accepted > 0, "the drafter never helped: the test compares nothing"
+    assert steps < 200 * 128
