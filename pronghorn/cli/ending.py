@@ -45,8 +45,6 @@ def _tell(error: Exception) -> int:
         return _say(str(error), USE)
     if hasattr(error, "format_message"):  # a usage error of the option parser
         return _say(_usage(error), USE)
-    if type(error).__name__ == "Abort":  # how some versions of the parser report Ctrl-C
-        return INTERRUPTED
     if isinstance(error, MemoryError):
         return _say("not enough memory for this; use a smaller model or fewer tokens", USE)
     if isinstance(error, OSError):
@@ -58,7 +56,7 @@ def _tell(error: Exception) -> int:
 
 def _usage(error: Any) -> str:
     path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "pronghorn"
-    return f"{error.format_message().rstrip('.')}; `{path} --help` shows what there is"
+    return f"{error.format_message()} (see `{path} --help`)"
 
 
 def _say(text: str, status: int) -> int:

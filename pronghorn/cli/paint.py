@@ -32,7 +32,6 @@ class Painter:
         self._terminal = sys.stdout.isatty()
         self._detok = Detokenizer(tokenizer)
         self._queue: list[tuple[int, bool]] = []  # characters still to come, and whether drafted
-        self._at_start = True
 
     def write(self, piece: Piece) -> None:
         if not self.colour:
@@ -49,23 +48,22 @@ class Painter:
         sys.stdout.flush()
 
     def _put(self, text: str) -> None:
-        sys.stdout.write(text)
+        sys.stdout.write(text if not self._terminal or self.colour else printable(text))
 
     def _coloured(self, text: str) -> str:
-        out = []
-        while text and self._queue:
-            n, drafted = self._queue[0]
+        out = ""
+        lit = False
+        while text:
+            n, drafted = self._queue.pop(0) if self._queue else (len(text), False)
             part, text = text[:n], text[n:]
             if n > len(part):
-                self._queue[0] = (n - len(part), drafted)
-            else:
-                self._queue.pop(0)
-            if part and drafted:
-                self.drafted = True
-                out.append(f"{DRAFTED}{printable(part)}{PLAIN}")
-            else:
-                out.append(printable(part))
-        return "".join(out) + printable(text)
+                self._queue.insert(0, (n - len(part), drafted))
+            if part and drafted != lit:
+                out += DRAFTED if drafted else PLAIN
+                lit = drafted
+            out += printable(part)
+            self.drafted |= lit
+        return out + (PLAIN if lit else "")
 
 
 def closing(answer: Answer, drafted: bool = False) -> str:
