@@ -17,6 +17,9 @@ def build() -> Any:
     """The Typer application."""
     import typer
 
+    from pronghorn.cli.explain import explain
+    from pronghorn.cli.info import info
+    from pronghorn.cli.methods import methods
     from pronghorn.cli.root import HELP, root
     from pronghorn.cli.run import run
 
@@ -28,7 +31,7 @@ def build() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (run,):
+    for command in (run, info, methods, explain):
         app.command()(command)
     return app
 

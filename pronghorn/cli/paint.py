@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from pronghorn.cli.ending import printable
+from pronghorn.cli.show import size
 
 if TYPE_CHECKING:
     from pronghorn.llm import Answer, Piece
@@ -84,12 +85,3 @@ def closing(answer: Answer, drafted: bool = False) -> str:
         legend = f"{PLAIN} · {DRAFTED}drafted{PLAIN}" if drafted else PLAIN
         return f"{DIM}{text}{legend}"
     return text
-
-
-def size(n: float) -> str:
-    """Bytes for people, in powers of 1,024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.1f} TiB"

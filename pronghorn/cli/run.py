@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pronghorn.cli import show
 from pronghorn.cli.options import (
     MODEL,
     AsJson,
@@ -82,13 +82,13 @@ def run(
     else:
         stream = llm.stream(text, **given)
     if as_json:
-        print(json.dumps(record(_last(stream))))
+        show.as_json(record(_last(stream)))
     else:
-        show(llm, stream)
+        play(llm, stream)
     llm.close()
 
 
-def show(llm: LLM, stream: Iterator[Piece | Answer]) -> Answer:
+def play(llm: LLM, stream: Iterator[Piece | Answer]) -> Answer:
     """Write an answer as it comes, then its closing line; returns the whole."""
     from pronghorn.cli.paint import Painter, closing
     from pronghorn.llm import Piece
