@@ -120,7 +120,7 @@ class Engine:
         self._ids += 1
         state = self.methods.constrain.open(self.tokenizer)
         seq = Seq(self._ids, request, list(ids), len(ids), self.store.new(), state, branch)
-        self.texts[seq.id] = TextStream(self.tokenizer, request.stop)
+        self.texts[seq.id] = TextStream(self.tokenizer, request.stop, ids)
         return seq
 
     def _check(self, request: Request, ids: list[int]) -> None:
@@ -197,11 +197,15 @@ class Engine:
                     self.running.append(other)
             for s in branches:
                 logits = out.logits[w.logit : w.logit + 1 + w.draft.n]
-                accept, event = self._advance(s, w, logits)
+                try:
+                    accept, event = self._advance(s, w, logits)
+                except RequestError as e:  # a grammar that grew too complex harms no other request
+                    s.error = str(e)
+                    accept, event = Accept([], -1), Event(s, [], [], "", "error")
                 events.append(event)
                 if s is seq:
                     accepts.append(accept)
-                    kept = [w.take + i for i in accept.path[: len(event.tokens) - 1]]
+                    kept = [w.take + i for i in accept.path[: max(len(event.tokens) - 1, 0)]]
                     places.add(self.store, s.kv, w.row, kept, w.draft)
         if places.n:
             self.runner.commit(*places.take())
@@ -276,12 +280,18 @@ class Engine:
             depth.append(max(left, 0))
         drafts = self.methods.draft.propose([w.seq for w in able], depth)
         for w, k, draft in zip(able, depth, drafts, strict=True):
-            forced = w.seq.constraint.forced()[:k]
+            forced = self._forced(w.seq)[:k]
             if forced:
                 draft = Draft.chain(forced)
                 w.seq.counts.forced += len(forced)
             w.draft = draft.clip(k)
             w.seq.counts.drafted += int(w.draft.depths().max()) if w.draft.n else 0
+
+    def _forced(self, seq: Seq) -> list[int]:
+        try:
+            return seq.constraint.forced()
+        except RequestError:
+            return []  # the mask, asked next, tells why and ends this request alone
 
     def _rows(self, works: list[_Work]) -> tuple[Rows, bool]:
         ids, pos, span, index, parent, want = [], [], [], [], [], []

@@ -63,7 +63,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
-    """finish: "stop" (end of text or stop string), "length", "cancelled". logprobs: of each new token
+    """finish: "stop" (end of text or stop string) or "length". logprobs: of each new token
     when asked for."""
 
     text: str
@@ -239,6 +239,8 @@ class LLM:
 
     def _answer(self, run: _Run) -> Answer:
         best = run.seqs[self.methods.search.choose(run.seqs)[0]]
+        if best.error:
+            raise RequestError(best.error)
         now, c, n = time.perf_counter(), best.counts, best.n_new
         first = (run.first or now) - run.start
         after = now - run.start - first

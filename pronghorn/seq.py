@@ -63,7 +63,8 @@ class Seq:
     kv: SeqKV
     constraint: ConstraintState
     branch: int = 0  # which of the request's sequences; keys its random stream
-    finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled"
+    finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled", "error"
+    error: str = ""  # why it ended in error
     counts: Counts = field(default_factory=Counts)
     logprobs: list[float] = field(default_factory=list)  # of each new token (of each prompt token after
     # the first when scoring), under the model's own distribution at temperature 1

@@ -10,12 +10,17 @@ if TYPE_CHECKING:
 
 
 class TextStream:
-    """Feed tokens, get text. Text that may be the start of a stop string is held back until it is not."""
+    """Feed tokens, get text that continues the text of `before`.
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    Text that may be the start of a stop string is held back until it is not.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], before: Sequence[int]) -> None:
         from pronghorn.model.detokenize import Detokenizer
 
         self._detok = Detokenizer(tokenizer)
+        for token in before[-4:]:  # a character is at most four tokens; a first space is not the text's first
+            self._detok.push(token)
         self._stops = [s for s in stops if s]
         self._held = ""
         self.text = ""  # all text given out

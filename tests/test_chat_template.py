@@ -123,7 +123,7 @@ def test_errors_name_the_line():
         render("\n\n{{ 1 / 0 }}")
     with pytest.raises(CheckpointError, match="line 2"):
         render("\n{% endfor %}")
-    with pytest.raises(RequestError, match="line 2.*roles must alternate"):
+    with pytest.raises(RequestError, match=r"line 2.*roles must alternate"):
         render("\n{{ raise_exception('roles must alternate') }}")
 
 
@@ -150,8 +150,6 @@ def test_messages_are_not_changed_and_templates_are_reusable():
 
 
 def test_a_long_conversation_renders():
-    source = (
-        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}"
-    )
+    source = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}"
     text = render(source, [{"role": "user", "content": " word" * 1000}] * 500)
     assert text.count("<|end|>") == 500

@@ -157,10 +157,13 @@ def test_quantized_equals_the_gguf_package(architecture, dtype, tmp_path):
     assert seen > 8
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16"])
+@pytest.mark.parametrize(
+    "kind", ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16"]
+)
 def test_every_readable_type_equals_the_gguf_package(kind, tmp_path):
     """Random blocks in a file written by gguf's own writer."""
     from gguf import GGML_QUANT_SIZES, GGUFWriter
+
     from pronghorn.model import gguf
 
     rng = np.random.default_rng(0)

@@ -41,13 +41,16 @@ def test_no_half_character_and_no_delay(text):
     for byte in text.encode():
         part = stream.push(byte)
         done += part
-        assert len(part) <= 1 and text.startswith(done)
-    assert done == text and stream.flush() == ""
+        assert len(part) <= 1
+        assert text.startswith(done)
+    assert done == text
+    assert stream.flush() == ""
 
 
 def test_flush_shows_what_is_left():
     stream = Detokenizer(tokenizer(False))
-    assert stream.push(259) == " " and stream.flush() == "\N{REPLACEMENT CHARACTER}"
+    assert stream.push(259) == " "
+    assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_leading_space_is_dropped_once_and_special_tokens_do_not_count():

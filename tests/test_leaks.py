@@ -11,9 +11,7 @@ from pronghorn.compose import names
 
 ROOT = Path(__file__).resolve().parents[1] / "pronghorn"
 CORE = sorted(
-    p
-    for pattern in ("*.py", "kv/*.py", "model/**/*.py", "run/*.py", "ops/*.py")
-    for p in ROOT.glob(pattern)
+    p for pattern in ("*.py", "kv/*.py", "model/**/*.py", "run/*.py", "ops/*.py") for p in ROOT.glob(pattern)
 )
 METHODS = {n for group in names().values() for n in group}
 

@@ -14,11 +14,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
 from pronghorn.model.checkpoint import find_nonfinite, load_checkpoint, validate
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 
 @pytest.fixture(autouse=True)
@@ -379,9 +380,7 @@ def test_pipe_is_not_read(copy):
     ],
 )
 def test_lying_headers(change, match, copy):
-    rewrite_header(
-        copy / "model.safetensors", lambda h: h["model.embed_tokens.weight"].update(change)
-    )
+    rewrite_header(copy / "model.safetensors", lambda h: h["model.embed_tokens.weight"].update(change))
     refuse(copy, match, (CheckpointError, UnsupportedError))
 
 

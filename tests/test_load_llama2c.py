@@ -7,6 +7,7 @@ import struct
 import checkpoints
 import numpy as np
 import pytest
+
 from pronghorn.errors import CheckpointError
 from pronghorn.model import llama2c, names
 from pronghorn.model.checkpoint import load_checkpoint
@@ -32,9 +33,7 @@ def test_stories(shared):
     assert config["tie_word_embeddings"] is True
     assert (checkpoint.kind, checkpoint.bos, checkpoint.eos) == ("llama2c", 1, (2,))
     raw = np.frombuffer(path.read_bytes()[28:], "<f4")
-    np.testing.assert_array_equal(
-        checkpoint.tensors["model.embed_tokens.weight"].ravel(), raw[: 512 * 64]
-    )
+    np.testing.assert_array_equal(checkpoint.tensors["model.embed_tokens.weight"].ravel(), raw[: 512 * 64])
     tail = raw[-2 * 512 * 4 :]
     assert tail[0] == 1.0, "the frequency tables end the file: cosine of 0 first"
     at = raw.size - tail.size - 64
@@ -74,9 +73,7 @@ def test_stories_writes_its_documented_text(shared):
         pieces.append(raw[at + 8 : at + 8 + n])
         at += 8 + n
     text = b"".join(pieces[i] for i in ids[0, 1:]).decode().strip()
-    assert text.startswith(
-        "Once upon a time, there was a little girl named Lily. She loved to play outside"
-    )
+    assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside")
 
 
 def test_row_orders_are_inverse():
@@ -116,9 +113,7 @@ def test_lying_headers(field, value, tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda r: r[:-1], lambda r: r + b"\0", lambda r: r[:27], lambda r: b""]
-)
+@pytest.mark.parametrize("change", [lambda r: r[:-1], lambda r: r + b"\0", lambda r: r[:27], lambda r: b""])
 def test_size_must_fit_exactly(change, tmp_path):
     path = tmp_path / "m.bin"
     path.write_bytes(change(tiny(20)))

@@ -13,7 +13,7 @@ from pronghorn.llm import LLM
 from pronghorn.seq import Request
 from tests.small import specs
 
-WORDS = "river gate amber stone lamp fox cedar violet north harbour bell copper reed ash dawn".split()
+WORDS = ["river", "gate", "amber", "stone", "lamp", "fox", "cedar", "violet", "north", "harbour", "bell", "copper", "reed", "ash", "dawn"]
 
 
 def prompts(n: int = 200) -> list[str]:
@@ -31,7 +31,9 @@ def prompts(n: int = 200) -> list[str]:
         elif kind == 2:
             out.append(f"Rename {a} to {b}:\ndef {a}(x):\n    {a}_total = x + {code}\n    return {a}_total")
         elif kind == 3:
-            out.append("Write as JSON: " + ", ".join(f"{w} {rng.randrange(99)}" for w in rng.sample(WORDS, 4)))
+            out.append(
+                "Write as JSON: " + ", ".join(f"{w} {rng.randrange(99)}" for w in rng.sample(WORDS, 4))
+            )
         else:
             out.append(f"Once upon a time there was a {a} {b} who")
     return out

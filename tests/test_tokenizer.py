@@ -30,7 +30,9 @@ def tiny(shared) -> Tokenizer:
 
 def test_bundled_facts(tiny):
     assert (tiny.n_vocab, tiny.bos, tiny.eos) == (4096, -1, (5,))
-    assert tiny.is_special(5) and tiny.token_bytes(5) == b"" and not tiny.is_special(8)
+    assert tiny.is_special(5)
+    assert tiny.token_bytes(5) == b""
+    assert not tiny.is_special(8)
     assert tiny.vocabulary()[8] == b"!"
 
 
@@ -139,7 +141,8 @@ def test_holes_are_harmless_where_nothing_needs_them(folder):
 
     edit(folder / "tokenizer.json", move)
     tokenizer = load_tokenizer(folder, {})
-    assert tokenizer.n_vocab == 5001 and tokenizer.token_bytes(4999) == b""
+    assert tokenizer.n_vocab == 5001
+    assert tokenizer.token_bytes(4999) == b""
     assert tokenizer.token_bytes(5000) == b"\xff"
     assert tokenizer.decode([4999, *tokenizer.encode("é")]) == "é"
 
@@ -177,7 +180,8 @@ def test_config_variants(folder):
 
     edit(folder / "tokenizer_config.json", change)
     tokenizer = load_tokenizer(folder, {})
-    assert tokenizer.eos == (0,) and tokenizer.chat_template == "d"
+    assert tokenizer.eos == (0,)
+    assert tokenizer.chat_template == "d"
     (folder / "chat_template.jinja").write_text("from the file")
     assert load_tokenizer(folder, {}).chat_template == "from the file"
 
@@ -389,12 +393,10 @@ def test_sentencepiece_style_tokenizer_json(tmp_path, metaspace):
     library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     if metaspace:
         library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        tail = [decoders.Metaspace(prepend_scheme="first")]
-        library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *tail])
+        tail = decoders.Metaspace(prepend_scheme="first")
+        library.decoder = decoders.Sequence([decoders.ByteFallback(), tail])
     else:
-        library.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
+        library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         library.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
              decoders.Strip(" ", 1, 0)]
@@ -405,9 +407,7 @@ def test_sentencepiece_style_tokenizer_json(tmp_path, metaspace):
         show_progress=False,
     )
     library.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 20, trainer)
-    library.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     data = json.loads(library.to_str())
     # Byte tokens are ordinary tokens of the vocabulary in real files.
     data["added_tokens"] = data["added_tokens"][:3]

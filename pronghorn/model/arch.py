@@ -226,9 +226,7 @@ class Config:
 
     # ------------------------------------------------------------------ rotary settings
 
-    def rope(
-        self, theta: float = 10000.0, kind: str = "full_attention", partial: bool = False
-    ) -> Rope:
+    def rope(self, theta: float = 10000.0, kind: str = "full_attention", partial: bool = False) -> Rope:
         """The rotary table of layers of `kind`.
 
         theta: the default base. partial: whether the model honours `partial_rotary_factor`; one that

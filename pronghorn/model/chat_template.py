@@ -130,8 +130,7 @@ def _n_plain(value: object, at: int, depth: int) -> int:
         return 64
     if depth < 32 and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return 64 + sum(
-            _n_plain(key, at, depth + 1) + _n_plain(item, at, depth + 1)
-            for key, item in value.items()
+            _n_plain(key, at, depth + 1) + _n_plain(item, at, depth + 1) for key, item in value.items()
         )
     if depth < 32 and isinstance(value, list):
         return 64 + sum(_n_plain(item, at, depth + 1) for item in value)

@@ -96,21 +96,21 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """
     path = locate(source)
     if path.is_dir():
-        from pronghorn.model import hf
+        from pronghorn.model.hf import load_folder
 
-        checkpoint = hf.load_folder(path)
+        checkpoint = load_folder(path)
     elif path.suffix == ".safetensors":
-        from pronghorn.model import hf
+        from pronghorn.model.hf import load_folder
 
-        checkpoint = hf.load_folder(path.parent, only=path.name)
+        checkpoint = load_folder(path.parent, only=path.name)
     elif path.suffix == ".gguf":
-        from pronghorn.model import gguf
+        from pronghorn.model.gguf import load_gguf
 
-        checkpoint = gguf.load_gguf(path)
+        checkpoint = load_gguf(path)
     elif path.suffix == ".bin":
-        from pronghorn.model import llama2c
+        from pronghorn.model.llama2c import load_llama2c
 
-        checkpoint = llama2c.load_llama2c(path)
+        checkpoint = load_llama2c(path)
     else:
         raise CheckpointError(
             f"{path} is not a checkpoint that Pronghorn reads; give a folder with config.json and "
@@ -131,26 +131,22 @@ def locate(source: str | os.PathLike[str]) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         found = False
     except (OSError, ValueError) as error:  # not allowed, a name too long, a NUL byte
-        raise CheckpointError(
-            f"{names.shown(str(source))} is not a usable path: {error}"
-        ) from error
+        raise CheckpointError(f"{names.shown(str(source))} is not a usable path: {error}") from error
     if not found:
-        from pronghorn.model import hub
+        from pronghorn.model.hub import download, is_name
 
-        if not hub.is_name(os.fspath(source)):
+        if not is_name(os.fspath(source)):
             raise CheckpointError(
                 f"{path} does not exist; give a folder, a .gguf or .bin file, or a hub name like org/name"
             )
-        path = hub.download(os.fspath(source))
+        path = download(os.fspath(source))
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return files[0]
         if files:
             listed = ", ".join(f.name for f in files[:4])
-            raise CheckpointError(
-                f"{path} holds {len(files)} GGUF files ({listed}); name one of them"
-            )
+            raise CheckpointError(f"{path} holds {len(files)} GGUF files ({listed}); name one of them")
     return path
 
 
@@ -242,9 +238,7 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
         )
 
 
-def _disagreement(
-    config: Mapping[str, Any], name: str, have: tuple[int, ...], want: tuple[int, ...]
-) -> str:
+def _disagreement(config: Mapping[str, Any], name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:
     keys = ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim")
     wrong = [w for h, w in zip(have, want, strict=False) if h != w]
     said = [f"{key} {config[key]}" for key in keys if config.get(key) in wrong]

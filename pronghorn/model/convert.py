@@ -147,9 +147,7 @@ def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
 # Hugging Face folders.
 
 
-def _write_folder(
-    checkpoint: Checkpoint, path: Path, dtype: str, progress: Progress
-) -> tuple[str, ...]:
+def _write_folder(checkpoint: Checkpoint, path: Path, dtype: str, progress: Progress) -> tuple[str, ...]:
     """config.json, one model.safetensors and whatever tokenizer files the source has beside it."""
     path.mkdir()
     code = {"f32": "F32", "f16": "F16", "bf16": "BF16"}[dtype]
@@ -212,9 +210,7 @@ def _count(shape: tuple[int, ...]) -> int:
 # GGUF.
 
 
-def _write_gguf(
-    checkpoint: Checkpoint, path: Path, dtype: str, progress: Progress
-) -> tuple[str, ...]:
+def _write_gguf(checkpoint: Checkpoint, path: Path, dtype: str, progress: Progress) -> tuple[str, ...]:
     import gguf
 
     arch, settings = gguf_map.config_to(checkpoint.config)
@@ -225,14 +221,12 @@ def _write_gguf(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in settings.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
-        add.get(type(value), writer.add_string)(key, value)  # type: ignore[arg-type]
+        add.get(type(value), writer.add_string)(key, value)
     writer.add_string(gguf_map.OWN_CONFIG, json.dumps(_config_json(checkpoint)))
     notes = _add_tokenizer(writer, checkpoint)
     jobs = _jobs(checkpoint, arch, kind)
     for job in jobs:
-        writer.add_tensor_info(
-            job.name, job.shape, np.dtype(np.float32), job.nbytes, raw_dtype=job.kind
-        )
+        writer.add_tensor_info(job.name, job.shape, np.dtype(np.float32), job.nbytes, raw_dtype=job.kind)
     total = sum(job.nbytes for job in jobs)
     try:
         writer.write_header_to_file()
@@ -271,9 +265,7 @@ def _jobs(checkpoint: Checkpoint, arch: str, kind: Any) -> list[_Job]:
     for name in checkpoint.tensors:
         place = gguf_map.to_gguf(name, arch)
         groups.setdefault(place.name, []).append((place, name))
-    jobs = [
-        _factors_job(name, values) for name, values in _rope_tensors(checkpoint.config).items()
-    ]
+    jobs = [_factors_job(name, values) for name, values in _rope_tensors(checkpoint.config).items()]
     for name, members in groups.items():
         members.sort(key=lambda member: member[0].expert)
         place = members[0][0]
@@ -469,9 +461,7 @@ def _is_byte(text: str) -> bool:
 # llama2.c.
 
 
-def _write_llama2c(
-    checkpoint: Checkpoint, path: Path, dtype: str, progress: Progress
-) -> tuple[str, ...]:
+def _write_llama2c(checkpoint: Checkpoint, path: Path, dtype: str, progress: Progress) -> tuple[str, ...]:
     config = checkpoint.config
     _require_plain_llama(checkpoint)
     vocab, seq = config["vocab_size"], config["max_position_embeddings"]

@@ -17,9 +17,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = (
-            True  # no byte seen: a SentencePiece vocabulary's leading space is still due
-        )
+        self._at_start = True  # no byte seen: a SentencePiece vocabulary's leading space is still due
 
     def push(self, token: int) -> str:
         """The text that `token` completes, "" where a character is still incomplete.

@@ -281,7 +281,7 @@ class _Cursor:
     """Reads forward through the file and never past its end."""
 
     def __init__(self, data: Array, path: Path) -> None:
-        self._data = memoryview(data)
+        self._data = memoryview(data.data)
         self._path = path
         self.at = 0
 
@@ -292,8 +292,7 @@ class _Cursor:
     def take(self, n: int) -> bytes:
         if n > self.left:
             raise CheckpointError(
-                f"{self._path} ends at byte {len(self._data)}, inside its header; it is truncated "
-                "or damaged"
+                f"{self._path} ends at byte {len(self._data)}, inside its header; it is truncated or damaged"
             )
         out = bytes(self._data[self.at : self.at + n])
         self.at += n

@@ -181,9 +181,7 @@ def to_gguf(name: str, arch: str) -> Place:
         layer, inner, suffix = match.groups()
         if (expert := _HF_EXPERT.match(inner)) and expert[2] in _PARTS:
             part = _PARTS[expert[2]]
-            return Place(
-                f"blk.{layer}.ffn_{part}_exps.weight", "", part, int(expert[1]), int(layer)
-            )
+            return Place(f"blk.{layer}.ffn_{part}_exps.weight", "", part, int(expert[1]), int(layer))
         for theirs, ours in _LAYER[arch].items():
             if inner == ours:
                 change = _change(arch, theirs)
@@ -346,9 +344,7 @@ class _Reader:
             return default
         least = 0 if default == 0 else 1
         if type(value) is not int or not least <= value < 2**31:
-            raise CheckpointError(
-                f"GGUF key {self._arch}.{key} must be a whole number, not {shown(value)}"
-            )
+            raise CheckpointError(f"GGUF key {self._arch}.{key} must be a whole number, not {shown(value)}")
         return value
 
     def number(self, key: str, default: float = -1.0) -> float:
@@ -412,9 +408,7 @@ def config_to(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             wanted["rope.scaling.factor"] = _float(scaling.get("factor"))
             wanted["rope.scaling.attn_factor"] = _float(scaling.get("attention_factor"))
         if kind in ("yarn", "longrope"):
-            wanted["rope.scaling.original_context_length"] = scaling[
-                "original_max_position_embeddings"
-            ]
+            wanted["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
     return arch, {f"{arch}.{key}": value for key, value in wanted.items() if value is not None}
 
 

@@ -145,9 +145,7 @@ def _files(folder: Path, only: str) -> list[Path]:
             f"{folder} holds only {pickles[0]}, a pickle, which can run code when it is read; "
             "convert it to safetensors (transformers: save_pretrained) and try again"
         )
-    raise CheckpointError(
-        f"{folder} holds no .safetensors file; the download may not have finished"
-    )
+    raise CheckpointError(f"{folder} holds no .safetensors file; the download may not have finished")
 
 
 def _shards(index: Path) -> list[str]:
@@ -159,9 +157,7 @@ def _shards(index: Path) -> list[str]:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(f"{index} names {names.shown(shard)}, which is no file beside it")
         if not (index.parent / shard).exists():
-            raise CheckpointError(
-                f"{index.parent / shard} is missing, though {index.name} names it"
-            )
+            raise CheckpointError(f"{index.parent / shard} is missing, though {index.name} names it")
     return shards
 
 
@@ -180,9 +176,7 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
             "truncated or is not safetensors"
         )
     if n_header > MAX_HEADER:
-        raise CheckpointError(
-            f"{path}: the header claims {n_header} bytes; at most {MAX_HEADER} are read"
-        )
+        raise CheckpointError(f"{path}: the header claims {n_header} bytes; at most {MAX_HEADER} are read")
     header = _object(data[8 : 8 + n_header].tobytes(), f"{path} (header)")
     header.pop("__metadata__", None)
     base = 8 + n_header
@@ -237,9 +231,7 @@ def _whole(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(v) is int and 0 <= v <= 2**62 for v in values)
 
 
-def _reader(
-    data: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Callable[[], Array]:
+def _reader(data: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], Array]:
     return lambda: view(data, start, shape, dtype)
 
 

@@ -61,9 +61,7 @@ def load_llama2c(path: Path) -> Checkpoint:
             "(transformers: save_pretrained) and try again"
         )
     if int.from_bytes(magic, "little") == 0x616B3432:
-        raise CheckpointError(
-            f"{path} is a llama2.c file of a later version; export it as version 0"
-        )
+        raise CheckpointError(f"{path} is a llama2.c file of a later version; export it as version 0")
     if data.size < HEADER.size:
         raise CheckpointError(f"{path} has {data.size} bytes: too short for a llama2.c header")
     values = HEADER.unpack(data[: HEADER.size].tobytes())

@@ -52,7 +52,13 @@ _FLOATS = (
     "final_logit_softcapping",
     "partial_rotary_factor",
 )
-_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "norm_topk_prob")
+_FLAGS = (
+    "attention_bias",
+    "mlp_bias",
+    "norm_topk_prob",
+    "tie_word_embeddings",
+    "use_sliding_window",
+)
 
 # Values that published configs leave out because the model's own configuration class supplies them.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -133,9 +139,7 @@ def fused_experts(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[str, ..
         return None
     parts = ("gate", "up") if match[2] == "gate_up_proj" else ("down",)
     if len(shape) != 3 or 0 in shape or shape[1] % len(parts):
-        raise CheckpointError(
-            f"{name} has shape {shape}; stacked experts are (experts, rows, columns)"
-        )
+        raise CheckpointError(f"{name} has shape {shape}; stacked experts are (experts, rows, columns)")
     return match[1], parts
 
 
@@ -221,9 +225,7 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
             if key == "sliding_window" and type(value) is int and value <= 0:
                 config[key] = None
                 continue
-            raise CheckpointError(
-                f"{where}: {key} must be a whole number above 0, not {shown(value)}"
-            )
+            raise CheckpointError(f"{where}: {key} must be a whole number above 0, not {shown(value)}")
     for key in _FLOATS:
         value = config.get(key)
         if value is None:
@@ -233,11 +235,12 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
     for key in _FLAGS:
         if config.get(key) is not None and type(config[key]) is not bool:
             raise CheckpointError(f"{where}: {key} must be true or false, not {shown(config[key])}")
-    kinds = config.get("layer_types")
-    if kinds is not None and not (
-        isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
-    ):
-        raise CheckpointError(f"{where}: layer_types must be a list of names, not {shown(kinds)}")
+    for key, kind in (("layer_types", str), ("no_rope_layers", int)):
+        value = config.get(key)
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(each, kind) for each in value)
+        ):
+            raise CheckpointError(f"{where}: {key} must be a list, one for each layer, not {shown(value)}")
 
 
 def _rope(config: dict[str, Any], model_type: str, where: str) -> None:
@@ -299,6 +302,17 @@ def _rope_value(key: str, value: Any, where: str) -> Any:
     return value
 
 
+def _at_least(config: Mapping[str, Any], key: str, least: int, default: int) -> int:
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not int or value < least:
+        raise CheckpointError(
+            f"config says {key} {shown(value)}; it must be a whole number of at least {least}"
+        )
+    return value
+
+
 def fill_layers(config: dict[str, Any]) -> None:
     """Add `layer_types` (and smollm3's `no_rope_layers`) where the config leaves them to its class.
 
@@ -314,25 +328,20 @@ def fill_layers(config: dict[str, Any]) -> None:
     ):
         window = config["sliding_window"] = None
     if model_type == "smollm3" and config.get("no_rope_layers") is None:
-        interval = config.get("no_rope_layer_interval", 4)
-        if type(interval) is not int or interval < 1:
-            raise CheckpointError(f"no_rope_layer_interval must be above 0, not {shown(interval)}")
+        interval = _at_least(config, "no_rope_layer_interval", 1, 4)
         config["no_rope_layers"] = [int((i + 1) % interval != 0) for i in range(n_layers)]
     if config.get("layer_types") is None:
         sliding = [window is not None] * n_layers
         if model_type in ("qwen2", "qwen3") and window is not None:
-            first = config.get("max_window_layers", 28)
+            first = _at_least(config, "max_window_layers", 0, 28)
             sliding = [i >= first for i in range(n_layers)]
         elif model_type == "smollm3" and window is not None:
             sliding = [not has_rope for has_rope in config["no_rope_layers"]]
         elif model_type == "gemma2":
             sliding = [i % 2 == 0 for i in range(n_layers)]
         elif model_type == "gemma3_text":
-            pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
-            if type(pattern) is not int or pattern < 1:
-                raise CheckpointError(
-                    f"sliding_window_pattern must be above 0, not {shown(pattern)}"
-                )
+            saved = _at_least(config, "_sliding_window_pattern", 1, 6)
+            pattern = _at_least(config, "sliding_window_pattern", 1, saved)
             sliding = [(i + 1) % pattern != 0 for i in range(n_layers)]
         config["layer_types"] = ["sliding_attention" if s else "full_attention" for s in sliding]
     for key in ("layer_types", "no_rope_layers"):

@@ -345,9 +345,7 @@ def _rewrite(node: nodes.Node) -> None:
 def _routed(parent: nodes.Node, value: Any) -> Any:
     if isinstance(value, nodes.TemplateData):
         return _filter("_say", nodes.Const(value.data, lineno=value.lineno))
-    if not isinstance(value, nodes.Expr) or isinstance(
-        parent, (nodes.CallBlock, nodes.FilterBlock)
-    ):
+    if not isinstance(value, nodes.Expr) or isinstance(parent, (nodes.CallBlock, nodes.FilterBlock)):
         return value  # these two need the bare call or filter, which spends by itself
     # Operands of a concatenation become text before the whole is weighed.
     if isinstance(parent, nodes.Concat) or (
@@ -361,9 +359,7 @@ def _filter(name: str, node: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _tojson(
-    value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any
-) -> str:
+def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
     """JSON as chat templates expect it: no HTML escapes, characters as they are."""
     if isinstance(indent, int) and indent > 16:
         raise SecurityError("tojson indents by more than 16")

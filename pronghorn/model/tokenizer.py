@@ -135,15 +135,11 @@ class Tokenizer:
                 bos_token=self._special.get(self.bos, ""),
                 eos_token=self._special.get(self.eos[0], "") if self.eos else "",
             )
-        return self.encode(
-            self._chat.render(messages, add_generation_prompt), special=True, bos=False
-        )
+        return self.encode(self._chat.render(messages, add_generation_prompt), special=True, bos=False)
 
     def _check(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
-            raise RequestError(
-                f"token id {token} is outside the vocabulary (0..{self.n_vocab - 1})"
-            )
+            raise RequestError(f"token id {token} is outside the vocabulary (0..{self.n_vocab - 1})")
 
 
 def load_tokenizer(path: Path, gguf_metadata: Mapping[str, Any]) -> Tokenizer:
@@ -193,6 +189,4 @@ def check_ids(ids: Sequence[int], n_max: int) -> None:
             f"the tokenizer names token id {max(ids)}; ids from 0 to {n_max - 1} are possible"
         )
     if len(set(ids)) != len(ids):
-        raise CheckpointError(
-            "the tokenizer gives one id to two tokens; download the tokenizer again"
-        )
+        raise CheckpointError("the tokenizer gives one id to two tokens; download the tokenizer again")

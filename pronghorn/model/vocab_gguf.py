@@ -72,12 +72,15 @@ def load_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template", "")
     if not isinstance(template, str):
         raise _broken("its chat template is not text")
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(pre, str):
+        raise _broken("tokenizer.ggml.pre is not text")
     if add_bos is None:
-        add_bos = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
+        add_bos = kind == "llama" or pre in _WHOLE_WORDS_FIRST
     prefix = [bos] if add_bos and bos >= 0 else []
     suffix = list(eos[:1]) if metadata.get("tokenizer.ggml.add_eos_token") else []
     if kind == "gpt2":
-        library = _byte_level(metadata, tokens, types)
+        library = _byte_level(pre, _list(metadata, "merges", str), tokens, types)
         return from_library(library, "the GGUF file", bos, eos, template, prefix, suffix)
     if kind == "llama":
         space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
@@ -89,26 +92,21 @@ def load_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     )
 
 
-def _byte_level(
-    metadata: Mapping[str, Any], tokens: list[str], types: list[int]
-) -> tokenizers.Tokenizer:
+def _byte_level(pre: str, merges: list[str], tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
     """The library's tokenizer of a "gpt2" vocabulary."""
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Library
 
-    pre = metadata.get("tokenizer.ggml.pre", "default")
     if pre not in _CUTS:
         raise UnsupportedError(
             f"the GGUF file cuts words by the rule {pre!r}, which is not known; known are "
             f"{', '.join(sorted(_CUTS))}. Load the model's Hugging Face folder instead"
         )
-    merges = [_pair(merge) for merge in _list(metadata, "merges", str)]
+    pairs = [_pair(merge) for merge in merges]
     vocab = {token: id_ for id_, token in enumerate(tokens) if types[id_] != _UNUSED}
     if len(vocab) != len(tokens) - types.count(_UNUSED):
         raise _broken("two of its tokens are the same")
-    model = guarded(
-        lambda: models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST), _broken
-    )
+    model = guarded(lambda: models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_WORDS_FIRST), _broken)
     library = Library(model)
     cut = _CUTS[pre]
     steps: list[pre_tokenizers.PreTokenizer] = []
@@ -150,8 +148,8 @@ def _scored(
     byte_ids = {byte[0]: id_ for id_, token in enumerate(tokens)
                 if types[id_] in (_BYTE, _NORMAL) and (byte := byte_token(token))}  # fmt: skip
     pieces = [text.encode("utf-8", "surrogatepass") for text in texts]
-    for byte, id_ in byte_ids.items():
-        pieces[id_] = bytes([byte])
+    for value, id_ in byte_ids.items():
+        pieces[id_] = bytes([value])
     special = {id_: tokens[id_] for id_, kind in enumerate(types) if kind in (_CONTROL, _UNKNOWN)}
     for id_ in special:
         pieces[id_] = b""

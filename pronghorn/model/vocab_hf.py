@@ -278,9 +278,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _named(
-    library: tokenizers.Tokenizer, names: dict[str, Any], name: str, folder: Path
-) -> int:
+def _named(library: tokenizers.Tokenizer, names: dict[str, Any], name: str, folder: Path) -> int:
     """Id of a token that the configuration names (as text, or an object with `content`), or -1."""
     entry = names.get(name)
     if isinstance(entry, dict):

@@ -52,17 +52,12 @@ def load_llama2c(checkpoint: Path) -> Tokenizer:
     pieces = [*([b""] * 3), *tokens[3:]]
     for id_ in range(3, _N_FIXED):
         if byte_token(texts[id_]) != bytes([id_ - 3]):
-            raise CheckpointError(
-                f"{path}: token {id_} is not byte 0x{id_ - 3:02X}; download it again"
-            )
+            raise CheckpointError(f"{path}: token {id_} is not byte 0x{id_ - 3:02X}; download it again")
         byte_ids[id_ - 3] = id_
         pieces[id_] = bytes([id_ - 3])
     mergeable: dict[str, int] = {}
     for id_ in range(n_vocab - 1, _N_FIXED - 1, -1):  # of two tokens alike the first counts
-        try:
-            mergeable[tokens[id_].decode()] = id_
-        except UnicodeDecodeError:
-            raise CheckpointError(f"{path}: token {id_} is not UTF-8; download it again") from None
+        mergeable[_text(tokens[id_], id_, path)] = id_
     mergeable.pop("", None)
     markup = {text: id_ for id_, text in special.items() if text and id_ != 0}
     encoder = ScoreEncoder(mergeable, scores, byte_ids, 0, markup, {}, prefix_space=True)
@@ -83,6 +78,13 @@ def _n_vocab(checkpoint: Path) -> int:
     return n_vocab
 
 
+def _text(token: bytes, id_: int, path: Path) -> str:
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: token {id_} is not UTF-8; download it again") from None
+
+
 def _read(path: Path) -> tuple[list[bytes], list[float]]:
     """(bytes, score) of every token in a file."""
     data = read_bounded(path, _N_FILE_MAX)
@@ -99,8 +101,7 @@ def _read(path: Path) -> tuple[list[bytes], list[float]]:
         at += 8
         if not 0 <= n_bytes <= min(longest, len(data) - at) or not math.isfinite(score):
             raise CheckpointError(
-                f"{path}: token {len(tokens)} claims {n_bytes} bytes and the score {score}; "
-                "download it again"
+                f"{path}: token {len(tokens)} claims {n_bytes} bytes and the score {score}; download it again"
             )
         tokens.append(data[at : at + n_bytes])
         scores.append(score)

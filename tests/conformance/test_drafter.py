@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from conformance import _find
 from conformance._rig import N_VOCAB, check_draft, sequence
-
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.methods.draft.token_recycling import TokenRecycling

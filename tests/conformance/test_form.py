@@ -6,8 +6,8 @@ import dataclasses
 import typing
 
 import pytest
-from conformance import _find
 
+from conformance import _find
 from pronghorn.types import Traits
 
 ALL = [

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance import _find
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conformance import _find
 from pronghorn.errors import MethodError
 from pronghorn.methods.shape.frequency_penalty import FrequencyPenalty
 from pronghorn.methods.shape.logit_bias import LogitBias

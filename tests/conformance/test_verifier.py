@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from conformance import _find
 from conformance._rig import TableTarget, random_draft
-
 from pronghorn.errors import MethodError
 from pronghorn.methods.verify.greedy import Greedy
 from pronghorn.types import Draft, Guarantee

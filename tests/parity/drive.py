@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.arch import build_tape
 from pronghorn.model.bind import Bound, bind
@@ -121,7 +122,4 @@ def greedy(
     finally:
         for kv in kvs:
             kv.free()
-    return [
-        Trace(np.concatenate(x), t[len(p) :])
-        for x, t, p in zip(logits, tokens, prompts, strict=True)
-    ]
+    return [Trace(np.concatenate(x), t[len(p) :]) for x, t, p in zip(logits, tokens, prompts, strict=True)]

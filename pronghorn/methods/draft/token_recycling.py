@@ -61,9 +61,7 @@ class TokenRecycling:
     def __post_init__(self) -> None:
         for name, top in (("nodes", 1024), ("depth", 64), ("width", KEPT)):
             if not 1 <= getattr(self, name) <= top:
-                raise MethodError(
-                    f"token-recycling: {name} is from 1 to {top}, not {getattr(self, name)}"
-                )
+                raise MethodError(f"token-recycling: {name} is from 1 to {top}, not {getattr(self, name)}")
 
     @cached_property
     def _table(self) -> _Table:

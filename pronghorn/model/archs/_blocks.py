@@ -98,9 +98,7 @@ class Blocks:
         for e in range(n_experts):
             gate, up, down = (Param(n.format(e), s) for n, s in zip(parts, shapes, strict=True))
             experts.append((gate, up, down))
-        return self.tape.moe(
-            x, Param(router, (n_experts, self.width)), experts, top_k, renorm, fn
-        )
+        return self.tape.moe(x, Param(router, (n_experts, self.width)), experts, top_k, renorm, fn)
 
 
 MOE_NAMES = (
