@@ -17,6 +17,7 @@ def build() -> Any:
     """The Typer application."""
     import typer
 
+    from pronghorn.cli.chat import chat
     from pronghorn.cli.explain import explain
     from pronghorn.cli.info import info
     from pronghorn.cli.methods import methods
@@ -31,7 +32,7 @@ def build() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (run, info, methods, explain):
+    for command in (run, chat, info, methods, explain):
         app.command()(command)
     return app
 

@@ -33,7 +33,7 @@ class Method:
     slot: str
     name: str
     guarantee: str
-    about: str  # first line of the module's docstring
+    about: str  # first paragraph of the module's docstring
     text: str  # all of it
     options: tuple[Option, ...]
 
@@ -76,7 +76,7 @@ def describe(slot: str, name: str) -> Method:
     text = inspect.cleandoc(module.__doc__ or "")
     notes = _comments(inspect.getsource(cls))
     options = tuple(_option(f, notes.get(f.name, "")) for f in dataclasses.fields(cls) if f.init)
-    return Method(slot, name, _guarantee(cls), text.partition("\n")[0], text, options)
+    return Method(slot, name, _guarantee(cls), " ".join(text.partition("\n\n")[0].split()), text, options)
 
 
 def _guarantee(cls: Any) -> str:

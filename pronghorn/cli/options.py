@@ -82,7 +82,7 @@ def read_prompt(argument: str) -> str:
         return argument
     if argument == "" and sys.stdin.isatty():
         raise RequestError('the prompt is empty: give one, as in pronghorn run "Hello"')
-    return _decoded(sys.stdin.buffer.read(MAX_INPUT + 1), "the input").removesuffix("\n")
+    return decoded(sys.stdin.buffer.read(MAX_INPUT + 1), "the input").removesuffix("\n")
 
 
 def read_text(path: Path) -> str:
@@ -92,10 +92,10 @@ def read_text(path: Path) -> str:
             data = file.read(MAX_INPUT + 1)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
-    return _decoded(data, str(path))
+    return decoded(data, str(path))
 
 
-def _decoded(data: bytes, what: str) -> str:
+def decoded(data: bytes, what: str) -> str:
     if len(data) > MAX_INPUT:
         raise RequestError(f"{what} is larger than {MAX_INPUT >> 20} MiB: give less text")
     try:
