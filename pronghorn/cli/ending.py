@@ -1,7 +1,7 @@
 """How a command ends: the exit status of everything that can happen, and one line about it on stderr.
 
-    0 done   1 a check failed   2 use, input or environment   70 a bug of ours   130 Ctrl-C
-    141 the reader of our output went away
+0 done   1 a check failed   2 use, input or environment   70 a bug of ours   130 Ctrl-C
+141 the reader of our output went away
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def _tell(error: Exception) -> int:
         return _say("not enough memory for this; use a smaller model or fewer tokens", USE)
     if isinstance(error, OSError):
         return _say(str(error), USE)
-    return _say(
-        f"internal error: {type(error).__name__}: {error} (PRONGHORN_DEBUG=1 shows where)", BUG
-    )
+    return _say(f"internal error: {type(error).__name__}: {error} (PRONGHORN_DEBUG=1 shows where)", BUG)
 
 
 def _usage(error: Any) -> str:
@@ -68,9 +66,7 @@ def printable(text: str) -> str:
     """`text` without characters that would steer a terminal, and without lone surrogates."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _drop_output() -> None:

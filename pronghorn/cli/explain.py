@@ -45,9 +45,9 @@ def explain(
     from pronghorn.model.arch import build_tape
     from pronghorn.model.checkpoint import load_checkpoint, validate
 
-    use = with_constraint(use, json_schema, regex)
-    asked = {slot for slot, m in compose(use).each() if name_of(m)}
-    made = compose(use, PLAIN if plain else DEFAULT_USE)
+    wanted = with_constraint(use, json_schema, regex)
+    asked = {slot for slot, m in compose(wanted).each() if name_of(m)}
+    made = compose(wanted, PLAIN if plain else DEFAULT_USE)
     checkpoint = load_checkpoint(find_model(model))
     tape = build_tape(checkpoint.config)
     validate(checkpoint, tape.expected())
@@ -66,7 +66,9 @@ def explain(
             }
         )  # fmt: skip
         return 2 if reasons else 0
-    rows = [[p.decides, p.method, "default" if p.default else "asked for", p.guarantee, p.needs] for p in parts]
+    rows = [
+        [p.decides, p.method, "default" if p.default else "asked for", p.guarantee, p.needs] for p in parts
+    ]
     show.table(str(checkpoint.path), ["decides", "method", "why", "guarantee", "effect"], rows)
     weak = [p.method.partition(":")[0] for p in parts if p.guarantee == made.guarantee.value]
     because = "" if made.guarantee.value == "exact" else f", because of {', '.join(weak)}"

@@ -212,5 +212,3 @@ def _memory(found: Info) -> list[tuple[str, str]]:
         room = "; ".join(f"{name} {n:,}" for name, n in found.fits_tokens.items())
         pairs.append(("tokens that fit", room))
     return pairs
-
-

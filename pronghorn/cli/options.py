@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,9 +32,7 @@ Use = Annotated[
 Plain = Annotated[
     bool, typer.Option("--plain", help="Without the default drafter and reuse of stored prompts.")
 ]
-Backend = Annotated[
-    str, typer.Option(metavar="NAME", help="native, ref, ref64, torch or cuda.")
-]
+Backend = Annotated[str, typer.Option(metavar="NAME", help="native, ref, ref64, torch or cuda.")]
 Threads = Annotated[int, typer.Option(min=0, max=4096, help="Threads; 0 for all cores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for scripts.")]
 Schema = Annotated[
@@ -48,7 +46,7 @@ PLAIN = ("match", "fcfs")  # the defaults that remain: how tokens are chosen and
 
 
 def open_model(
-    model: str, use: list[str], plain: bool = False, backend: str = "native", threads: int = 0
+    model: str, use: list[Any], plain: bool = False, backend: str = "native", threads: int = 0
 ) -> LLM:
     """Load a model with the methods asked for. Raises `PronghornError`."""
     from pronghorn.llm import DEFAULT_USE, LLM
@@ -56,24 +54,17 @@ def open_model(
     return LLM(model, use, backend, threads, defaults=PLAIN if plain else DEFAULT_USE)
 
 
-def with_constraint(use: list[str], schema: str, regex: str) -> list[str]:
-    """`use` and the constraint that --json-schema or --regex stands for."""
+def with_constraint(use: list[str], schema: str, regex: str) -> list[Any]:
+    """`use` and the constraint that --json-schema or --regex stands for. Raises `PronghornError`."""
+    from pronghorn.compose import load
+
     if schema and regex:
         raise MethodError("--json-schema and --regex are both given: choose one")
     if schema:
         is_text = schema.lstrip()[:1] in ("{", "[") or schema.strip() in ("true", "false")
-        return [*use, "json:schema=" + (quoted(schema) if is_text else "@" + schema)]
-    return [*use, "regex:pattern=" + quoted(regex)] if regex else use
-
-
-def quoted(text: str) -> str:
-    """`text` as the value of a method's option."""
-    for mark in "'\"":
-        if mark not in text:
-            return mark + text + mark
-    raise MethodError(
-        "a text with both kinds of quotes cannot be given here: write it to a file and name the file"
-    )
+        text = schema if is_text else read_text(Path(schema))
+        return [*use, load("constrain", "json")(schema=text)]
+    return [*use, load("constrain", "regex")(pattern=regex)] if regex else [*use]
 
 
 def read_prompt(argument: str) -> str:

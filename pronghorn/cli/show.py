@@ -26,12 +26,16 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> None:
     """A table on stdout. right: columns of numbers."""
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=_box(), header_style="bold")
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", box=_box(), header_style="bold"
+    )
     for i, name in enumerate(columns):
         made.add_column(name, justify="right" if i in right else "left", overflow="fold")
     for row in rows:
