@@ -16,7 +16,7 @@ OPTIONS = {
     "regex": 'pattern="([a-m]{2,5} [n-z]+, )+end"',
     "json": 'schema=\'{"type":"array","minItems":8,"items":{"type":"string","minLength":3,"maxLength":9}}\'',
     "best-of-n": "n=3",
-    "logit-bias": "bias=65:3+66:-2",
+    "logit-bias": 'bias="65:3,66:-2"',
     "temperature": "value=0.7",
 }
 

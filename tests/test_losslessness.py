@@ -13,7 +13,23 @@ from pronghorn.llm import LLM
 from pronghorn.seq import Request
 from tests.small import specs
 
-WORDS = ["river", "gate", "amber", "stone", "lamp", "fox", "cedar", "violet", "north", "harbour", "bell", "copper", "reed", "ash", "dawn"]
+WORDS = [
+    "river",
+    "gate",
+    "amber",
+    "stone",
+    "lamp",
+    "fox",
+    "cedar",
+    "violet",
+    "north",
+    "harbour",
+    "bell",
+    "copper",
+    "reed",
+    "ash",
+    "dawn",
+]
 
 
 def prompts(n: int = 200) -> list[str]:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance import _find
-from conformance._rig import N_VOCAB, check_draft, sequence
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.methods.draft.token_recycling import TokenRecycling
 from pronghorn.seq import Seq
 from pronghorn.types import Accept, Draft, Guarantee
+from tests.conformance import _find
+from tests.conformance._rig import N_VOCAB, check_draft, sequence
 
 NAMES = _find.names("draft")
 

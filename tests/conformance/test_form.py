@@ -7,8 +7,8 @@ import typing
 
 import pytest
 
-from conformance import _find
 from pronghorn.types import Traits
+from tests.conformance import _find
 
 ALL = [
     (slot.name, name)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformance import _find
 from pronghorn.errors import MethodError
 from pronghorn.methods.shape.frequency_penalty import FrequencyPenalty
 from pronghorn.methods.shape.logit_bias import LogitBias
@@ -20,6 +19,7 @@ from pronghorn.methods.shape.repetition_penalty import RepetitionPenalty
 from pronghorn.methods.shape.temperature import Temperature
 from pronghorn.methods.shape.top_k import TopK
 from pronghorn.methods.shape.top_p import TopP
+from tests.conformance import _find
 
 NAMES = _find.names("shape")
 V = 16

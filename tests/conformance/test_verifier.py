@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance import _find
-from conformance._rig import TableTarget, random_draft
 from pronghorn.errors import MethodError
 from pronghorn.methods.verify.greedy import Greedy
 from pronghorn.types import Draft, Guarantee
+from tests.conformance import _find
+from tests.conformance._rig import TableTarget, random_draft
 
 NAMES = _find.names("verify")
 V = 6

@@ -1,0 +1,71 @@
+"""SnapKV (Li et al., 2024, arXiv 2404.14469): the prompt's rows are thinned once, before the answer.
+
+Each KV head keeps the rows that the last `window` prompt tokens attend to most, and those tokens
+themselves. Attention is summed over the window, averaged over `kernel` neighbouring rows so that whole
+phrases stay together, and averaged over the query heads that share the KV head (the paper stores every
+query head). Scores assume the usual scale, 1 / sqrt(dim), and no soft cap. The answer's rows are kept
+whole; memory at the end of the prompt's run is that of the whole prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.errors import MethodError
+from pronghorn.kv.view import KVView, rounded
+from pronghorn.types import FOREVER, Guarantee, KVPlan, Traits
+
+
+@dataclass(frozen=True)
+class SnapKv:
+    budget: int = 1024  # rows that each head keeps of the prompt
+    window: int = 32  # last tokens of the prompt, which choose and are kept
+    kernel: int = 5  # neighbouring rows that a score is averaged over; odd
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise MethodError(f"snapkv: window is 1 or above, not {self.window}")
+        if self.budget <= self.window:
+            raise MethodError(
+                f"snapkv: budget is above window ({self.window}), not {self.budget}: it holds the window"
+            )
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise MethodError(f"snapkv: kernel is odd and 1 or above, not {self.kernel}")
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(Guarantee.APPROXIMATE, taps=(f"q.last{self.window}",), rows="head", drops=True)
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        return n_prompt if length < n_prompt else FOREVER
+
+    def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
+        if view.n <= self.budget:
+            return None
+        q = taps["q"]  # (n_layers, n_heads, window, dim)
+        n, w = view.n, q.shape[2]
+        hidden = np.arange(n) > np.arange(n - w, n)[:, None]  # (w, n): later than the query
+        score = np.zeros((view.n_layers, view.n_kv, n))
+        for layer in range(view.n_layers):
+            qh = q[layer].reshape(view.n_kv, -1, w, q.shape[3])  # (n_kv, g, w, dim): head h // g
+            s = qh @ view.k[layer][:, None].swapaxes(-1, -2) / math.sqrt(q.shape[3])
+            s = np.where(hidden, -np.inf, s)
+            e = np.exp(s - s.max(axis=-1, keepdims=True))
+            seen = (e / e.sum(axis=-1, keepdims=True)).sum(axis=2)  # (n_kv, g, n)
+            score[layer] = self._smooth(seen[..., : n - w], n).mean(axis=1)
+        return view.keep_top(rounded(score), self.budget, always=np.arange(n) >= n - w)
+
+    def _smooth(self, s: NDArray[Any], n: int) -> NDArray[Any]:
+        """Mean over `kernel` rows around each of s (..., m), zeros beyond its ends; padded to n."""
+        half = self.kernel // 2
+        wide = np.pad(s, ((0, 0), (0, 0), (half, half)))
+        m = s.shape[-1]
+        total = np.zeros(s.shape)
+        for i in range(self.kernel):
+            total += wide[..., i : i + m]
+        return np.pad(total / self.kernel, ((0, 0), (0, 0), (0, n - m)))
