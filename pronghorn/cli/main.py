@@ -18,11 +18,13 @@ def build() -> Any:
     import typer
 
     from pronghorn.cli.chat import chat
+    from pronghorn.cli.convert import convert
     from pronghorn.cli.explain import explain
     from pronghorn.cli.info import info
     from pronghorn.cli.methods import methods
     from pronghorn.cli.root import HELP, root
     from pronghorn.cli.run import run
+    from pronghorn.cli.verify import verify
 
     app = typer.Typer(
         help=HELP,
@@ -32,7 +34,7 @@ def build() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (run, chat, info, methods, explain):
+    for command in (run, chat, info, methods, explain, verify, convert):
         app.command()(command)
     return app
 
