@@ -296,11 +296,10 @@ def check(c: Composition, facts: Facts) -> list[str]:
         if missing:
             reasons.append(f"{name} needs a companion model: {', '.join(missing)}")
         if slot == "gate":
-            wrong = [x for x in m.skips(facts.n_layers) if not 0 <= x < facts.n_layers]
-            if wrong:
-                reasons.append(f"{name} skips layer {wrong[0]}, but the model has {facts.n_layers} layers")
-            elif len(set(m.skips(facts.n_layers))) == facts.n_layers:
-                reasons.append(f"{name} skips every layer")
+            try:
+                m.skips(facts.n_layers)
+            except MethodError as e:
+                reasons.append(str(e))
     return reasons
 
 

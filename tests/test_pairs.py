@@ -144,8 +144,8 @@ def test_the_page_is_up_to_date():
     [
         (["streaming-llm"], Facts(2, 64, True, False), "learned position"),
         (["streaming-llm"], Facts(2, 64, False, True), "frequencies change"),
-        (["skip-layers:layers=7"], Facts(2, 64, False, False), "skips layer 7"),
-        (["skip-layers:layers=0+1"], Facts(2, 64, False, False), "every layer"),
+        (["skip-layers:layers=7"], Facts(2, 64, False, False), "not 7"),
+        (["skip-layers:layers=0+1"], Facts(2, 64, False, False), "all 2"),
     ],
 )
 def test_refused_with_reasons(use: list[str], facts: Facts, word: str):

@@ -21,7 +21,7 @@ from pronghorn.slots import Span
 from pronghorn.types import Guarantee, Ints, Traits
 
 
-@dataclass
+@dataclass(eq=False)
 class _State:
     ids: Ints
     kv: SeqKV

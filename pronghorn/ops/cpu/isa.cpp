@@ -98,23 +98,28 @@ std::string joined(const std::vector<std::string>& names) {
     return out;
 }
 
-const Isa& pick() {
-    const char* wanted = std::getenv("PRONGHORN_ISA");
-    const Isa* best = &all_isas[0];
+const Isa& named(const std::string& name, const std::string& what) {
     bool known = false;
     for (const Isa& candidate : all_isas) {
-        const bool named = wanted && wanted == std::string(candidate.name);
-        known |= named;
-        if (!candidate.runs_here()) continue;
-        if (named) return candidate;
-        best = &candidate;
+        if (name != candidate.name) continue;
+        if (candidate.runs_here()) return candidate;
+        known = true;
     }
-    if (!wanted || !*wanted) return *best;
-    throw IsaError("PRONGHORN_ISA=" + std::string(wanted) +
+    throw IsaError(what + name +
                    (known ? ": this machine lacks that instruction set"
                           : ": no such instruction set") +
                    "; set it to one of " + joined(supported_isas()) +
                    ", or unset it to use the best");
+}
+
+const Isa& pick() {
+    const char* wanted = std::getenv("PRONGHORN_ISA");
+    if (wanted && *wanted) return named(wanted, "PRONGHORN_ISA=");
+    const Isa* best = &all_isas[0];
+    for (const Isa& candidate : all_isas) {
+        if (candidate.runs_here()) best = &candidate;
+    }
+    return *best;
 }
 
 struct Chosen {
@@ -144,5 +149,9 @@ std::vector<std::string> supported_isas() {
 const std::string& isa() { return chosen().name; }
 
 const Kernels& kernels() { return chosen().kernels; }
+
+const Kernels& kernels_named(const std::string& name) {
+    return name.empty() ? kernels() : *named(name, "instruction set ").kernels;
+}
 
 }  // namespace ph

@@ -24,4 +24,7 @@ const std::string& isa();
 // Its kernels. Throws IsaError on first use; take the reference once, outside of hot loops.
 const Kernels& kernels();
 
+// The kernels of a set by name; "" is the set in use. Throws IsaError.
+const Kernels& kernels_named(const std::string& name);
+
 }  // namespace ph

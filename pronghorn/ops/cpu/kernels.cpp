@@ -5,12 +5,7 @@
 // far from here. So nothing in this file may instantiate the standard library: plain loops, C
 // headers and intrinsics only, and every helper lives in an unnamed namespace.
 #include "kernels.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "vec.h"
 
 namespace ph::PH_ISA {
 namespace {
@@ -51,9 +46,194 @@ float dot(const float* a, const float* b, std::size_t n) {
     return sum;
 }
 
+
+// Whole vectors of 16, then the rest through a buffer: the same arithmetic for every value.
+template <typename F>
+PH_INLINE void each(int n, F f) {
+    int i = 0;
+    for (; i + 16 <= n; i += 16) f(i, 16);
+    if (i < n) f(i, n - i);
+}
+PH_INLINE V get(const float* p, int n) { return n == 16 ? vld(p) : vld_part(p, n); }
+PH_INLINE void put(float* p, const V& a, int n) { n == 16 ? vst(p, a) : vst_part(p, a, n); }
+
+void to_kv(const float* x, void* out, int n, Kind kind) {
+    if (kind == F32) {
+        memcpy(out, x, sizeof(float) * n);
+        return;
+    }
+    uint16_t* y = static_cast<uint16_t*>(out);
+    for (int i = 0; i < n; ++i) y[i] = narrowed(x[i]);
+}
+
+// Value i of a row lies `at(i)` values from the start of its panel, or of the row itself.
+template <typename T, typename At, typename Widen>
+PH_INLINE void embed_from(const void* w, float* out, int n, float scale, At at, Widen widen) {
+    const T* p = static_cast<const T*>(w);
+    for (int i = 0; i < n; ++i) out[i] = widen(p[at(i)]) * scale;
+}
+
+template <typename T, typename Widen>
+void embed_as(const Mat& m, int row, float scale, float* out, Widen widen) {
+    const size_t lane = row % 16;
+    if (!m.n_panels) {
+        const T* w = static_cast<const T*>(m.w) + size_t(row) * m.n_in;
+        embed_from<T>(w, out, m.n_in, scale, [](size_t i) { return i; }, widen);
+        return;
+    }
+    const char* w = static_cast<const char*>(m.w) + size_t(row / 16) * m.panel;
+    if (m.kind == F32) {
+        embed_from<T>(w, out, m.n_in, scale, [=](size_t i) { return i * 16 + lane; }, widen);
+    } else {
+        const auto at = [=](size_t i) { return (i / 2 * 16 + lane) * 2 + (i & 1); };
+        embed_from<T>(w, out, m.n_in, scale, at, widen);
+    }
+}
+
+void embed(const Mat& m, int row, float scale, float* out) {
+    switch (m.kind) {
+        case F32: return embed_as<float>(m, row, scale, out, [](float x) { return x; });
+        case BF16: return embed_as<uint16_t>(m, row, scale, out, widened);
+        case I8: {
+            const float by = m.scale[row];
+            return embed_as<int8_t>(m, row, scale, out, [by](int8_t x) { return float(x) * by; });
+        }
+    }
+}
+
+void norm(const float* x, const float* w, const float* b, float* y, int width, int group, float eps,
+          bool centre) {
+    for (int at = 0; at < width; at += group) {
+        const float* xs = x + at;
+        float* ys = y + at;
+        float mean = 0.0f;
+        if (centre) {
+            V sum = vall(0.0f);
+            each(group, [&](int i, int n) { sum = vadd(sum, get(xs + i, n)); });
+            mean = vsum(sum) / float(group);
+        }
+        V squares = vall(0.0f);
+        each(group, [&](int i, int n) {
+            V d = vsub(get(xs + i, n), vall(mean));
+            if (n < 16 && centre) {  // unused lanes hold 0 - mean
+                float t[16] = {};
+                vst_part(t, d, n);
+                d = vld(t);
+            }
+            squares = vfma(d, d, squares);
+        });
+        const float root = __builtin_sqrtf(vsum(squares) / float(group) + eps);
+        const V by = vall(1.0f / root);
+        each(group, [&](int i, int n) {
+            V d = vmul(vmul(vsub(get(xs + i, n), vall(mean)), by), get(w + i, n));
+            if (b) d = vadd(d, get(b + i, n));
+            put(ys + i, d, n);
+        });
+    }
+}
+
+void rotate(const float* x, const float* cos, const float* sin, float* y, int heads, int dim,
+            int half) {
+    for (int h = 0; h < heads; ++h, x += dim, y += dim) {
+        each(half, [&](int i, int n) {
+            const V a = get(x + i, n), b = get(x + half + i, n);
+            const V c = get(cos + i, n), s = get(sin + i, n);
+            put(y + i, vsub(vmul(a, c), vmul(b, s)), n);
+            put(y + half + i, vadd(vmul(b, c), vmul(a, s)), n);
+        });
+        for (int i = 2 * half; i < dim; ++i) y[i] = x[i];
+    }
+}
+
+template <int FN>
+PH_INLINE V activated(const V& x) {
+    const V one = vall(1.0f), half = vall(0.5f);
+    if constexpr (FN == SILU) {
+        return vdiv(x, vadd(one, vexp(vsub(vall(0.0f), x))));
+    } else if constexpr (FN == GELU) {
+        return vmul(vmul(half, x), vadd(one, verf(vmul(x, vall(0.70710678118654752f)))));
+    } else if constexpr (FN == GELU_TANH) {
+        const V cube = vmul(vmul(vmul(x, x), x), vall(0.044715f));
+        const V inner = vmul(vadd(x, cube), vall(0.79788456080286536f));
+        return vmul(vmul(half, x), vadd(one, vtanh(inner)));
+    } else {
+        return vmax(x, vall(0.0f));
+    }
+}
+
+template <int FN>
+void act_of(const float* x, const float* up, float* y, int n) {
+    each(n, [&](int i, int m) {
+        V a = activated<FN>(get(x + i, m));
+        if (up) a = vmul(a, get(up + i, m));
+        put(y + i, a, m);
+    });
+}
+
+void glu(const float* gate, const float* up, float* y, int n, Act fn) {
+    switch (fn) {
+        case SILU: return act_of<SILU>(gate, up, y, n);
+        case GELU: return act_of<GELU>(gate, up, y, n);
+        case GELU_TANH: return act_of<GELU_TANH>(gate, up, y, n);
+        case RELU: return act_of<RELU>(gate, up, y, n);
+    }
+}
+
+void act(const float* x, float* y, int n, Act fn) { glu(x, nullptr, y, n, fn); }
+
+void plus(const float* a, const float* b, float* y, int n) {
+    each(n, [&](int i, int m) { put(y + i, vadd(get(a + i, m), get(b + i, m)), m); });
+}
+
+void times(const float* x, float by, float* y, int n) {
+    each(n, [&](int i, int m) { put(y + i, vmul(get(x + i, m), vall(by)), m); });
+}
+
+void axpy(float a, const float* x, float* y, int n) {
+    each(n, [&](int i, int m) { put(y + i, vfma(vall(a), get(x + i, m), get(y + i, m)), m); });
+}
+
+void softcap(float* x, int n, float scale, float cap) {
+    each(n, [&](int i, int m) {
+        V y = vmul(get(x + i, m), vall(scale));
+        if (cap > 0) y = vmul(vtanh(vdiv(y, vall(cap))), vall(cap));
+        put(x + i, y, m);
+    });
+}
+
+void softmax(float* x, int n) {
+    float top = x[0];
+    for (int i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
+    V sum = vall(0.0f);
+    each(n, [&](int i, int m) {
+        V e = vexp(vsub(get(x + i, m), vall(top)));
+        put(x + i, e, m);
+        sum = vadd(sum, get(x + i, m));
+    });
+    const V by = vall(vsum(sum));
+    each(n, [&](int i, int m) { put(x + i, vdiv(get(x + i, m), by), m); });
+}
+
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {.dot = dot};
+const Kernels table = {
+    .dot = dot,
+    .packs_input = PH_PACKS,
+    .narrow = narrow,
+    .linear = linear,
+    .to_kv = to_kv,
+    .embed = embed,
+    .norm = norm,
+    .rotate = rotate,
+    .act = act,
+    .glu = glu,
+    .add = plus,
+    .scale = times,
+    .axpy = axpy,
+    .softcap = softcap,
+    .softmax = softmax,
+    .attend = attend,
+};
 
 }  // namespace ph::PH_ISA

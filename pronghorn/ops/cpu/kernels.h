@@ -1,18 +1,111 @@
 // What every instruction set offers: one table of function pointers per set, and the same table type.
 //
 // To add a kernel: declare a pointer here, write it in a kernels*.cpp inside namespace ph::PH_ISA
-// (those files are compiled once per set), and name it in that file's table. Code that runs
+// (those files are compiled once per set), and name it in the table of kernels.cpp. Code that runs
 // kernels calls through `ph::kernels()` of isa.h, never through a set's namespace.
+//
+// One promise holds for all of them: a row's result does not depend on which other rows are there.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace ph {
+
+constexpr int PAGE = 16;  // rows of a KV page, and outputs of a weight panel
+
+enum Kind : int { F32 = 0, BF16 = 1, I8 = 2 };  // of weights and of stored KV
+
+enum Act : int { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+
+// A matrix (n_out, n_in) in panels of 16 outputs: [n_out/16][step][16] for F32, a step being one
+// input; [n_out/16][step][16][2] for BF16 and I8, a step being a pair of inputs. Zeros fill up.
+// A matrix that is only read by rows has n_panels 0 and w (n_out, n_in) as it came.
+struct Mat {
+    Kind kind;
+    int n_out, n_in;
+    int n_panels, n_steps;
+    std::size_t panel;   // bytes of a panel
+    const void* w;
+    const float* scale;  // I8: one factor per output, padded to 16; else null
+};
+
+// Output column 0 of row 0, and what is applied to a finished sum: times scale, plus bias.
+struct Linear {
+    const Mat* mat;
+    const float* bias;  // padded to 16, or null
+    float* y;
+    std::size_t ldy;  // floats from row to row
+};
+
+// A page of keys and values of one head. Lanes [lo, hi) hold keys number `at`, `at` + 1, ...
+struct KvPage {
+    const void* k;         // (dim, 16)
+    const void* v;         // (16, dim)
+    const float* ks;       // I8: factors (16,)
+    const float* vs;
+    const std::int32_t* pos;   // (16,) logical positions
+    const std::uint8_t* pick;  // whether row r of the item reads it: pick[r * pick_step]; null: all
+    Kind kind;
+    int lo, hi, at;
+};
+
+// Rows [row0, row1) of an item, a chain: the last key of row r is number n_keys - (row1 - r).
+struct KvRun {
+    int row0, row1;
+    int n_keys;
+    int page0, page1;  // of the tail's pages
+};
+
+// Attention of some rows of one sequence over one KV head, with g query heads.
+struct AttendItem {
+    int dim, g, n_rows, window;
+    float scale, softcap;
+    const float* q;  // row r, head h: q + r * ldq + h * dim
+    std::size_t ldq;
+    float* out;
+    std::size_t ldo;
+    const std::int32_t* pos;  // of the rows
+    const KvPage* shared;     // pages that every row sees, `at` rising in steps of 16
+    int n_shared;
+    const KvPage* tail;  // pages of rows of this step
+    const KvRun* runs;
+    int n_runs;
+    std::size_t pick_step;
+    float* scratch;      // attend_scratch floats
+    std::size_t stride;  // floats of the scores of one query: keys, rounded up to 16, plus 32
+};
 
 struct Kernels {
     // Inner product of n floats; the order of additions is fixed per set and independent of n's use.
     float (*dot)(const float* a, const float* b, std::size_t n);
+
+    bool packs_input;  // BF16 and I8 take inputs as bfloat16, else as floats rounded to it
+    // One row of inputs as BF16 and I8 matrices take it, an even number of values, 0 at the end.
+    void (*narrow)(const float* x, void* out, int n_in);
+    // Panels [p0, p1) of n rows; x as the matrix's kind takes it, ldx bytes from row to row.
+    void (*linear)(const Linear& l, const void* x, std::size_t ldx, int n, int p0, int p1);
+
+    void (*to_kv)(const float* x, void* out, int n, Kind kind);     // F32 or BF16
+    void (*embed)(const Mat& m, int row, float scale, float* out);  // a row of a matrix
+    void (*norm)(const float* x, const float* w, const float* b, float* y, int width, int group,
+                 float eps, bool centre);
+    void (*rotate)(const float* x, const float* cos, const float* sin, float* y, int heads, int dim,
+                   int half);
+    void (*act)(const float* x, float* y, int n, Act fn);
+    void (*glu)(const float* gate, const float* up, float* y, int n, Act fn);
+    void (*add)(const float* a, const float* b, float* y, int n);
+    void (*scale)(const float* x, float by, float* y, int n);
+    void (*axpy)(float a, const float* x, float* y, int n);  // y += a * x
+    void (*softcap)(float* x, int n, float scale, float cap);
+    void (*softmax)(float* x, int n);
+    void (*attend)(const AttendItem& item);
 };
+
+// Floats of scratch for an item of n queries.
+inline std::size_t attend_scratch(std::size_t n, int dim, std::size_t stride) {
+    return n * (std::size_t(dim) + (dim + 15) / 16 * 16 + stride + 16) + 64 * PAGE;
+}
 
 #if defined(__x86_64__)
 #define PH_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512)
@@ -22,9 +115,13 @@ struct Kernels {
 #error "Pronghorn has no kernels for this architecture"
 #endif
 
-#define PH_DECLARE_TABLE(name) \
-    namespace name {           \
-    extern const Kernels table; \
+// What the kernels*.cpp of a set give to its table.
+#define PH_DECLARE_TABLE(name)                                                                    \
+    namespace name {                                                                              \
+    extern const Kernels table;                                                                   \
+    void narrow(const float*, void*, int);                                                        \
+    void linear(const Linear&, const void*, std::size_t, int, int, int);                          \
+    void attend(const AttendItem&);                                                               \
     }
 PH_FOR_EACH_ISA(PH_DECLARE_TABLE)
 #undef PH_DECLARE_TABLE

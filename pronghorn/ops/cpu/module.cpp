@@ -4,17 +4,27 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <map>
+
+#include "executor.h"
 #include "isa.h"
 
 namespace nb = nanobind;
 
 namespace {
 
-using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T, int N>
+using Flat = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Ints = Flat<std::int32_t, 1>;
+using Floats = Flat<float, 1>;
 
-float dot(const Vector& a, const Vector& b) {
+float dot(const Floats& a, const Floats& b) {
     if (a.shape(0) != b.shape(0)) throw nb::value_error("dot: the lengths differ");
     return ph::kernels().dot(a.data(), b.data(), a.shape(0));
+}
+
+void need(bool ok, const std::string& what) {
+    if (!ok) throw nb::value_error(what.c_str());
 }
 
 // The user's errors are pronghorn.errors; that module is imported only when one is raised.
@@ -27,6 +37,176 @@ void translate_isa_error(const std::exception_ptr& error, void*) {
     }
 }
 
+ph::Do kind_of(const std::string& name) {
+    using ph::Do;
+    static const std::map<std::string, Do> kinds = {
+        {"embed", Do::Embed}, {"wpe", Do::Wpe},       {"norm", Do::Norm}, {"linear", Do::Linear},
+        {"rope", Do::Rope},   {"attend", Do::Attend}, {"act", Do::Act},   {"glu", Do::Glu},
+        {"add", Do::Add},     {"scale", Do::Scale},   {"moe", Do::Moe},   {"tap", Do::Tap},
+        {"head", Do::Head}};
+    const auto found = kinds.find(name);
+    if (found == kinds.end()) throw nb::value_error(("no op " + name).c_str());
+    return found->second;
+}
+
+ph::Source source_of(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>& w,
+                     const Floats& scale) {
+    need(kind >= ph::F32 && kind <= ph::I8, "a kind that does not exist");
+    const std::size_t size = kind == ph::F32 ? 4 : kind == ph::BF16 ? 2 : 1;
+    need(w.itemsize() == size && w.shape(0) > 0 && w.shape(1) > 0 && w.shape(0) < (1u << 30) &&
+             w.shape(1) < (1u << 30),
+         "a matrix whose dtype or shape does not fit its kind");
+    need(kind != ph::I8 || scale.shape(0) == w.shape(0), "one scale per output");
+    return {ph::Kind(kind),
+            int(w.shape(0)),
+            int(w.shape(1)),
+            w.data(),
+            std::ptrdiff_t(w.stride(0) * std::int64_t(size)),
+            std::ptrdiff_t(w.stride(1) * std::int64_t(size)),
+            kind == ph::I8 ? scale.data() : nullptr};
+}
+
+ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& at) {
+    need(at.size() == 4 && kind >= ph::F32 && kind <= ph::I8, "a zone: offsets of k, v, ks, vs");
+    return {ph::Kind(kind), member, at[0], at[1], at[2], at[3]};
+}
+
+class Native : public ph::Executor {
+public:
+    using ph::Executor::Executor;
+
+    void keep_alive(nb::object o) { kept_.push_back(std::move(o)); }
+
+    void run(const Ints& ids, const Ints& pos, const Ints& seq, const Ints& parent,
+             const Ints& want, const nb::list& kvs, const std::vector<Flat<float, 2>>& freqs,
+             const std::vector<Ints>& freq_of,
+             const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits,
+             const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps) {
+        ph::StepIn s;
+        const std::size_t n = ids.shape(0);
+        for (const Ints* a : {&pos, &seq, &parent, &want}) {
+            need(a->shape(0) == n, "rows: arrays of different lengths");
+        }
+        need(n < (1u << 24), "too many rows in a step");
+        s.n = int(n);
+        s.ids = ids.data();
+        s.pos = pos.data();
+        s.seq = seq.data();
+        s.parent = parent.data();
+        s.want = want.data();
+        sequences(s, kvs);
+        rows(s);
+        std::size_t n_want = 0;
+        for (std::size_t i = 0; i < n; ++i) n_want += s.want[i] != 0;
+        need(logits.shape(0) == n_want && logits.shape(1) == std::size_t(shape().n_vocab),
+             "logits: one row per wanted row");
+        s.logits = logits.data();
+        tables(s, freqs, freq_of);
+        need(taps.empty() || int(taps.size()) == n_taps(), "one array per tap, or none");
+        for (int i = 0; i < int(taps.size()); ++i) {
+            need(taps[i].shape(0) == n && taps[i].shape(1) == std::size_t(tap_width(i)),
+                 "a tap's array: a row per row");
+            s.taps.push_back(taps[i].data());
+        }
+        if (!n) return;
+        const nb::gil_scoped_release release;
+        ph::Executor::run(s);
+    }
+
+    void commit(const Ints& row, const Flat<std::uint64_t, 1>& addr, const Ints& slot) {
+        need(row.shape(0) == addr.shape(0) && row.shape(0) == slot.shape(0),
+             "commit: arrays of different lengths");
+        const nb::gil_scoped_release release;
+        ph::Executor::commit(int(row.shape(0)), row.data(), addr.data(), slot.data());
+    }
+
+    void selector(const std::vector<int>& layers, nb::object callback) {
+        keep_alive(callback);
+        const PyObject* raw = callback.ptr();
+        set_select(layers, [this, raw](int layer, int seq, const float* q, int n_rows) {
+            const nb::gil_scoped_acquire hold;
+            const std::size_t shape3[3] = {std::size_t(n_rows), std::size_t(shape().n_heads),
+                                           std::size_t(shape().head_dim)};
+            const nb::ndarray<nb::numpy, const float> view(q, 3, shape3, nb::handle());
+            const nb::handle f(const_cast<PyObject*>(raw));
+            const nb::list answer =
+                nb::cast<nb::list>(f(layer, seq, nb::cast(view, nb::rv_policy::copy)));
+            need(answer.size() == std::size_t(shape().n_kv), "select: one array per KV head");
+            ph::Picks picks;
+            for (const nb::handle h : answer) {
+                const auto a = nb::cast<Flat<std::uint8_t, 2>>(h);
+                need(a.shape(0) == std::size_t(n_rows), "select: a row of pages per row");
+                const std::size_t i = picks.size();
+                need(a.shape(1) == std::size_t(pages(layer, int(i), seq)), "select: an entry per page");
+                picks.emplace_back(a.data(), a.data() + a.size());
+            }
+            return picks;
+        });
+    }
+
+private:
+    void sequences(ph::StepIn& s, const nb::list& kvs) {
+        for (const nb::handle kv : kvs) {
+            const auto open = nb::cast<Flat<std::uint64_t, 1>>(kv.attr("open_addr"));
+            const auto pos = nb::cast<Ints>(kv.attr("open_pos"));
+            const auto table = nb::cast<Flat<std::int64_t, 2>>(kv.attr("table"));
+            const int n_open = nb::cast<int>(kv.attr("n_open"));
+            need(n_open >= 0 && std::size_t(n_open) <= open.shape(0) * ph::PAGE &&
+                     std::size_t(n_open) <= pos.shape(0),
+                 "a sequence with fewer open pages than open rows");
+            need(int(table.shape(0)) == n_groups() && table.shape(1) == 4,
+                 "a sequence of another store");
+            ph::SeqView view;
+            view.open = open.data();
+            view.open_pos = pos.data();
+            view.n_open = n_open;
+            view.table = table.data();
+            s.seqs.push_back(view);
+        }
+    }
+
+    void rows(ph::StepIn& s) const {
+        const auto at = [&](int i, const char* what) {
+            return "row " + std::to_string(i) + " of " + std::to_string(s.n) + ": " + what;
+        };
+        for (int i = 0; i < s.n; ++i) {
+            need(s.ids[i] >= 0 && s.ids[i] < shape().n_vocab, at(i, "token id out of range"));
+            need(s.pos[i] >= 0 && (positions() < 0 || s.pos[i] < positions()),
+                 at(i, "position out of range"));
+            need(s.seq[i] >= 0 && s.seq[i] < int(s.seqs.size()), at(i, "sequence out of range"));
+            need(s.parent[i] >= -1 && s.parent[i] < i, at(i, "parent out of range"));
+            need(s.parent[i] < 0 || s.seq[s.parent[i]] == s.seq[i],
+                 at(i, "parent's sequence out of range"));
+            ph::SeqView& q = s.seqs[s.seq[i]];
+            need(q.row0 == q.row1 || q.row1 == i, at(i, "rows of a sequence are not contiguous"));
+            if (q.row0 == q.row1) q.row0 = i;
+            q.row1 = i + 1;
+        }
+    }
+
+    void tables(ph::StepIn& s, const std::vector<Flat<float, 2>>& freqs,
+                const std::vector<Ints>& freq_of) const {
+        std::size_t given = 0;
+        for (int t = 0; t < n_tables(); ++t) {
+            s.freqs.push_back(nullptr);
+            s.freq_of.push_back(nullptr);
+            if (!table_varies(t)) continue;
+            need(given < freqs.size() && given < freq_of.size(), "a table without frequencies");
+            const auto& f = freqs[given];
+            const Ints& of = freq_of[given++];
+            need(f.shape(1) == std::size_t(table_half(t)) && of.shape(0) == std::size_t(s.n),
+                 "a table's frequencies");
+            for (int i = 0; i < s.n; ++i) {
+                need(of(i) >= 0 && std::size_t(of(i)) < f.shape(0), "a table's frequencies");
+            }
+            s.freqs.back() = f.data();
+            s.freq_of.back() = of.data();
+        }
+    }
+
+    std::vector<nb::object> kept_;
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -34,4 +214,58 @@ NB_MODULE(_native, m) {
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
     m.def("dot", &dot, nb::arg("a").noconvert(), nb::arg("b").noconvert());
+
+    using Matrix = nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>;
+    nb::class_<Native>(m, "Executor")
+        .def("__init__",
+             [](Native* self, const std::string& isa, int n_threads, int n_vocab, int n_layers,
+                int n_heads, int n_kv, int head_dim, const std::vector<int>& widths) {
+                 need(n_threads >= 1 && n_threads <= 1024, "threads: 1 to 1024");
+                 new (self) Native(isa, n_threads,
+                                   ph::Shape{n_vocab, n_layers, n_heads, n_kv, head_dim}, widths);
+             })
+        .def("add_matrix",
+             [](Native& self, int kind, const Matrix& w, const Floats& scale) {
+                 const ph::Source s = source_of(kind, w, scale);
+                 const nb::gil_scoped_release release;
+                 return self.add_matrix(s);
+             })
+        .def("add_rows",
+             [](Native& self, int kind, const Matrix& w, const Floats& scale) {
+                 const ph::Source s = source_of(kind, w, scale);
+                 need(w.stride(1) == 1 && w.stride(0) == std::int64_t(w.shape(1)),
+                      "a matrix that is read by rows lies contiguous");
+                 self.keep_alive(nb::cast(w));
+                 self.keep_alive(nb::cast(scale));
+                 return self.add_rows(s);
+             })
+        .def("add_vector",
+             [](Native& self, const Floats& v) { return self.add_vector(v.data(), int(v.shape(0))); })
+        .def("add_table",
+             [](Native& self, const Floats& freq, int half, float gain) {
+                 need(half > 0 && (freq.shape(0) == std::size_t(half) || freq.shape(0) == 0),
+                      "a table's frequencies");
+                 return self.add_table(freq.shape(0) ? freq.data() : nullptr, half, gain);
+             })
+        .def("add_op",
+             [](Native& self, const std::string& kind, std::vector<int> in, int out,
+                std::vector<int> mats, std::vector<int> vecs, std::vector<int> ints,
+                std::vector<float> floats) {
+                 self.add_op({kind_of(kind), std::move(in), out, std::move(mats), std::move(vecs),
+                              std::move(ints), std::move(floats)});
+             })
+        .def("set_zones",
+             [](Native& self, int open_kind, std::size_t open_member,
+                const std::vector<std::size_t>& open, int sealed_kind, std::size_t sealed_member,
+                const std::vector<std::size_t>& sealed, const std::vector<int>& group,
+                const std::vector<int>& index) {
+                 self.set_zones(zone_of(open_kind, open_member, open),
+                                zone_of(sealed_kind, sealed_member, sealed), group, index);
+             })
+        .def("set_select", &Native::selector)
+        .def("finish", &Native::finish)
+        .def("run", &Native::run)
+        .def("commit", &Native::commit)
+        .def_prop_ro("n_threads", [](const Native& self) { return self.n_threads(); })
+        .def_prop_ro("weight_bytes", [](const Native& self) { return self.weight_bytes(); });
 }

@@ -1,0 +1,411 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "isa.h"
+#include "moe.h"
+#include "product.h"
+
+namespace ph {
+namespace {
+
+std::size_t size_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
+
+void need(bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+// Floats of a row of inputs to the head, in whichever form the matrix takes them.
+std::size_t head_stride(const Mat& m) { return (std::size_t(m.n_in) + 16) / 16 * 16; }
+
+}  // namespace
+
+Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths)
+    : k_(kernels_named(isa)), team_(n_threads), shape_(shape), widths_(std::move(widths)) {
+    need(shape.n_vocab > 0 && shape.n_layers >= 0 && shape.n_kv > 0 && shape.head_dim > 0 &&
+             shape.n_heads > 0 && shape.n_heads % shape.n_kv == 0,
+         "the model's shape contradicts itself");
+    for (int w : widths_) need(w > 0, "a register without width");
+    selects_.assign(shape.n_layers, 0);
+}
+
+Executor::~Executor() = default;
+
+int Executor::add_matrix(const Source& source) {
+    mats_.push_back(pack(source));
+    return int(mats_.size()) - 1;
+}
+
+int Executor::add_rows(const Source& s) {
+    PackedMatrix m;
+    m.mat.kind = s.kind;
+    m.mat.n_out = s.n_out;
+    m.mat.n_in = s.n_in;
+    m.mat.w = s.w;
+    m.mat.scale = s.scale;
+    mats_.push_back(std::move(m));
+    return int(mats_.size()) - 1;
+}
+
+int Executor::add_vector(const float* values, int n) {
+    Vector v;
+    v.data = zeroed(sizeof(float) * ((std::size_t(n) + 15) / 16 * 16));
+    v.n = n;
+    std::memcpy(v.data.get(), values, sizeof(float) * n);
+    vecs_.push_back(std::move(v));
+    return int(vecs_.size()) - 1;
+}
+
+int Executor::add_table(const float* freq, int half, float gain) {
+    Table t;
+    t.half = half;
+    t.gain = gain;
+    if (freq) t.freq.assign(freq, freq + half);
+    tables_.push_back(std::move(t));
+    table_at_.push_back(angle_stride_);
+    angle_stride_ += (std::size_t(half) + 15) / 16 * 16;
+    return int(tables_.size()) - 1;
+}
+
+void Executor::add_op(TapeOp op) {
+    if (op.what == Do::Tap) {
+        op.ints = {n_taps_++};
+        tap_reg_.push_back(op.in.at(0));
+    }
+    if (op.what == Do::Wpe && op.out >= 0 && !op.vecs.empty()) {
+        const int n = vecs_.at(op.vecs[0]).n / widths_.at(op.out);
+        positions_ = positions_ < 0 ? n : std::min(positions_, n);
+    }
+    ops_.push_back(std::move(op));
+}
+
+void Executor::set_zones(Zone open, Zone sealed, std::vector<int> group, std::vector<int> index) {
+    const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;
+    need(group.size() == heads && index.size() == heads, "the store's groups");
+    need(open.kind != I8, "the open zone is float32 or bfloat16");
+    open_ = open;
+    sealed_ = sealed;
+    group_ = std::move(group);
+    index_ = std::move(index);
+    for (int g : group_) {
+        need(g >= 0, "the store's groups");
+        n_groups_ = std::max(n_groups_, g + 1);
+    }
+    tail_.kind = open.kind;
+    tail_.v = (std::size_t(shape_.head_dim) * PAGE * size_of(open.kind) + 63) / 64 * 64;
+    tail_.member = 2 * tail_.v;
+}
+
+void Executor::set_select(std::vector<int> layers, Select select) {
+    for (int layer : layers) {
+        need(layer >= 0 && layer < shape_.n_layers, "a selected layer that does not exist");
+        selects_[layer] = 1;
+    }
+    select_ = std::move(select);
+}
+
+int Executor::tap_width(int i) const { return widths_[tap_reg_[i]]; }
+
+std::size_t Executor::weight_bytes() const {
+    std::size_t n = 0;
+    for (const PackedMatrix& m : mats_) n += m.mat.panel * m.mat.n_panels;
+    for (const Vector& v : vecs_) n += sizeof(float) * v.n;
+    return n;
+}
+
+float* Executor::ThreadScratch::floats(std::size_t n) {
+    if (n > size) {
+        bytes = zeroed(sizeof(float) * n);
+        size = n;
+    }
+    return static_cast<float*>(bytes.get());
+}
+
+// ---------------------------------------------------------------------------------- a step
+
+void Executor::run(const StepIn& step) {
+    need(finished_, "run before finish");
+    tail_rows_ = 0;
+    prepare(step);
+    step_ = &step;
+    team_.run([this](Lane& lane) { execute(lane); });
+    tail_rows_ = step.n;
+}
+
+void Executor::prepare(const StepIn& s) {
+    const int n = s.n;
+    run_.resize(n);
+    depth_.resize(n);
+    wanted_.clear();
+    items_.clear();
+    for (int r = 0; r < n; ++r) {
+        const int p = s.parent[r];
+        depth_[r] = p < 0 ? 1 : depth_[p] + 1;
+        run_[r] = p >= 0 && p == r - 1 ? run_[p] : r;
+        if (s.want[r]) wanted_.push_back(r);
+    }
+    // Rows of a sequence share page reads in items; few enough rows that all threads have some.
+    const int g = shape_.n_heads / shape_.n_kv;
+    score_stride_ = 0;
+    for (const SeqView& q : s.seqs) {
+        if (q.row0 == q.row1) continue;
+        std::int64_t pages = (q.n_open + PAGE - 1) / PAGE, sealed = 0;
+        for (int i : group_) sealed = std::max(sealed, q.table[4 * i + 3]);
+        const int deep = *std::max_element(depth_.begin() + q.row0, depth_.begin() + q.row1);
+        const std::size_t keys = std::size_t(pages + sealed) * PAGE + deep;
+        score_stride_ = std::max(score_stride_, (keys + 15) / 16 * 16 + 32);
+    }
+    const int share = n * shape_.n_kv / (2 * team_.size());
+    const int fit = int((std::size_t(1) << 20) / std::max<std::size_t>(score_stride_, 1) / g);
+    const int block = std::max(1, std::min({32 / g, share, fit}));
+    for (int i = 0; i < int(s.seqs.size()); ++i) {
+        for (int r = s.seqs[i].row0; r < s.seqs[i].row1; r += block) {
+            items_.push_back({i, r, std::min(r + block, s.seqs[i].row1)});
+        }
+    }
+    const std::size_t floats = attend_scratch(std::size_t(block) * g, shape_.head_dim, score_stride_);
+    for (ThreadScratch& t : scratch_) t.floats(std::max<std::size_t>(floats, shape_.head_dim));
+
+    if (row_floats_ * n > arena_size_) {
+        arena_.reset();
+        arena_ = zeroed(sizeof(float) * row_floats_ * n);
+        arena_size_ = row_floats_ * n;
+        arena_floats_ = static_cast<float*>(arena_.get());
+    }
+    const int pages = (n + PAGE - 1) / PAGE;
+    const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;
+    if (heads * pages * tail_.member > tail_size_) {
+        tail_store_.reset();
+        tail_store_ = zeroed(heads * pages * tail_.member);
+        tail_size_ = heads * pages * tail_.member;
+        tail_bytes_ = static_cast<char*>(tail_store_.get());
+    }
+    tail_pages_ = pages;
+    if (cos_.size() < angle_stride_ * n) {
+        cos_.resize(angle_stride_ * n);
+        sin_.resize(angle_stride_ * n);
+    }
+    if (select_) picks_.resize(s.seqs.size());
+    for (const Part& part : parts_) {
+        const TapeOp& op = ops_[part.ops[0]];
+        if (part.phase == Phase::Moe) moe_room(op, n);
+        if (part.phase == Phase::Head) {
+            const std::size_t room = head_stride(mats_[op.mats[0]].mat) * wanted_.size();
+            if (head_in_.size() < room) head_in_.resize(room);
+        }
+    }
+}
+
+void Executor::execute(Lane& lane) {
+    const int n = step_->n;
+    const int chunk = std::clamp(n / (2 * team_.size()), 1, PAGE);
+    const int n_chunks = (n + chunk - 1) / chunk;
+    const auto rows = [&](auto f) {
+        team_.each(lane, n_chunks, [&](int c) {
+            const int end = std::min(n, (c + 1) * chunk);
+            f(c * chunk, end);
+        });
+    };
+    if (!tables_.empty()) {
+        rows([&](int from, int to) {
+            for (int r = from; r < to; ++r) angles(r);
+        });
+    }
+    for (const Part& part : parts_) {
+        switch (part.phase) {
+            case Phase::Rows:
+                rows([&](int from, int to) {
+                    for (int i : part.ops) {
+                        for (int r = from; r < to; ++r) row_op(ops_[i], r);
+                    }
+                });
+                break;
+            case Phase::Linears: linears(lane, part.ops); break;
+            case Phase::Attend: attend(lane, ops_[part.ops[0]]); break;
+            case Phase::Head: head(lane, ops_[part.ops[0]]); break;
+            case Phase::Moe: moe(lane, ops_[part.ops[0]]); break;
+        }
+    }
+}
+
+void Executor::angles(int r) {
+    for (std::size_t t = 0; t < tables_.size(); ++t) {
+        const Table& table = tables_[t];
+        const float* freq = table.freq.empty()
+                                ? step_->freqs[t] + std::size_t(step_->freq_of[t][r]) * table.half
+                                : table.freq.data();
+        float* c = cos_.data() + angle_stride_ * r + table_at_[t];
+        float* s = sin_.data() + angle_stride_ * r + table_at_[t];
+        for (int i = 0; i < table.half; ++i) {
+            // the angle in float32, as the models were trained; its cosine in double
+            const float angle = float(step_->pos[r]) * freq[i];
+            c[i] = float(std::cos(double(angle)) * double(table.gain));
+            s[i] = float(std::sin(double(angle)) * double(table.gain));
+        }
+    }
+}
+
+void Executor::row_op(const TapeOp& op, int r) {
+    const auto in = [&](int i) { return reg(op.in[i]) + stride(op.in[i]) * r; };
+    const auto vec = [&](int i) { return static_cast<const float*>(vecs_[op.vecs[i]].data.get()); };
+    float* y = op.out >= 0 && slot_[op.out] >= 0 ? reg(op.out) + stride(op.out) * r : nullptr;
+    const int width = op.out >= 0 ? widths_[op.out] : 0;
+    switch (op.what) {
+        case Do::Embed:
+            k_.embed(mats_[op.mats[0]].mat, step_->ids[r], op.floats[0], y);
+            break;
+        case Do::Wpe:
+            k_.add(in(0), vec(0) + std::size_t(step_->pos[r]) * width, y, width);
+            break;
+        case Do::Norm:
+            k_.norm(in(0), vec(0), op.vecs.size() > 1 ? vec(1) : nullptr, y, width, op.ints[0],
+                    op.floats[0], op.ints[1] != 0);
+            break;
+        case Do::Rope: {
+            const std::size_t at = angle_stride_ * r + table_at_[op.ints[0]];
+            k_.rotate(in(0), cos_.data() + at, sin_.data() + at, y, op.ints[1],
+                      width / op.ints[1], tables_[op.ints[0]].half);
+            break;
+        }
+        case Do::Act: k_.act(in(0), y, width, Act(op.ints[0])); break;
+        case Do::Glu: k_.glu(in(0), in(1), y, width, Act(op.ints[0])); break;
+        case Do::Add: k_.add(in(0), in(1), y, width); break;
+        case Do::Scale: k_.scale(in(0), op.floats[0], y, width); break;
+        case Do::Narrow: k_.narrow(in(0), y, widths_[op.in[0]]); break;
+        case Do::Keep: keep(op, r); break;
+        case Do::Tap:
+            if (!step_->taps.empty()) {
+                const std::size_t w = widths_[op.in[0]];
+                std::memcpy(step_->taps[op.ints[0]] + w * r, in(0), sizeof(float) * w);
+            }
+            break;
+        case Do::Linear:
+        case Do::Attend:
+        case Do::Moe:
+        case Do::Head: break;
+    }
+}
+
+// Keys and values of a row as they will be stored, so that it does not matter to a later row whether
+// this one was committed before or runs in the same step.
+void Executor::keep(const TapeOp& op, int r) {
+    const int dim = shape_.head_dim, lane = r % PAGE;
+    const std::size_t size = size_of(tail_.kind);
+    for (int h = 0; h < shape_.n_kv; ++h) {
+        char* page = tail_page(op.ints[0], h, r / PAGE);
+        const float* k = reg(op.in[0]) + stride(op.in[0]) * r + std::size_t(h) * dim;
+        const float* v = reg(op.in[1]) + stride(op.in[1]) * r + std::size_t(h) * dim;
+        char* to = page + tail_.v + size * lane * dim;
+        k_.to_kv(k, to, dim, tail_.kind);  // through the values' place, then spread out
+        if (tail_.kind == F32) {
+            float* out = reinterpret_cast<float*>(page);
+            for (int c = 0; c < dim; ++c) out[c * PAGE + lane] = reinterpret_cast<float*>(to)[c];
+        } else {
+            std::uint16_t* out = reinterpret_cast<std::uint16_t*>(page);
+            for (int c = 0; c < dim; ++c) {
+                out[c * PAGE + lane] = reinterpret_cast<std::uint16_t*>(to)[c];
+            }
+        }
+        k_.to_kv(v, to, dim, tail_.kind);
+    }
+}
+
+// ---------------------------------------------------------------------------------- products
+
+void Executor::linears(Lane& lane, const std::vector<int>& ops) {
+    constexpr int MOST = 64;
+    Linear list[MOST];
+    for (std::size_t from = 0; from < ops.size(); from += MOST) {
+        const int n_list = int(std::min<std::size_t>(MOST, ops.size() - from));
+        for (int i = 0; i < n_list; ++i) {
+            const TapeOp& op = ops_[ops[from + i]];
+            const float* bias =
+                op.vecs.empty() ? nullptr : static_cast<const float*>(vecs_[op.vecs[0]].data.get());
+            list[i] = {&mats_[op.mats[0]].mat, bias, reg(op.out), stride(op.out)};
+        }
+        const int x = ops_[ops[0]].in[0];
+        product(team_, lane, k_, list, n_list, reg(x), stride(x) * sizeof(float), step_->n,
+                [](int, int, int, int) {});
+    }
+}
+
+void Executor::head(Lane& lane, const TapeOp& op) {
+    const int n = int(wanted_.size()), from = op.in[0];
+    if (!n) return;
+    const Mat& m = mats_[op.mats[0]].mat;
+    float* x = head_in_.data();  // the wanted rows, as the matrix takes them, side by side
+    const std::size_t ld = head_stride(m);
+    team_.each(lane, n, [&](int i) {
+        const float* row = reg(from) + stride(from) * wanted_[i];
+        if (m.kind == F32) {
+            std::memcpy(x + ld * i, row, sizeof(float) * m.n_in);
+        } else {
+            k_.narrow(row, x + ld * i, m.n_in);
+        }
+    });
+    const float* bias =
+        op.vecs.empty() ? nullptr : static_cast<const float*>(vecs_[op.vecs[0]].data.get());
+    const Linear l{&m, bias, step_->logits, std::size_t(shape_.n_vocab)};
+    const float scale = op.floats[0], cap = op.floats[1];
+    product(team_, lane, k_, &l, 1, x, ld * sizeof(float), n, [&](int r0, int r1, int p0, int p1) {
+        if (scale == 1.0f && cap <= 0) return;
+        const int c0 = p0 * PAGE, c1 = std::min(p1 * PAGE, shape_.n_vocab);
+        for (int r = r0; r < r1; ++r) {
+            k_.softcap(l.y + l.ldy * r + c0, c1 - c0, scale, cap);
+        }
+    });
+}
+
+// ---------------------------------------------------------------------------------- commit
+
+void Executor::commit(int n, const std::int32_t* row, const std::uint64_t* addr,
+                      const std::int32_t* slot) {
+    for (int i = 0; i < n; ++i) {
+        need(row[i] >= 0 && row[i] < tail_rows_, "commit: a row that the last step did not have");
+        need(slot[i] >= 0 && slot[i] < PAGE && addr[i], "commit: a place that does not exist");
+    }
+    const int dim = shape_.head_dim;
+    const auto one = [&](int layer, int h) {
+        const std::size_t at = (std::size_t(layer) * shape_.n_kv + h) * open_.member;
+        const auto copy = [&](auto type) {
+            using T = decltype(type);
+            for (int i = 0; i < n;) {
+                const int lane = row[i] % PAGE;
+                int j = i + 1;  // rows that lie side by side, here and there
+                while (j < n && row[j] == row[j - 1] + 1 && row[j] % PAGE &&
+                       addr[j] == addr[i] && slot[j] == slot[j - 1] + 1) {
+                    ++j;
+                }
+                const char* page = tail_page(layer, h, row[i] / PAGE);
+                char* to = reinterpret_cast<char*>(addr[i]) + at;
+                const T* k = reinterpret_cast<const T*>(page) + lane;
+                T* out = reinterpret_cast<T*>(to + open_.k) + slot[i];
+                for (int c = 0; c < dim; ++c) {
+                    for (int w = 0; w < j - i; ++w) out[c * PAGE + w] = k[c * PAGE + w];
+                }
+                std::memcpy(reinterpret_cast<T*>(to + open_.v) + std::size_t(slot[i]) * dim,
+                            reinterpret_cast<const T*>(page + tail_.v) + std::size_t(lane) * dim,
+                            sizeof(T) * dim * (j - i));
+                i = j;
+            }
+        };
+        if (tail_.kind == F32) {
+            copy(float{});
+        } else {
+            copy(std::uint16_t{});
+        }
+    };
+    const int heads = shape_.n_layers * shape_.n_kv;
+    if (std::size_t(n) * heads * dim < (1u << 15)) {
+        for (int i = 0; i < heads; ++i) one(i / shape_.n_kv, i % shape_.n_kv);
+        return;
+    }
+    team_.run([&](Lane& lane) {
+        team_.each(lane, heads, [&](int i) { one(i / shape_.n_kv, i % shape_.n_kv); });
+    });
+}
+
+}  // namespace ph

@@ -1,0 +1,198 @@
+// Runs a tape: plans it once into phases, then executes all rows of a step in one call.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "matrix.h"
+#include "team.h"
+
+namespace ph {
+
+enum class Do { Embed, Wpe, Norm, Linear, Rope, Attend, Act, Glu, Add, Scale, Moe, Tap, Head,
+                Narrow, Keep };  // the last two are the planner's own
+
+// One op of the tape. Registers, matrices, vectors and tables are numbers; -1 is none.
+struct TapeOp {
+    Do what;
+    std::vector<int> in;
+    int out = -1;
+    std::vector<int> mats;
+    std::vector<int> vecs;
+    std::vector<int> ints;      // Norm: group, centre; Rope: table, heads; Attend: layer, window;
+                                // Act, Glu: fn; Moe: top_k, renorm, fn, width; Tap: number
+    std::vector<float> floats;  // Embed, Scale: factor; Norm: eps; Attend: scale, softcap;
+                                // Head: scale, softcap
+};
+
+// Byte offsets of the fields of a page of one head.
+struct Zone {
+    Kind kind = F32;
+    std::size_t member = 0;  // bytes of one head's page
+    std::size_t k = 0, v = 0, ks = 0, vs = 0;
+};
+
+struct Shape {
+    int n_vocab, n_layers, n_heads, n_kv, head_dim;
+};
+
+// Stored keys and values of one sequence.
+struct SeqView {
+    const std::uint64_t* open = nullptr;  // page addresses
+    const std::int32_t* open_pos = nullptr;
+    int n_open = 0;
+    const std::int64_t* table = nullptr;  // per group: addresses, fills, positions, number of pages
+    int row0 = 0, row1 = 0;               // its rows in the step
+};
+
+// One step. All arrays have n entries; they were checked.
+struct StepIn {
+    int n = 0;
+    const std::int32_t *ids = nullptr, *pos = nullptr, *seq = nullptr, *parent = nullptr,
+                       *want = nullptr;
+    std::vector<SeqView> seqs;
+    // Tables whose frequencies depend on the context: frequencies and, per row, which of them.
+    std::vector<const float*> freqs;
+    std::vector<const std::int32_t*> freq_of;
+    float* logits = nullptr;
+    std::vector<float*> taps;
+};
+
+// Pages that a selector picked: [row of the sequence][page], per KV head.
+using Picks = std::vector<std::vector<std::uint8_t>>;
+using Select = std::function<Picks(int layer, int seq, const float* q, int n_rows)>;
+
+class Executor {
+public:
+    Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths);
+
+    ~Executor();
+
+    int add_matrix(const Source& source);  // packed into panels
+    int add_rows(const Source& source);    // left where it lies, contiguous
+    int add_vector(const float* values, int n);
+    int add_table(const float* freq, int half, float gain);  // freq null: given with each step
+    void add_op(TapeOp op);
+    void set_zones(Zone open, Zone sealed, std::vector<int> group, std::vector<int> index);
+    void set_select(std::vector<int> layers, Select select);
+    void finish();  // plan; throws std::invalid_argument where the tape contradicts itself
+
+    void run(const StepIn& step);
+    // Copy K and V of rows of the last step to row slot[i] of the open block at addr[i].
+    void commit(int n, const std::int32_t* row, const std::uint64_t* addr,
+                const std::int32_t* slot);
+
+    int n_threads() const { return team_.size(); }
+    const Shape& shape() const { return shape_; }
+    int n_tables() const { return int(tables_.size()); }
+    bool table_varies(int i) const { return tables_[i].freq.empty(); }
+    int table_half(int i) const { return tables_[i].half; }
+    int n_taps() const { return n_taps_; }
+    int tap_width(int i) const;
+    int n_groups() const { return n_groups_; }
+    // Sealed pages of a sequence of the step under way, for a layer and KV head.
+    int pages(int layer, int head, int seq) const {
+        return int(step_->seqs[seq].table[4 * group_[layer * shape_.n_kv + head] + 3]);
+    }
+    int positions() const { return positions_; }  // of learned position tables, -1: none
+    std::size_t weight_bytes() const;
+
+private:
+    struct Vector {
+        Bytes data;
+        int n = 0;
+    };
+    struct Table {
+        std::vector<float> freq;
+        int half = 0;
+        float gain = 1;
+    };
+    enum class Phase { Rows, Linears, Attend, Head, Moe };
+    struct Part {
+        Phase phase;
+        std::vector<int> ops;
+    };
+    struct Item {  // rows of one sequence for an attention kernel
+        int seq, row0, row1;
+    };
+    struct ThreadScratch {
+        Bytes bytes;
+        std::size_t size = 0;
+        std::vector<KvPage> shared, tail;
+        std::vector<KvRun> runs;
+        float* floats(std::size_t n);
+    };
+    struct Moe;
+
+    int new_register(int width);
+    int narrowed(int reg, Kind kind, std::vector<TapeOp>& out, std::vector<int>& of);
+    void check_op(const TapeOp& op) const;
+    void plan();
+    void place_registers();
+    void prepare(const StepIn& step);
+    void execute(Lane& lane);
+    void row_op(const TapeOp& op, int r);
+    void keep(const TapeOp& op, int r);
+    void angles(int r);
+    void linears(Lane& lane, const std::vector<int>& ops);
+    void head(Lane& lane, const TapeOp& op);
+    void attend(Lane& lane, const TapeOp& op);
+    void attend_item(int thread, const TapeOp& op, const Item& item, int head);
+    void gather_shared(const TapeOp& op, const Item& item, int head, ThreadScratch& t, int& n_keys);
+    void gather_tail(const TapeOp& op, const Item& item, int head, ThreadScratch& t, int n_keys);
+    void moe(Lane& lane, const TapeOp& op);
+    void moe_room(const TapeOp& op, int n);
+    void select(const TapeOp& op);
+
+    float* reg(int r) const { return arena_floats_ + slot_at_[slot_[r]] * step_->n; }
+    std::size_t stride(int r) const { return slot_stride_[slot_[r]]; }
+    char* tail_page(int layer, int head, int page) const {
+        return tail_bytes_ + (std::size_t(layer * shape_.n_kv + head) * tail_pages_ + page) * tail_.member;
+    }
+
+    const Kernels& k_;
+    Team team_;
+    Shape shape_;
+    std::vector<int> widths_;
+    std::vector<PackedMatrix> mats_;
+    std::vector<Vector> vecs_;
+    std::vector<Table> tables_;
+    std::vector<TapeOp> ops_;
+    std::vector<Part> parts_;
+    std::vector<int> slot_;                 // of each register
+    std::vector<std::size_t> slot_stride_;  // floats of a row
+    std::vector<std::size_t> slot_at_;      // sum of the strides before
+    std::size_t row_floats_ = 0;
+    int n_taps_ = 0, positions_ = -1, n_groups_ = 0;
+    std::vector<int> tap_reg_;
+    bool finished_ = false;
+
+    Zone open_, sealed_, tail_;
+    std::vector<int> group_, index_;  // of (layer, head)
+    std::vector<char> selects_;       // per layer
+    Select select_;
+    std::vector<Picks> picks_;        // per sequence, for the layer under way
+
+    const StepIn* step_ = nullptr;
+    Bytes arena_;
+    std::size_t arena_size_ = 0;
+    float* arena_floats_ = nullptr;
+    Bytes tail_store_;
+    std::size_t tail_size_ = 0;
+    char* tail_bytes_ = nullptr;
+    int tail_pages_ = 0, tail_rows_ = 0;
+    std::vector<float> cos_, sin_, head_in_;
+    std::vector<std::size_t> table_at_;  // offset of a table's angles in a row
+    std::size_t angle_stride_ = 0;
+    std::vector<int> run_, depth_, wanted_;
+    std::vector<Item> items_;
+    std::size_t score_stride_ = 0;
+    std::vector<ThreadScratch> scratch_;
+    std::unique_ptr<Moe> moe_;
+};
+
+}  // namespace ph

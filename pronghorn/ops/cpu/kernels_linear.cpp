@@ -1,0 +1,263 @@
+// Products with packed matrices.
+//
+// Each output is one chain of sums over its inputs, in order, whatever the number of rows: blocks are
+// formed over rows and panels only, and where the inputs are cut to fit the cache the partial sum goes
+// to memory and comes back unchanged. BF16 and I8 matrices take inputs rounded to bfloat16 and sum in
+// float32; I8 multiplies the finished sum by the output's factor.
+#include "kernels.h"
+#include "vec.h"
+
+namespace ph::PH_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int MAX_ROWS = 12;
+constexpr int wide(int rows) { return rows == 1 ? 8 : rows <= 6 ? 4 : 2; }
+#elif defined(__AVX2__)
+constexpr int MAX_ROWS = 6;
+constexpr int wide(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+#elif defined(__aarch64__)
+constexpr int MAX_ROWS = 6;
+constexpr int wide(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+#else
+constexpr int MAX_ROWS = 2;
+constexpr int wide(int rows) { return rows == 1 ? 2 : 1; }
+#endif
+
+constexpr int CUT = 512;         // steps of inputs between visits to memory
+constexpr int ROWS_TOGETHER = 192;  // rows whose inputs stay in the second-level cache
+
+struct Block {
+    const char* w;  // first step of the first panel
+    size_t panel;   // bytes
+    const char* x;  // first step of the first row
+    size_t ldx;
+    int steps;
+    float* y;
+    size_t ldy;
+    bool first, last;
+    const float* scale;
+    const float* bias;
+};
+
+template <int K>
+struct Stored {
+    using type = int8_t;
+};
+template <>
+struct Stored<BF16> {
+    using type = uint16_t;
+};
+
+#if PH_PACKS
+template <int K>
+PH_INLINE __m512bh pairs(const char* w) {
+    if constexpr (K == BF16) {
+        return (__m512bh)_mm512_loadu_si512(w);
+    } else {
+        // An int8 is exact in bfloat16: the upper half of its float32.
+        const __m512i v =
+            _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
+        const __m512i even = _mm512_castps_si512(
+            _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 16), 16)));
+        const __m512i odd = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32(v, 16)));
+        return (__m512bh)_mm512_or_si512(
+            _mm512_srli_epi32(even, 16),
+            _mm512_and_si512(odd, _mm512_set1_epi32(int(0xffff0000u))));
+    }
+}
+#endif
+
+template <int K, int R, int P>
+__attribute__((noinline)) void micro(const Block& b) {
+    V sum[R][P];
+    PH_UNROLL for (int r = 0; r < R; ++r) {
+        PH_UNROLL for (int p = 0; p < P; ++p) {
+            sum[r][p] = b.first ? vall(0.0f) : vld(b.y + r * b.ldy + p * 16);
+        }
+    }
+    const char* w = b.w;
+    const char* x = b.x;
+    const size_t panel = b.panel, ldx = b.ldx;
+    for (int s = 0; s < b.steps; ++s) {
+        if constexpr (K == F32) {
+            V wv[P];
+            PH_UNROLL for (int p = 0; p < P; ++p) {
+                wv[p] = vld(reinterpret_cast<const float*>(w + p * panel));
+            }
+            PH_UNROLL for (int r = 0; r < R; ++r) {
+                const V xv = vall(*reinterpret_cast<const float*>(x + r * ldx));
+                PH_UNROLL for (int p = 0; p < P; ++p) sum[r][p] = vfma(xv, wv[p], sum[r][p]);
+            }
+            x += 4;
+            w += 64;
+        } else {
+#if PH_PACKS
+            __m512bh wv[P];
+            PH_UNROLL for (int p = 0; p < P; ++p) wv[p] = pairs<K>(w + p * panel);
+            PH_UNROLL for (int r = 0; r < R; ++r) {
+                int two;
+                memcpy(&two, x + r * ldx, 4);
+                const __m512bh xv = (__m512bh)_mm512_set1_epi32(two);
+                PH_UNROLL for (int p = 0; p < P; ++p) {
+                    sum[r][p].p[0] = _mm512_dpbf16_ps(sum[r][p].p[0], wv[p], xv);
+                }
+            }
+            x += 4;
+#else
+            using T = typename Stored<K>::type;
+            PH_UNROLL for (int p = 0; p < P; ++p) {
+                PH_UNROLL for (int i = 0; i < PARTS; ++i) {
+                    Part even, odd;
+                    ld_pairs(reinterpret_cast<const T*>(w + p * panel) + 2 * LANES * i, even, odd);
+                    PH_UNROLL for (int r = 0; r < R; ++r) {
+                        const float* xr = reinterpret_cast<const float*>(x + r * ldx);
+                        Part& t = sum[r][p].p[i];
+                        t = fma(all(xr[1]), odd, fma(all(xr[0]), even, t));
+                    }
+                }
+            }
+            x += 8;
+#endif
+            w += K == BF16 ? 64 : 32;
+        }
+    }
+    PH_UNROLL for (int p = 0; p < P; ++p) {
+        V scale = vall(1.0f), bias = vall(0.0f);
+        if constexpr (K == I8) {
+            if (b.last) scale = vld(b.scale + p * 16);
+        }
+        const bool biased = b.last && b.bias;
+        if (biased) bias = vld(b.bias + p * 16);
+        PH_UNROLL for (int r = 0; r < R; ++r) {
+            V t = sum[r][p];
+            if constexpr (K == I8) t = vmul(t, scale);
+            if (biased) t = vadd(t, bias);
+            vst(b.y + r * b.ldy + p * 16, t);
+        }
+    }
+}
+
+template <int K, int R>
+void rows_of(Block b, int n_panels) {
+    constexpr int W = wide(R);
+    auto move = [&b](int p) {
+        b.w += p * b.panel;
+        b.y += p * 16;
+        if (b.scale) b.scale += p * 16;
+        if (b.bias) b.bias += p * 16;
+    };
+    for (; n_panels >= W; n_panels -= W, move(W)) micro<K, R, W>(b);
+    if constexpr (W > 4) {
+        if (n_panels >= 4) {
+            micro<K, R, 4>(b);
+            n_panels -= 4, move(4);
+        }
+    }
+    if constexpr (W > 2) {
+        if (n_panels >= 2) {
+            micro<K, R, 2>(b);
+            n_panels -= 2, move(2);
+        }
+    }
+    if (n_panels > 0) micro<K, R, 1>(b);
+}
+
+template <int K, int R = MAX_ROWS>
+void rows_at_most(const Block& b, int n_rows, int n_panels) {
+    if constexpr (R >= 1) {
+        if (n_rows == R) {
+            rows_of<K, R>(b, n_panels);
+        } else {
+            rows_at_most<K, R - 1>(b, n_rows, n_panels);
+        }
+    }
+}
+
+// n rows of a few panels, all full or ending in `spare` unused outputs (then one panel only).
+template <int K>
+void region(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
+    const Mat& m = *l.mat;
+    const size_t step_w = K == F32 ? 64 : K == BF16 ? 64 : 32;
+    const size_t step_x = K == F32 || PH_PACKS ? 4 : 8;
+    const int spare = m.n_panels * 16 - m.n_out;
+    float edge[MAX_ROWS * 16];
+    const int whole = p1 == m.n_panels && spare ? p1 - 1 : p1;
+    Block b;
+    b.panel = m.panel;
+    b.ldx = ldx;
+    for (int top = 0; top < n; top += ROWS_TOGETHER) {
+        const int bottom = top + ROWS_TOGETHER < n ? top + ROWS_TOGETHER : n;
+        const int cut = bottom - top <= MAX_ROWS ? m.n_steps : CUT;
+        for (int s0 = 0; s0 < m.n_steps; s0 += cut) {
+            b.steps = s0 + cut < m.n_steps ? cut : m.n_steps - s0;
+            b.first = s0 == 0;
+            b.last = s0 + b.steps == m.n_steps;
+            // With many rows a few panels stay in the first-level cache while the rows pass by.
+            const int together = bottom - top <= MAX_ROWS ? whole - p0 : wide(MAX_ROWS);
+            for (int p = p0; p < whole; p += together) {
+                const int some = p + together < whole ? together : whole - p;
+                for (int r = top; r < bottom; r += MAX_ROWS) {
+                    b.w = static_cast<const char*>(m.w) + p * m.panel + s0 * step_w;
+                    b.x = x + r * ldx + s0 * step_x;
+                    b.y = l.y + r * l.ldy + p * 16;
+                    b.ldy = l.ldy;
+                    b.scale = K == I8 ? m.scale + p * 16 : nullptr;
+                    b.bias = l.bias ? l.bias + p * 16 : nullptr;
+                    rows_at_most<K>(b, bottom - r < MAX_ROWS ? bottom - r : MAX_ROWS, some);
+                }
+            }
+        }
+        if (whole == p1) continue;
+        // The last panel is partly outside of the matrix: through a buffer, in one go.
+        for (int r = top; r < bottom; r += MAX_ROWS) {
+            const int rows = bottom - r < MAX_ROWS ? bottom - r : MAX_ROWS;
+            b.w = static_cast<const char*>(m.w) + whole * m.panel;
+            b.x = x + r * ldx;
+            b.steps = m.n_steps;
+            b.first = b.last = true;
+            b.y = edge;
+            b.ldy = 16;
+            b.scale = K == I8 ? m.scale + whole * 16 : nullptr;
+            b.bias = l.bias ? l.bias + whole * 16 : nullptr;
+            rows_at_most<K>(b, rows, 1);
+            for (int i = 0; i < rows; ++i) {
+                memcpy(l.y + (r + i) * l.ldy + whole * 16, edge + i * 16, (16 - spare) * 4);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void narrow(const float* x, void* out, int n_in) {
+#if PH_PACKS
+    uint16_t* y = static_cast<uint16_t*>(out);
+    int i = 0;
+    for (; i + 16 <= n_in; i += 16) {
+        const __m256bh h = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i), (__m256i)h);
+    }
+    if (i < n_in) {
+        const __mmask16 m = __mmask16((1u << (n_in - i)) - 1);
+        const __m256bh h = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(m, x + i));
+        _mm256_mask_storeu_epi16(y + i, m, (__m256i)h);
+    }
+    if (n_in & 1) y[n_in] = 0;
+#else
+    float* y = static_cast<float*>(out);
+    for (int i = 0; i < n_in; ++i) y[i] = widened(narrowed(x[i]));
+    if (n_in & 1) y[n_in] = 0;
+#endif
+}
+
+void linear(const Linear& l, const void* x, size_t ldx, int n, int p0, int p1) {
+    const char* from = static_cast<const char*>(x);
+    switch (l.mat->kind) {
+        case F32: return region<F32>(l, from, ldx, n, p0, p1);
+        case BF16: return region<BF16>(l, from, ldx, n, p0, p1);
+        case I8: return region<I8>(l, from, ldx, n, p0, p1);
+    }
+}
+
+}  // namespace ph::PH_ISA

@@ -1,0 +1,44 @@
+// How the work of matrix products is shared out.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "team.h"
+
+namespace ph {
+
+// Products of n rows x with each matrix of a list, ldx bytes from row to row. after(r0, r1, p0, p1) is
+// called for each finished piece, with panels counted over the whole list.
+template <typename After>
+void product(Team& team, Lane& lane, const Kernels& k, const Linear* list, int n_list,
+             const void* x, std::size_t ldx, int n, const After& after) {
+    constexpr int FEW = 12, MANY = 192, PANELS = 8;
+    int total = 0;
+    for (int i = 0; i < n_list; ++i) total += list[i].mat->n_panels;
+    const int threads = team.size();
+    const auto pieces = [](int a, int b) { return (a + b - 1) / b; };
+    int chunk = PANELS, tall = MANY;
+    if (n <= FEW) {
+        tall = n;
+        chunk = std::max(pieces(total, 2 * threads), std::min(PANELS, pieces(total, threads)));
+    } else {
+        while (chunk > 2 && pieces(total, chunk) * pieces(n, tall) < 4 * threads) chunk /= 2;
+    }
+    const int across = pieces(total, chunk);
+    team.each(lane, across * pieces(n, tall), [&](int i) {
+        const int r0 = i / across * tall, r1 = std::min(n, r0 + tall);
+        const int p0 = i % across * chunk, p1 = std::min(total, p0 + chunk);
+        for (int j = 0, first = 0; j < n_list; first += list[j].mat->n_panels, ++j) {
+            const int from = std::max(p0 - first, 0);
+            const int to = std::min(p1 - first, list[j].mat->n_panels);
+            if (from >= to) continue;
+            Linear l = list[j];
+            l.y += l.ldy * r0;
+            k.linear(l, static_cast<const char*>(x) + ldx * r0, ldx, r1 - r0, from, to);
+        }
+        after(r0, r1, p0, p1);
+    });
+}
+
+}  // namespace ph

@@ -1,0 +1,225 @@
+"""The native runner: one C++ call per step executes the whole tape.
+
+Results do not depend, bit for bit, on which other rows are in a step, on how a prompt is cut into
+chunks, on the shape of a draft tree or on the number of threads: every output is one chain of sums in
+an order of its own. Matrices kept in bfloat16 or int8 take activations rounded to bfloat16 and sum in
+float32; attention is float32 throughout, over keys and values as the store holds them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.errors import UnsupportedError
+from pronghorn.kv.layout import Layout
+from pronghorn.kv.store import SeqKV, Store
+from pronghorn.model.bind import Bound
+from pronghorn.model.tape import Op
+from pronghorn.ops.cpu import _native
+from pronghorn.ops.ref import Ops
+from pronghorn.types import Ints, Packed, Rows, StepOut
+
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of matrices and of stored KV
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+WAY_OUT = "run this model with the reference runner, or store it otherwise"
+NO_FLOATS = np.zeros(0, np.float32)
+
+
+class NativeRunner:
+    """See `run.base.Runner`. threads: 0 takes every physical core that the process may use.
+
+    Weights are packed at load: "float32", "bfloat16", and "int8" with fields w (n_out, n_in) int8 and
+    scale (n_out,) float32. Raises `UnsupportedError` for another kind of matrix or of stored KV.
+    """
+
+    def __init__(self, bound: Bound, store: Store, threads: int = 0) -> None:
+        self.bound, self.store = bound, store
+        self.ops: Ops = store.ops
+        if self.ops.torch is not None:
+            raise UnsupportedError(f"the native runner's store lives in NumPy memory; {WAY_OUT}")
+        self.exe = _native.Executor(
+            os.environ.get("PRONGHORN_ISA", ""), threads or physical_cores(), bound.n_vocab,
+            bound.n_layers, bound.n_heads, bound.n_kv, bound.head_dim, list(bound.widths),
+        )  # fmt: skip
+        self._mats: dict[str, int] = {}
+        self._vecs: dict[str, int] = {}
+        self._taps: list[tuple[str, int]] = []  # name and width of each tap
+        self._kvs: Sequence[SeqKV] = ()
+        for rope in bound.ropes:
+            freq = NO_FLOATS if rope.varies else rope.inv_freq(0)
+            self.exe.add_table(freq, rope.dim // 2, rope.gain)
+        self._varying = [rope for rope in bound.ropes if rope.varies]
+        self._load_matrices()
+        for op in bound.ops:
+            self._add(op)
+        self._set_zones()
+        if not store.selector.dense:
+            self.exe.set_select(list(store.selector.layers(bound.n_layers)), self._select)
+        self.exe.finish()
+
+    @property
+    def n_threads(self) -> int:
+        return int(self.exe.n_threads)
+
+    # ------------------------------------------------------------------ load
+
+    def _load_matrices(self) -> None:
+        multiplied = {p.key for op in self.bound.ops if op.kind != "embed" for p in op.params}
+        for key, (packed, _) in self.bound.mats.items():
+            kind, w, scale = _matrix(key, packed)
+            if key in multiplied:
+                self._mats[key] = self.exe.add_matrix(kind, w, scale)
+            else:
+                self._mats[key] = self.exe.add_rows(kind, np.ascontiguousarray(w), scale)
+
+    def _vector(self, key: str) -> int:
+        if key not in self._vecs:
+            flat = np.ascontiguousarray(self.bound.vecs[key], np.float32).reshape(-1)
+            self._vecs[key] = self.exe.add_vector(flat)
+        return self._vecs[key]
+
+    def _add(self, op: Op) -> None:
+        a = op.attrs
+        n_mats = {"embed": 1, "linear": 1, "head": 1, "moe": len(op.params)}.get(op.kind, 0)
+        mats = [self._mats[p.key] for p in op.params[:n_mats]]
+        vecs = [self._vector(p.key) for p in op.params[n_mats:]]
+        ints: list[int] = []
+        floats: list[float] = []
+        if op.kind == "embed":
+            floats = [a["scale"]]
+        elif op.kind == "norm":
+            ints, floats = [a["group"], int(a["mode"] == "layer")], [a["eps"]]
+        elif op.kind == "rope":
+            ints = [a["rope"], a["n_heads"]]
+        elif op.kind == "attend":
+            ints, floats = [a["layer"], a["window"]], [a["scale"], a["softcap"]]
+        elif op.kind in ("act", "glu"):
+            ints = [_activation(a["fn"])]
+        elif op.kind == "scale":
+            floats = [a["by"]]
+        elif op.kind == "moe":
+            ints = [a["top_k"], int(a["renorm"]), _activation(a["fn"]), a["width"]]
+        elif op.kind == "head":
+            floats = [a["scale"], a["softcap"]]
+        elif op.kind == "tap":
+            ints = [len(self._taps)]
+            self._taps.append((a["name"], self.bound.widths[op.ins[0]]))
+        self.exe.add_op(op.kind, list(op.ins), op.out, mats, vecs, ints, floats)
+
+    def _set_zones(self) -> None:
+        store = self.store
+        pairs = [(i, h) for i in range(store.n_layers) for h in range(store.n_kv)]
+        where = [store.group_of[p] for p in pairs]
+        self.exe.set_zones(
+            *_zone(store.open_layout, store.head_dim), *_zone(store.sealed_layout, store.head_dim),
+            [g for g, _ in where], [i for _, i in where],
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ run
+
+    def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:
+        """Raises `ValueError` for rows that would read out of bounds."""
+        n = rows.n
+        self._kvs = kvs
+        freqs: list[NDArray[np.float32]] = []
+        which: list[Ints] = []
+        for rope in self._varying:
+            spans, of = np.unique(rows.span, return_inverse=True)
+            freqs.append(np.stack([rope.inv_freq(int(s)) for s in spans]))
+            which.append(of.reshape(-1).astype(np.int32))
+        logits = np.empty((int(np.count_nonzero(rows.want)), self.bound.n_vocab), np.float32)
+        out: dict[str, NDArray[Any]] = {}
+        views: list[NDArray[np.float32]] = []
+        if taps and self._taps:
+            out, views = self._tap_arrays(n)
+        self.exe.run(
+            rows.ids, rows.pos, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits, views
+        )
+        return StepOut(logits, out)
+
+    def _tap_arrays(self, n: int) -> tuple[dict[str, NDArray[Any]], list[NDArray[np.float32]]]:
+        """Arrays to return by name, and where each tap writes."""
+        b = self.bound
+        out: dict[str, NDArray[Any]] = {}
+        views: list[NDArray[np.float32]] = []
+        for name, width in self._taps:
+            if name.startswith("q."):
+                if "q" not in out:
+                    out["q"] = np.zeros((b.n_layers, n, b.n_heads, b.head_dim), np.float32)
+                views.append(out["q"][int(name[2:])].reshape(n, width))
+            else:
+                out[name] = np.zeros((n, width), np.float32)
+                views.append(out[name])
+        return out, views
+
+    def _select(self, layer: int, seq: int, q: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+        """Pages (n_rows, n_pages) that each KV head's queries read; called from inside a step."""
+        store, kv = self.store, self._kvs[seq]
+        out = []
+        for h in range(store.n_kv):
+            g, member = store.group_of[layer, h]
+            blocks = kv.sealed[g].blocks
+            if not len(blocks):
+                out.append(np.zeros((len(q), 0), np.uint8))
+                continue
+            fields = store.read_fields(blocks, g, member, own=False)
+            index = {name: self.ops.cast(f) for name, f in fields.items()}
+            heads = q.shape[1] // store.n_kv
+            pages = store.selector.select(q[:, h * heads : (h + 1) * heads], index, self.ops).pages
+            out.append(np.ascontiguousarray(np.asarray(pages, bool)).view(np.uint8))
+        return out
+
+    def commit(
+        self, row: Ints, addr: NDArray[np.uint64], block: Ints, slot: Ints
+    ) -> None:
+        """See `run.base.Runner`. Raises `ValueError` for a row that the last step did not have."""
+        self.exe.commit(row, addr, slot)
+
+
+def physical_cores() -> int:
+    """Physical cores among the processors that this process may run on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    seen = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:
+                seen.add(f.read().strip())
+        except OSError:
+            return len(allowed)
+    return max(1, len(seen))
+
+
+def _activation(fn: str) -> int:
+    if fn not in ACTIVATIONS:
+        raise UnsupportedError(f"no native kernel for the activation {fn!r}; {WAY_OUT}")
+    return ACTIVATIONS[fn]
+
+
+def _matrix(key: str, packed: Packed) -> tuple[int, NDArray[Any], NDArray[np.float32]]:
+    """Kind, elements and scales (empty where there are none) as the extension takes them."""
+    if packed.kind not in KINDS:
+        raise UnsupportedError(
+            f"matrix {key!r} is stored as {packed.kind!r}, for which there is no native kernel; {WAY_OUT}"
+        )
+    w = np.asarray(packed.fields["w"])
+    if packed.kind == "int8":
+        return 2, w, np.ascontiguousarray(packed.fields["scale"], np.float32).reshape(-1)
+    return KINDS[packed.kind], w.view(np.uint16) if packed.kind == "bfloat16" else w, NO_FLOATS
+
+
+def _zone(layout: Layout, dim: int) -> tuple[int, int, list[int]]:
+    """Kind of the stored values, bytes of a member, offsets of k, v, ks, vs (0 where absent)."""
+    at = {f.name: (o, f) for o, f in zip(layout.offsets, layout.fields, strict=True)}
+    kinds = {at[name][1].dtype if name in at else "nothing" for name in ("k", "v")}
+    kind = kinds.pop() if len(kinds) == 1 else "mixed"
+    known = kind in ("float32", "bfloat16") or (kind == "int8" and {"ks", "vs"} <= set(at))
+    if not known or at["k"][1].shape != (dim, 16) or at["v"][1].shape != (16, dim):
+        raise UnsupportedError(f"no native kernel for KV stored as {kind!r}; {WAY_OUT}")
+    return KINDS[kind], layout.member, [at[n][0] if n in at else 0 for n in ("k", "v", "ks", "vs")]
