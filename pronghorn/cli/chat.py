@@ -168,9 +168,9 @@ class Talk:
         s = [a.stats for a in self.answers]
         prompt, new = sum(x.prompt_tokens for x in s), sum(x.new_tokens for x in s)
         reused, steps = sum(x.reused_tokens for x in s), sum(x.steps for x in s)
-        seconds = sum(x.seconds for x in s)
+        seconds, length = sum(x.seconds for x in s), new / steps if steps else 0.0
         return (
-            f"{len(s)} answers, {new:,} tokens in {seconds:.1f} s, {new / steps if steps else 0:.2f} a step · "
+            f"{len(s)} answers, {new:,} tokens in {seconds:.1f} s, {length:.2f} a step · "
             f"{reused:,} of {prompt:,} prompt tokens reused · context {self.used:,} of {self.context:,}"
         )
 
@@ -236,13 +236,12 @@ def _ask() -> Iterator[str]:
     from prompt_toolkit import PromptSession
 
     session: PromptSession[str] = PromptSession(history=_history())
-    while True:
-        try:
-            yield session.prompt("> ")
-        except KeyboardInterrupt:
-            continue  # the line is thrown away
-        except EOFError:
-            return
+    with contextlib.suppress(EOFError):
+        while True:
+            text = ""
+            with contextlib.suppress(KeyboardInterrupt):  # the line is thrown away
+                text = session.prompt("> ")
+            yield text
 
 
 def _history() -> Any:

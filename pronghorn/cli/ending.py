@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -29,6 +30,8 @@ def ending(call: Callable[[], Any]) -> int:
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
@@ -71,7 +74,5 @@ def printable(text: str) -> str:
 
 def _drop_output() -> None:
     """Point stdout at nothing, so that closing it at exit does not fail again."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -26,12 +27,11 @@ class Painter:
     a stop string), so each token's own text is queued with its colour and paid out by length."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        from pronghorn.model.detokenize import Detokenizer
-
         self.colour = has_colour(sys.stdout)
         self.drafted = False  # whether a token was shown in colour
         self._terminal = sys.stdout.isatty()
-        self._detok = Detokenizer(tokenizer)
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._queue: list[tuple[int, bool]] = []  # characters still to come, and whether drafted
 
     def write(self, piece: Piece) -> None:
@@ -39,7 +39,8 @@ class Painter:
             self._put(piece.text)
         else:
             for token, drafted in zip(piece.tokens, piece.drafted, strict=True):
-                self._queue.append((len(self._detok.push(token)), drafted))
+                text = self._decoder.decode(self._tokenizer.token_bytes(token))
+                self._queue.append((len(text), drafted))
             self._put(self._coloured(piece.text))
         sys.stdout.flush()
 

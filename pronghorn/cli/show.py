@@ -33,14 +33,14 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title=title or None, title_justify="left", title_style="bold", box=_box(), header_style="bold"
-    )
+    made = Table(box=_box(), header_style="bold", pad_edge=False)
     for i, name in enumerate(columns):
         made.add_column(name, justify="right" if i in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(printable(cell)) for cell in row))
-    _console().print(made)
+    console = _console()
+    console.print(Text(printable(title), style="bold"))
+    console.print(made)
 
 
 def facts(title: str, pairs: Sequence[tuple[str, str]]) -> None:
