@@ -22,7 +22,7 @@ from tests.engines import engine, prompt
 from tests.small import spec
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
-BACKEND = "ref"
+BACKEND = "native"
 # these say what text is asked for; the rest says how it is computed
 ASKING = ("constrain", "shape", "search")
 METHODS = [(slot, name) for slot, group in names().items() for name in group]
