@@ -38,7 +38,7 @@ def explain(
 
       pronghorn explain --use snapkv:budget=512 --use token-recycling
 
-      pronghorn explain --model org/name --use int8
+      pronghorn explain --model org/name --use weight.int8
     """
     from pronghorn.compose import SLOTS, Facts, check, compose, describe, name_of
     from pronghorn.llm import DEFAULT_USE, find_model

@@ -97,7 +97,7 @@ def verify(
 
       pronghorn verify
 
-      pronghorn verify --use token-recycling --use int8
+      pronghorn verify --use token-recycling --use weight.int8
 
       pronghorn verify --model org/name --prompts prompts.txt --tokens 128 --json
     """
