@@ -174,9 +174,7 @@ class NativeRunner:
             out.append(np.ascontiguousarray(np.asarray(pages, bool)).view(np.uint8))
         return out
 
-    def commit(
-        self, row: Ints, addr: NDArray[np.uint64], block: Ints, slot: Ints
-    ) -> None:
+    def commit(self, row: Ints, addr: NDArray[np.uint64], block: Ints, slot: Ints) -> None:
         """See `run.base.Runner`. Raises `ValueError` for a row that the last step did not have."""
         self.exe.commit(row, addr, slot)
 
