@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.compose import Composition, Facts, check, compose, explain
+from pronghorn.compose import Composition, Facts, check, compose, describe, explain, name_of
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.seq import Request, Seq
 
@@ -110,7 +110,7 @@ class LLM:
     """A model with the methods it runs under.
 
     model: name of a bundled model, folder, .gguf or .bin file, or a hub name "org/name".
-    use: methods as on the command line, "name:key=value,..."; they replace the defaults of their slots.
+    use: methods as on the command line, "name:key=value,..."; they replace the `defaults` of their slots.
     backend: "native" (C++), "ref" (NumPy float32), "ref64" (the oracle), "torch", "cuda".
     threads: 0 for all cores. kv_bytes: memory for KV, 0 for a quarter of what is free.
     Raises `PronghornError` with a cause and a way out.
@@ -123,13 +123,14 @@ class LLM:
         backend: str = "native",
         threads: int = 0,
         kv_bytes: int = 0,
+        defaults: Sequence[str | Any] = DEFAULT_USE,
     ) -> None:
         from pronghorn.model.arch import build_tape
         from pronghorn.model.checkpoint import load_checkpoint, validate
         from pronghorn.model.tokenizer import load_tokenizer
 
         self.checkpoint: Checkpoint = load_checkpoint(find_model(model))
-        self.methods: Composition = compose(use, DEFAULT_USE)
+        self.methods: Composition = compose(use, defaults)
         tape = build_tape(self.checkpoint.config)
         validate(self.checkpoint, tape.expected())
         self.facts = Facts(tape.n_layers, tape.context, tape.hard_context, any(r.varies for r in tape.ropes))
@@ -250,7 +251,7 @@ class LLM:
             accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=best.kv_bytes,
             kv_full=self.engine.store.full_bytes(len(best.tokens)),
             guarantee=self.methods.guarantee.value,
-            methods=tuple(d for line in self.explain().splitlines() if (d := line.split()[1])),
+            methods=tuple(describe(m) for _, m in self.methods.each() if name_of(m)),
         )  # fmt: skip
         logprobs = tuple(best.logprobs) if best.request.logprobs else ()
         return Answer(run.text.get(best.id, ""), tuple(best.new), best.finish, stats, logprobs)
