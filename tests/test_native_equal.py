@@ -157,9 +157,7 @@ def test_heads_that_keep_different_rows(isa, monkeypatch):
     together(ref, native, chunks, 3e-5)
     rng = np.random.default_rng(0)
     groups = len(ref.runner.store.sealed_layout.groups)
-    keep = {
-        g: np.sort(rng.permutation(70)[: 5 + 9 * g]).astype(np.int32) for g in range(groups)
-    }
+    keep = {g: np.sort(rng.permutation(70)[: 5 + 9 * g]).astype(np.int32) for g in range(groups)}
     for d in (ref, native):
         d.runner.store.seal(d.kvs[0])
         d.runner.store.apply(d.kvs[0], KVPlan(keep), False)
