@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class NativeRunner:
             self._add(op)
         self._set_zones()
         if not store.selector.dense:
-            self.exe.set_select(list(store.selector.layers(bound.n_layers)), self._select)
+            self.exe.set_select(list(store.selector.layers(bound.n_layers)))
         self.exe.finish()
 
     @property
@@ -138,8 +139,9 @@ class NativeRunner:
         if taps and self._taps:
             out, views = self._tap_arrays(n)
         self.exe.run(
-            rows.ids, rows.pos, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits, views
-        )
+            rows.ids, rows.pos, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits,
+            views, self._select,
+        )  # fmt: skip
         return StepOut(logits, out)
 
     def _tap_arrays(self, n: int) -> tuple[dict[str, NDArray[Any]], list[NDArray[np.float32]]]:
@@ -184,14 +186,16 @@ def physical_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)
-    seen = set()
-    for cpu in allowed:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:
-                seen.add(f.read().strip())
-        except OSError:
-            return len(allowed)
-    return max(1, len(seen))
+    return max(1, len({_siblings(cpu) for cpu in allowed}))
+
+
+def _siblings(cpu: int) -> str:
+    """The processors that share a core with `cpu`, as the system spells them."""
+    try:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        return path.read_text().strip()
+    except OSError:
+        return str(cpu)
 
 
 def _activation(fn: str) -> int:

@@ -1,5 +1,8 @@
 """Types of the native extension (built from the C++ sources beside this file)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,3 +20,57 @@ def dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
 
     Raises `ValueError` where the lengths differ, and `TypeError` for another dtype or layout.
     """
+class Executor:
+    """Packs a model's weights, plans its tape and runs steps; `run.native` is its caller.
+
+    Kinds of matrices and of stored KV: 0 float32, 1 bfloat16 (as uint16), 2 int8 with scales. Registers,
+    matrices, vectors and tables are numbers, in the order in which they were added.
+    """
+
+    def __init__(
+        self, isa: str, n_threads: int, n_vocab: int, n_layers: int, n_heads: int, n_kv: int,
+        head_dim: int, widths: list[int],
+    ) -> None: ...  # fmt: skip
+    def add_matrix(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
+        """Pack a matrix (n_out, n_in), any strides, for products; scale (n_out,), empty without."""
+
+    def add_rows(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
+        """Keep a contiguous matrix as it is, to be read by rows."""
+
+    def add_vector(self, v: npt.NDArray[np.float32]) -> int: ...
+    def add_table(self, freq: npt.NDArray[np.float32], half: int, gain: float) -> int:
+        """A rotary table; freq (half,), or empty when each step brings frequencies."""
+
+    def add_op(
+        self, kind: str, ins: list[int], out: int, mats: list[int], vecs: list[int], ints: list[int],
+        floats: list[float],
+    ) -> None: ...  # fmt: skip
+    def set_zones(
+        self, open_kind: int, open_member: int, open_at: list[int], sealed_kind: int,
+        sealed_member: int, sealed_at: list[int], group: list[int], index: list[int],
+    ) -> None:  # fmt: skip
+        """Bytes of a head's page and offsets of its k, v, ks, vs in both zones; the group of each (layer,
+        head) and its place there."""
+
+    def set_select(self, layers: list[int]) -> None: ...
+    def finish(self) -> None:
+        """Plan. Raises `ValueError` where the tape contradicts itself."""
+
+    def run(
+        self, ids: npt.NDArray[np.int32], pos: npt.NDArray[np.int32], seq: npt.NDArray[np.int32],
+        parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32], kvs: list[Any],
+        freqs: list[npt.NDArray[np.float32]], freq_of: list[npt.NDArray[np.int32]],
+        logits: npt.NDArray[np.float32], taps: list[npt.NDArray[np.float32]],
+        select: Callable[[int, int, npt.NDArray[np.float32]], list[npt.NDArray[np.uint8]]],
+    ) -> None:  # fmt: skip
+        """One step; writes logits (n_want, n_vocab) and taps. Raises `ValueError` for rows out of range."""
+
+    def commit(
+        self, row: npt.NDArray[np.int32], addr: npt.NDArray[np.uint64], slot: npt.NDArray[np.int32]
+    ) -> None:
+        """Copy rows of the last step to rows `slot` of the open blocks at `addr`."""
+
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...

@@ -6,7 +6,7 @@
 namespace ph {
 
 void Executor::attend(Lane& lane, const TapeOp& op) {
-    if (selects_[op.ints[0]] && select_) {
+    if (selects_[op.ints[0]]) {
         team_.each(lane, 1, [&](int) { select(op); });
     }
     team_.each(lane, int(items_.size()) * shape_.n_kv, [&](int i) {
@@ -28,7 +28,7 @@ void Executor::select(const TapeOp& op) {
         for (int r = 0; r < n; ++r) {
             std::copy_n(reg(op.in[0]) + step * (s.row0 + r), width, q.begin() + width * r);
         }
-        picks_[i] = select_(op.ints[0], int(i), q.data(), n);
+        picks_[i] = step_->select(op.ints[0], int(i), q.data(), n);
     }
 }
 
@@ -86,7 +86,7 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, int head, Threa
     const auto* pos = reinterpret_cast<const std::int32_t*>(row[2]);
     const int n_pages = int(row[3]);
     const std::uint8_t* picks = nullptr;
-    if (selects_[layer] && select_ && !picks_[item.seq].empty()) {
+    if (selects_[layer] && !picks_[item.seq].empty()) {
         picks = picks_[item.seq][head].data() + std::size_t(item.row0 - s.row0) * n_pages;
     }
     const auto page = [](const Zone& zone, const char* base, const std::int32_t* where, int n) {

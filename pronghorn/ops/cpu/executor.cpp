@@ -99,12 +99,12 @@ void Executor::set_zones(Zone open, Zone sealed, std::vector<int> group, std::ve
     tail_.member = 2 * tail_.v;
 }
 
-void Executor::set_select(std::vector<int> layers, Select select) {
+void Executor::set_select(const std::vector<int>& layers) {
     for (int layer : layers) {
         need(layer >= 0 && layer < shape_.n_layers, "a selected layer that does not exist");
         selects_[layer] = 1;
     }
-    select_ = std::move(select);
+    any_select_ = !layers.empty();
 }
 
 int Executor::tap_width(int i) const { return widths_[tap_reg_[i]]; }
@@ -188,7 +188,7 @@ void Executor::prepare(const StepIn& s) {
         cos_.resize(angle_stride_ * n);
         sin_.resize(angle_stride_ * n);
     }
-    if (select_) picks_.resize(s.seqs.size());
+    if (any_select_) picks_.resize(s.seqs.size());
     for (const Part& part : parts_) {
         const TapeOp& op = ops_[part.ops[0]];
         if (part.phase == Phase::Moe) moe_room(op, n);

@@ -49,6 +49,10 @@ struct SeqView {
     int row0 = 0, row1 = 0;               // its rows in the step
 };
 
+// Pages that a selector picked: [row of the sequence][page], per KV head.
+using Picks = std::vector<std::vector<std::uint8_t>>;
+using Select = std::function<Picks(int layer, int seq, const float* q, int n_rows)>;
+
 // One step. All arrays have n entries; they were checked.
 struct StepIn {
     int n = 0;
@@ -60,11 +64,8 @@ struct StepIn {
     std::vector<const std::int32_t*> freq_of;
     float* logits = nullptr;
     std::vector<float*> taps;
+    Select select;  // asked on the calling thread, on the layers that select
 };
-
-// Pages that a selector picked: [row of the sequence][page], per KV head.
-using Picks = std::vector<std::vector<std::uint8_t>>;
-using Select = std::function<Picks(int layer, int seq, const float* q, int n_rows)>;
 
 class Executor {
 public:
@@ -78,7 +79,7 @@ public:
     int add_table(const float* freq, int half, float gain);  // freq null: given with each step
     void add_op(TapeOp op);
     void set_zones(Zone open, Zone sealed, std::vector<int> group, std::vector<int> index);
-    void set_select(std::vector<int> layers, Select select);
+    void set_select(const std::vector<int>& layers);
     void finish();  // plan; throws std::invalid_argument where the tape contradicts itself
 
     void run(const StepIn& step);
@@ -174,7 +175,7 @@ private:
     Zone open_, sealed_, tail_;
     std::vector<int> group_, index_;  // of (layer, head)
     std::vector<char> selects_;       // per layer
-    Select select_;
+    bool any_select_ = false;
     std::vector<Picks> picks_;        // per sequence, for the layer under way
 
     const StepIn* step_ = nullptr;

@@ -81,7 +81,8 @@ public:
              const Ints& want, const nb::list& kvs, const std::vector<Flat<float, 2>>& freqs,
              const std::vector<Ints>& freq_of,
              const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits,
-             const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps) {
+             const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps,
+             const nb::object& select) {
         ph::StepIn s;
         const std::size_t n = ids.shape(0);
         for (const Ints* a : {&pos, &seq, &parent, &want}) {
@@ -108,6 +109,9 @@ public:
                  "a tap's array: a row per row");
             s.taps.push_back(taps[i].data());
         }
+        s.select = [&](int layer, int of, const float* q, int n_rows) {
+            return ask(select, layer, of, q, n_rows);
+        };
         if (!n) return;
         const nb::gil_scoped_release release;
         ph::Executor::run(s);
@@ -120,31 +124,26 @@ public:
         ph::Executor::commit(int(row.shape(0)), row.data(), addr.data(), slot.data());
     }
 
-    void selector(const std::vector<int>& layers, nb::object callback) {
-        keep_alive(callback);
-        const PyObject* raw = callback.ptr();
-        set_select(layers, [this, raw](int layer, int seq, const float* q, int n_rows) {
-            const nb::gil_scoped_acquire hold;
-            const std::size_t shape3[3] = {std::size_t(n_rows), std::size_t(shape().n_heads),
-                                           std::size_t(shape().head_dim)};
-            const nb::ndarray<nb::numpy, const float> view(q, 3, shape3, nb::handle());
-            const nb::handle f(const_cast<PyObject*>(raw));
-            const nb::list answer =
-                nb::cast<nb::list>(f(layer, seq, nb::cast(view, nb::rv_policy::copy)));
-            need(answer.size() == std::size_t(shape().n_kv), "select: one array per KV head");
-            ph::Picks picks;
-            for (const nb::handle h : answer) {
-                const auto a = nb::cast<Flat<std::uint8_t, 2>>(h);
-                need(a.shape(0) == std::size_t(n_rows), "select: a row of pages per row");
-                const std::size_t i = picks.size();
-                need(a.shape(1) == std::size_t(pages(layer, int(i), seq)), "select: an entry per page");
-                picks.emplace_back(a.data(), a.data() + a.size());
-            }
-            return picks;
-        });
+private:
+    ph::Picks ask(const nb::object& select, int layer, int seq, const float* q, int n_rows) const {
+        const nb::gil_scoped_acquire hold;
+        const std::size_t shape3[3] = {std::size_t(n_rows), std::size_t(shape().n_heads),
+                                       std::size_t(shape().head_dim)};
+        const nb::ndarray<nb::numpy, const float> view(q, 3, shape3, nb::handle());
+        const nb::list answer =
+            nb::cast<nb::list>(select(layer, seq, nb::cast(view, nb::rv_policy::copy)));
+        need(answer.size() == std::size_t(shape().n_kv), "select: one array per KV head");
+        ph::Picks picks;
+        for (const nb::handle h : answer) {
+            const auto a = nb::cast<Flat<std::uint8_t, 2>>(h);
+            need(a.shape(0) == std::size_t(n_rows), "select: a row of pages per row");
+            const int head = int(picks.size());
+            need(a.shape(1) == std::size_t(pages(layer, head, seq)), "select: an entry per page");
+            picks.emplace_back(a.data(), a.data() + a.size());
+        }
+        return picks;
     }
 
-private:
     void sequences(ph::StepIn& s, const nb::list& kvs) {
         for (const nb::handle kv : kvs) {
             const auto open = nb::cast<Flat<std::uint64_t, 1>>(kv.attr("open_addr"));
@@ -262,7 +261,7 @@ NB_MODULE(_native, m) {
                  self.set_zones(zone_of(open_kind, open_member, open),
                                 zone_of(sealed_kind, sealed_member, sealed), group, index);
              })
-        .def("set_select", &Native::selector)
+        .def("set_select", &Native::set_select)
         .def("finish", &Native::finish)
         .def("run", &Native::run)
         .def("commit", &Native::commit)

@@ -7,8 +7,9 @@
 namespace ph {
 namespace {
 
-constexpr int SPINS_INSIDE = 1 << 14;   // a phase of a step is microseconds away
-constexpr int SPINS_BETWEEN = 1 << 14;  // the caller samples, and comes back within a fraction of a ms
+// A phase of a step, or the caller's next step, is microseconds away: spin for some 100 us, then sleep.
+// (Giving way in between would hand a whole time slice to any other busy process.)
+constexpr int SPINS = 1 << 13;
 
 void pause() {
 #if defined(__x86_64__)
@@ -35,8 +36,8 @@ void Team::keep(std::exception_ptr error) {
     if (!error_) error_ = std::move(error);
 }
 
-void Team::wait_while(std::atomic<unsigned>& word, unsigned old, int spins) {
-    for (int i = 0; i < spins; ++i) {
+void Team::wait_while(std::atomic<unsigned>& word, unsigned old) {
+    for (int i = 0; i < SPINS; ++i) {
         if (word.load(std::memory_order_acquire) != old) return;
         pause();
     }
@@ -59,7 +60,7 @@ void Team::barrier(Lane& lane) {
         tickets_[(turn + 2) % SLOTS].store(0, std::memory_order_relaxed);
         publish(passed_, turn + 1);
     } else {
-        wait_while(passed_, turn, SPINS_INSIDE);
+        wait_while(passed_, turn);
     }
 }
 
@@ -78,7 +79,7 @@ void Team::worker(int id) {
     Lane lane{id, 0};
     unsigned seen = 0;
     for (;;) {
-        wait_while(epoch_, seen, SPINS_BETWEEN);
+        wait_while(epoch_, seen);
         ++seen;
         if (stop_) return;
         (*work_)(lane);

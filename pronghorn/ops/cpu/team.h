@@ -57,7 +57,7 @@ private:
 
     void keep(std::exception_ptr error);
     void barrier(Lane& lane);
-    void wait_while(std::atomic<unsigned>& word, unsigned old, int spins);
+    void wait_while(std::atomic<unsigned>& word, unsigned old);
     void publish(std::atomic<unsigned>& word, unsigned value);
     void worker(int id);
 
