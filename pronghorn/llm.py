@@ -249,7 +249,7 @@ class LLM:
             seconds=now - run.start, first=first, rate=(n - 1) / after if n > 1 and after > 0 else 0.0,
             steps=c.steps, drafted=c.drafted, accepted=c.accepted,
             accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=best.kv_bytes,
-            kv_full=self.engine.store.full_bytes(len(best.tokens)),
+            kv_full=self.engine.store.full_bytes(len(best.tokens) - 1),
             guarantee=self.methods.guarantee.value,
             methods=tuple(describe(m) for _, m in self.methods.each() if name_of(m)),
         )  # fmt: skip
