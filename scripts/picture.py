@@ -15,11 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPT = (
-    "Repeat exactly:\n"
-    "The quick brown fox jumps over the lazy dog, and the old lantern keeper counts 4821 boats in the grey "
-    "harbour."
-)
+PROMPT = "Repeat exactly:\nThe quick brown fox jumps over the lazy dog and counts 4821 boats."
 
 
 def terminal(command: list[str]) -> str:
@@ -43,8 +39,8 @@ def terminal(command: list[str]) -> str:
 
 def main() -> None:
     console = Console(record=True, width=100, file=StringIO())
-    shown = PROMPT.replace("\n", "\\n").replace("4821 boats", "4821\n  boats")
-    console.print(f"[bold]$[/bold] pronghorn run $'{shown}'", highlight=False)
+    shown = PROMPT.replace("\n", "\\n")
+    console.print(Text.assemble(("$ ", "bold"), f"pronghorn run $'{shown}'"))
     run = [sys.executable, "-m", "pronghorn.cli.main", "run", PROMPT]
     terminal(run)  # the first run reads the files into the page cache
     console.print(Text.from_ansi(terminal(run).replace("\r", "").strip()))
