@@ -170,7 +170,8 @@ class Talk:
         reused, steps = sum(x.reused_tokens for x in s), sum(x.steps for x in s)
         seconds, length = sum(x.seconds for x in s), new / steps if steps else 0.0
         return (
-            f"{len(s)} answer{'' if len(s) == 1 else 's'}, {new:,} tokens in {seconds:.1f} s, {length:.2f} a step · "
+            f"{len(s)} {'answer' if len(s) == 1 else 'answers'}, {new:,} tokens in {seconds:.1f} s, "
+            f"{length:.2f} a step · "
             f"{reused:,} of {prompt:,} prompt tokens reused · context {self.used:,} of {self.context:,}"
         )
 
