@@ -102,8 +102,9 @@ class _Run:
 
 def find_model(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """A bundled model's folder for its name, anything else unchanged."""
-    bundled = BUNDLED / str(model)
-    return bundled if os.sep not in str(model) and bundled.is_dir() else model
+    if str(model) in os.listdir(BUNDLED) and (BUNDLED / model).is_dir():
+        return BUNDLED / model
+    return model
 
 
 class LLM:

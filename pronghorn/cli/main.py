@@ -6,11 +6,13 @@ of `pronghorn run` should not wait for what only `pronghorn verify` uses.
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from pronghorn.cli.ending import ending
+from pronghorn.errors import RequestError
 
 
 def build() -> Any:
@@ -50,11 +52,21 @@ def _call(argv: list[str]) -> Any:
     import typer
 
     command = typer.main.get_command(build())
+    _check_name(argv, sorted(command.commands))
     try:
         with command.make_context("pronghorn", argv) as context:
             return command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+
+
+def _check_name(argv: list[str], known: list[str]) -> None:
+    """Name the nearest command, which only some versions of Typer do."""
+    name = next((a for a in argv if not a.startswith("-")), known[0])
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise RequestError(f"no command called {name!r}; {hint}")
 
 
 if __name__ == "__main__":
