@@ -31,7 +31,8 @@ BACKENDS = ("native", "ref", "ref64", "torch", "cuda")
 class Stats:
     """How an answer came about: the receipt.
 
-    Times in seconds. first: submission to first token; rate: new tokens after the first per second;
+    Times in seconds. first: submission to first token; rate: new tokens after the first step's per
+    second;
     accepted_length: new tokens per step; kv_bytes: held at the end; kv_full: what the plain path would
     have held.
     """
@@ -97,14 +98,14 @@ class _Run:
     seqs: list[Seq]
     start: float
     first: float = 0.0
+    burst: dict[int, int] = field(default_factory=dict)  # tokens of each sequence's first step
     text: dict[int, str] = field(default_factory=dict)
 
 
 def find_model(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """A bundled model's folder for its name, anything else unchanged."""
-    if str(model) in os.listdir(BUNDLED) and (BUNDLED / model).is_dir():
-        return BUNDLED / model
-    return model
+    bundled = {p.name: p for p in BUNDLED.iterdir() if p.is_dir()}
+    return bundled.get(str(model), model)
 
 
 class LLM:
@@ -218,6 +219,7 @@ class LLM:
             for r in runs:
                 if e.seq in r.seqs:
                     r.first = r.first or (time.perf_counter() if e.tokens else 0.0)
+                    r.burst.setdefault(e.seq.id, len(e.tokens))
                     r.text[e.seq.id] = r.text.get(e.seq.id, "") + e.text
                     pieces[e.seq.id] = Piece(e.text, tuple(e.tokens), tuple(e.drafted))
         return pieces
@@ -244,10 +246,10 @@ class LLM:
             raise RequestError(best.error)
         now, c, n = time.perf_counter(), best.counts, best.n_new
         first = (run.first or now) - run.start
-        after = now - run.start - first
+        after, later = now - run.start - first, n - run.burst.get(best.id, 0)
         stats = Stats(
             prompt_tokens=best.n_prompt, new_tokens=n, reused_tokens=c.reused,
-            seconds=now - run.start, first=first, rate=(n - 1) / after if n > 1 and after > 0 else 0.0,
+            seconds=now - run.start, first=first, rate=later / after if later and after > 0 else 0.0,
             steps=c.steps, drafted=c.drafted, accepted=c.accepted,
             accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=best.kv_bytes,
             kv_full=self.engine.store.full_bytes(len(best.tokens)),

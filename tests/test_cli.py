@@ -467,6 +467,26 @@ def test_closed_pipe():
     assert err == ""
 
 
+@pytest.mark.parametrize("command", ["run --backend ref -n 4 hi", "methods", "info --json"])
+def test_output_that_goes_nowhere(command):
+    """A closed pipe, a full disk and a closed stdout, each with one exit status and no traceback."""
+    shell = f"{sys.executable} -m pronghorn.cli.main {command}"
+    for target, status in (("| (exec <&-; sleep 2)", 141), ("> /dev/full", 2), (">&-", 0)):
+        line = f"set -o pipefail; {shell} {target}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+        assert "Traceback" not in done.stderr
+        assert "internal error" not in done.stderr
+        assert done.returncode == status, (target, done.stderr)
+
+
+def test_the_native_runner_answers(call):
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    data = call("run", "--threads", "1", "-n", "30", "--raw", "--json", LOOP).data
+    assert data["stats"]["accepted"] > 0
+    plain = call("run", "--threads", "1", "-n", "30", "--raw", "--json", "--plain", LOOP).data
+    assert data["tokens"] == plain["tokens"]
+
+
 def test_a_bug_is_one_line_unless_asked(call, monkeypatch):
     monkeypatch.setattr("pronghorn.cli.run.play", lambda llm, stream: 1 / 0)
     result = call(*RUN, "hi")
