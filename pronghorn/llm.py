@@ -252,7 +252,7 @@ class LLM:
             seconds=now - run.start, first=first, rate=later / after if later and after > 0 else 0.0,
             steps=c.steps, drafted=c.drafted, accepted=c.accepted,
             accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=best.kv_bytes,
-            kv_full=self.engine.store.full_bytes(len(best.tokens)),
+            kv_full=self.engine.store.full_bytes(len(best.tokens) - 1),
             guarantee=self.methods.guarantee.value,
             methods=tuple(describe(m) for _, m in self.methods.each() if name_of(m)),
         )  # fmt: skip
