@@ -14,6 +14,7 @@ import pytest
 
 from pronghorn import compose
 from pronghorn.cli import methods, paint
+from pronghorn.errors import RequestError
 from pronghorn.llm import DEFAULT_USE, LLM, Answer, Piece
 from pronghorn.text import TextStream
 
@@ -143,6 +144,18 @@ def test_truncate(call):
     data = call(*RUN, "--raw", "--truncate", "-n", "2", "--json", stdin="word " * 3000).data
     assert data["stats"]["prompt_tokens"] == 1023
     assert data["finish"] == "length"
+
+
+def test_an_error_in_mid_answer_stands_on_its_own_line(call, monkeypatch):
+    def broken(self, prompt, **options):
+        yield Piece("half", (5,), (False,))
+        raise RequestError("it broke")
+
+    monkeypatch.setattr(LLM, "stream", broken)
+    monkeypatch.setattr(LLM, "chat_stream", broken)
+    for args, stdin in ((("run", "hi"), ""), (("chat",), "hi\n")):
+        result = call(args[0], "--backend", "ref", *args[1:], stdin=stdin)
+        assert (result.status, result.out, result.err) == (2, "half\n", "pronghorn: it broke\n")
 
 
 # ---------------------------------------------------------------------------------- refusals of run

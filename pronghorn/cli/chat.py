@@ -137,15 +137,19 @@ class Talk:
         text = ""
         with stoppable() as stop:
             stream = self.llm.chat_stream(self.messages, **self.options)
-            for item in stream:
-                if not isinstance(item, Piece):
-                    self.answers.append(item)
-                    break
-                text += item.text
-                painter.write(item)
-                if stop():
-                    stream.close()  # type: ignore[attr-defined]  # a generator
-                    break
+            try:
+                for item in stream:
+                    if not isinstance(item, Piece):
+                        self.answers.append(item)
+                        break
+                    text += item.text
+                    painter.write(item)
+                    if stop():
+                        stream.close()  # type: ignore[attr-defined]  # a generator
+                        break
+            except PronghornError:
+                painter.abort()
+                raise
         painter.end()
         self.turns.append({"role": "assistant", "content": text})
         if stop():

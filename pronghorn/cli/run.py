@@ -23,7 +23,7 @@ from pronghorn.cli.options import (
     read_prompt,
     with_constraint,
 )
-from pronghorn.errors import RequestError
+from pronghorn.errors import PronghornError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,12 +94,16 @@ def play(llm: LLM, stream: Iterator[Piece | Answer]) -> Answer:
     from pronghorn.llm import Piece
 
     painter = Painter(llm.tokenizer)
-    for item in stream:
-        if not isinstance(item, Piece):
-            painter.end()
-            print(closing(item, painter.drafted), file=sys.stderr)
-            return item
-        painter.write(item)
+    try:
+        for item in stream:
+            if not isinstance(item, Piece):
+                painter.end()
+                print(closing(item, painter.drafted), file=sys.stderr)
+                return item
+            painter.write(item)
+    except PronghornError:
+        painter.abort()
+        raise
     raise RuntimeError("the stream ended without an answer")
 
 
