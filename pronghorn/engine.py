@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,10 +110,14 @@ class Engine:
         ids = [request.ids[i] for i in self.methods.prune.keep(request.ids)] if request.ids else []
         self._check(request, ids)
         n = 1 if request.score else self.methods.search.branches(request)
+        if n > 1:
+            request = replace(request, logprobs=True)  # what a search chooses by
+        self._fits(request, len(ids), n)
         seqs = [self._seq(request, ids, b) for b in range(n)]
         leader = seqs[0]
         if n > 1:
             self.siblings[leader.id] = seqs[1:]
+            leader.branches = n
         self.waiting.append(leader)
         return seqs
 
@@ -143,10 +147,13 @@ class Engine:
                 f"the prompt has {n} tokens and the model's context is {limit}: shorten it, or ask for "
                 "truncation"
             )
-        if n + request.max_tokens > self.kv_rows:
+
+    def _fits(self, request: Request, n_prompt: int, branches: int) -> None:
+        need = n_prompt + branches * request.max_tokens
+        if need > self.kv_rows:
             raise RequestError(
-                f"{n} prompt tokens and {request.max_tokens} new ones need more KV than the "
-                f"{self.kv_rows} rows that fit the memory limit: raise the limit or ask for fewer tokens"
+                f"{n_prompt} prompt tokens and {branches} x {request.max_tokens} new ones need more KV than "
+                f"the {self.kv_rows} rows that fit the memory limit: raise the limit or ask for fewer tokens"
             )
 
     def cancel(self, seq: Seq) -> None:
@@ -211,9 +218,7 @@ class Engine:
         return events
 
     def _schedule(self) -> list[_Work]:
-        promised = sum(s.need for s in self.running)
-        promised += sum(s.need for left in self.siblings.values() for s in left)
-        room = Room(STEP_ROWS, self.kv_rows - promised)
+        room = Room(STEP_ROWS, self.kv_rows - sum(s.need for s in self.running))
         plan = self.methods.sched.plan(self.waiting, self.running, room)
         for seq in plan.admit:
             self.waiting.remove(seq)
@@ -338,6 +343,7 @@ class Engine:
         self.store.free(s.kv)
         s.kv = self.store.fork(leader.kv)
         s.counts.reused = leader.n_prompt
+        leader.branches = 1
         s.taps = dict(leader.taps)
         self.running.append(s)
         return s
@@ -488,7 +494,10 @@ class _Places:
 
 
 def top_ids(logits: NDArray[Any], n: int) -> Ints:
-    """(rows, n) ids of the largest logits, largest first."""
+    """(rows, n) ids of the largest logits, largest first; -1 past the end of a small vocabulary."""
+    spare = n - logits.shape[1]
+    if spare > 0:
+        return np.pad(top_ids(logits, n - spare), ((0, 0), (0, spare)), constant_values=-1)
     part = np.argpartition(-logits, n - 1, axis=-1)[:, :n]
     order = np.argsort(-np.take_along_axis(logits, part, axis=-1), axis=-1, kind="stable")
     return np.take_along_axis(part, order, axis=-1).astype(np.int32)

@@ -200,7 +200,7 @@ class LLM:
             ids = ids[-room:]
         request = Request(
             tuple(ids), o.max_tokens, o.temperature, o.seed, o.stop, o.ignore_eos,
-            o.logprobs or self.methods.search.branches(Request(tuple(ids))) > 1,
+            o.logprobs,
         )  # fmt: skip
         return _Run(self.engine.submit(request), time.perf_counter())
 
@@ -311,7 +311,7 @@ def make_engine(
     dtype = methods.kvfmt.open if methods.kvfmt.open != "auto" else own
     store = Store(
         ops, bound.n_layers, bound.n_kv, bound.head_dim, dtype, methods.kvfmt, methods.select,
-        methods.rows, list(bound.kv_ropes),
+        methods.rows, list(bound.kv_ropes), bound.attention,
     )  # fmt: skip
     runner: Any
     if backend == "native":

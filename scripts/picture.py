@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPT = (
-    "Repeat exactly:\n"
-    "The quick brown fox jumps over the lazy dog, and the old lantern keeper counts 4821 boats in the grey "
-    "harbour."
-)
+PROMPT = "Repeat exactly:\nThe quick brown fox jumps over the lazy dog and counts 4821 boats."
 
 
 def terminal(command: list[str]) -> str:
@@ -24,7 +23,9 @@ def terminal(command: list[str]) -> str:
     parent, child = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     env.pop("NO_COLOR", None)
-    process = subprocess.Popen(command, stdout=child, stderr=child, stdin=subprocess.DEVNULL, env=env, cwd=ROOT)
+    process = subprocess.Popen(
+        command, stdout=child, stderr=child, stdin=subprocess.DEVNULL, env=env, cwd=ROOT
+    )
     os.close(child)
     out = b""
     try:
@@ -37,13 +38,16 @@ def terminal(command: list[str]) -> str:
 
 
 def main() -> None:
-    console = Console(record=True, width=100, file=Path(os.devnull).open("w"))
-    shown = PROMPT.replace("\n", "\\n").replace("4821 boats", "4821\n  boats")
-    console.print(f"[bold]$[/bold] pronghorn run $'{shown}'", highlight=False)
+    console = Console(record=True, width=100, file=StringIO())
+    shown = PROMPT.replace("\n", "\\n")
+    console.print(Text.assemble(("$ ", "bold"), f"pronghorn run $'{shown}'"))
     run = [sys.executable, "-m", "pronghorn.cli.main", "run", PROMPT]
     terminal(run)  # the first run reads the files into the page cache
     console.print(Text.from_ansi(terminal(run).replace("\r", "").strip()))
-    svg = console.export_svg(title="pronghorn", clear=False)
+    plain = re.sub(
+        r"@font-face \{\{.*?\}\}\n|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.S
+    )  # no fonts fetched
+    svg = console.export_svg(title="pronghorn", code_format=plain)
     (ROOT / "docs" / "picture.svg").write_text(svg, encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ it lies, and groups (all heads, a layer's heads, one head) may keep different ro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,16 +83,19 @@ class Store:
     """All stored KV of an engine.
 
     ropes: the rotary table of each layer's keys, None where keys are not rotated by position.
-    open_dtype: dtype of the exact zones.
+    open_dtype: dtype of the exact zones. attention: (scale, window) of each layer, window 0 for none;
+    by default one over the root of head_dim, and none.
     """
 
     def __init__(
         self, ops: Ops, n_layers: int, n_kv: int, head_dim: int, open_dtype: str, fmt: KVFormat,
         selector: Selector, rows: str, ropes: list[Rope | None],
+        attention: Sequence[tuple[float, int]] = (),
     ) -> None:  # fmt: skip
         self.ops, self.fmt, self.selector, self.ropes = ops, fmt, selector, ropes
         self.n_layers, self.n_kv, self.head_dim = n_layers, n_kv, head_dim
         self.open_dtype = open_dtype
+        self.attention = tuple(attention) or ((head_dim**-0.5, 0),) * n_layers
         self.packed = fmt.group > 0
         exact = exact_fields(open_dtype, head_dim)
         groups = grouping(rows, n_layers, n_kv)

@@ -7,14 +7,14 @@ namespace ph {
 
 void Executor::attend(Lane& lane, const TapeOp& op) {
     if (selects_[op.ints[0]]) {
-        team_.each(lane, 1, [&](int) { select(op); });
+        team_.once(lane, [&] { select(op); });
     }
-    team_.each(lane, int(items_.size()) * shape_.n_kv, [&](int i) {
+    team_.each(lane, n_items_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
         attend_item(lane.id, op, items_[i / shape_.n_kv], i % shape_.n_kv);
     });
 }
 
-// Asks for pages, sequence by sequence; on the first thread, which may enter Python.
+// Asks for pages, sequence by sequence, on the thread that called `run`.
 void Executor::select(const TapeOp& op) {
     for (std::size_t i = 0; i < picks_.size(); ++i) {
         const SeqView& s = step_->seqs[i];

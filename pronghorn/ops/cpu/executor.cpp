@@ -24,7 +24,16 @@ std::size_t head_stride(const Mat& m) { return (std::size_t(m.n_in) + 16) / 16 *
 }  // namespace
 
 Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths)
-    : k_(kernels_named(isa)), team_(n_threads), shape_(shape), widths_(std::move(widths)) {
+    : k_(kernels_named(isa)),
+      shape_(shape),
+      widths_(std::move(widths)),
+      team_(n_threads, [this](Lane& lane) {
+          if (job_.load(std::memory_order_relaxed) == Job::Step) {
+              execute(lane);
+          } else {
+              team_.each(lane, shape_.n_layers * shape_.n_kv, [&](int i) { commit_head(i); });
+          }
+      }) {
     need(shape.n_vocab > 0 && shape.n_layers >= 0 && shape.n_kv > 0 && shape.head_dim > 0 &&
              shape.n_heads > 0 && shape.n_heads % shape.n_kv == 0,
          "the model's shape contradicts itself");
@@ -131,7 +140,8 @@ void Executor::run(const StepIn& step) {
     tail_rows_ = 0;
     prepare(step);
     step_ = &step;
-    team_.run([this](Lane& lane) { execute(lane); });
+    job_ = Job::Step;
+    team_.run();
     tail_rows_ = step.n;
 }
 
@@ -175,6 +185,10 @@ void Executor::prepare(const StepIn& s) {
         arena_size_ = row_floats_ * n;
         arena_floats_ = static_cast<float*>(arena_.get());
     }
+    n_rows_ = n;
+    n_wanted_ = int(wanted_.size());
+    n_items_ = int(items_.size());
+    logits_ = s.logits;
     const int pages = (n + PAGE - 1) / PAGE;
     const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;
     if (heads * pages * tail_.member > tail_size_) {
@@ -194,13 +208,17 @@ void Executor::prepare(const StepIn& s) {
         if (part.phase == Phase::Moe) moe_room(op, n);
         if (part.phase == Phase::Head) {
             const std::size_t room = head_stride(mats_[op.mats[0]].mat) * wanted_.size();
-            if (head_in_.size() < room) head_in_.resize(room);
+            if (room > head_size_) {
+                head_in_ = zeroed(sizeof(float) * room);
+                head_size_ = room;
+                head_floats_ = static_cast<float*>(head_in_.get());
+            }
         }
     }
 }
 
 void Executor::execute(Lane& lane) {
-    const int n = step_->n;
+    const int n = n_rows();
     const int chunk = std::clamp(n / (2 * team_.size()), 1, PAGE);
     const int n_chunks = (n + chunk - 1) / chunk;
     const auto rows = [&](auto f) {
@@ -327,16 +345,15 @@ void Executor::linears(Lane& lane, const std::vector<int>& ops) {
             list[i] = {&mats_[op.mats[0]].mat, bias, reg(op.out), stride(op.out)};
         }
         const int x = ops_[ops[0]].in[0];
-        product(team_, lane, k_, list, n_list, reg(x), stride(x) * sizeof(float), step_->n,
+        product(team_, lane, k_, list, n_list, reg(x), stride(x) * sizeof(float), n_rows(),
                 [](int, int, int, int) {});
     }
 }
 
 void Executor::head(Lane& lane, const TapeOp& op) {
-    const int n = int(wanted_.size()), from = op.in[0];
-    if (!n) return;
+    const int n = n_wanted_.load(std::memory_order_relaxed), from = op.in[0];
     const Mat& m = mats_[op.mats[0]].mat;
-    float* x = head_in_.data();  // the wanted rows, as the matrix takes them, side by side
+    float* x = head_floats_;  // the wanted rows, as the matrix takes them, side by side
     const std::size_t ld = head_stride(m);
     team_.each(lane, n, [&](int i) {
         const float* row = reg(from) + stride(from) * wanted_[i];
@@ -348,7 +365,7 @@ void Executor::head(Lane& lane, const TapeOp& op) {
     });
     const float* bias =
         op.vecs.empty() ? nullptr : static_cast<const float*>(vecs_[op.vecs[0]].data.get());
-    const Linear l{&m, bias, step_->logits, std::size_t(shape_.n_vocab)};
+    const Linear l{&m, bias, logits_, std::size_t(shape_.n_vocab)};
     const float scale = op.floats[0], cap = op.floats[1];
     product(team_, lane, k_, &l, 1, x, ld * sizeof(float), n, [&](int r0, int r1, int p0, int p1) {
         if (scale == 1.0f && cap <= 0) return;
@@ -367,45 +384,48 @@ void Executor::commit(int n, const std::int32_t* row, const std::uint64_t* addr,
         need(row[i] >= 0 && row[i] < tail_rows_, "commit: a row that the last step did not have");
         need(slot[i] >= 0 && slot[i] < PAGE && addr[i], "commit: a place that does not exist");
     }
-    const int dim = shape_.head_dim;
-    const auto one = [&](int layer, int h) {
-        const std::size_t at = (std::size_t(layer) * shape_.n_kv + h) * open_.member;
-        const auto copy = [&](auto type) {
-            using T = decltype(type);
-            for (int i = 0; i < n;) {
-                const int lane = row[i] % PAGE;
-                int j = i + 1;  // rows that lie side by side, here and there
-                while (j < n && row[j] == row[j - 1] + 1 && row[j] % PAGE &&
-                       addr[j] == addr[i] && slot[j] == slot[j - 1] + 1) {
-                    ++j;
-                }
-                const char* page = tail_page(layer, h, row[i] / PAGE);
-                char* to = reinterpret_cast<char*>(addr[i]) + at;
-                const T* k = reinterpret_cast<const T*>(page) + lane;
-                T* out = reinterpret_cast<T*>(to + open_.k) + slot[i];
-                for (int c = 0; c < dim; ++c) {
-                    for (int w = 0; w < j - i; ++w) out[c * PAGE + w] = k[c * PAGE + w];
-                }
-                std::memcpy(reinterpret_cast<T*>(to + open_.v) + std::size_t(slot[i]) * dim,
-                            reinterpret_cast<const T*>(page + tail_.v) + std::size_t(lane) * dim,
-                            sizeof(T) * dim * (j - i));
-                i = j;
-            }
-        };
-        if (tail_.kind == F32) {
-            copy(float{});
-        } else {
-            copy(std::uint16_t{});
-        }
-    };
+    commit_ = {n, row, addr, slot};
     const int heads = shape_.n_layers * shape_.n_kv;
-    if (std::size_t(n) * heads * dim < (1u << 15)) {
-        for (int i = 0; i < heads; ++i) one(i / shape_.n_kv, i % shape_.n_kv);
+    if (std::size_t(n) * heads * shape_.head_dim < (1u << 15)) {
+        for (int i = 0; i < heads; ++i) commit_head(i);
         return;
     }
-    team_.run([&](Lane& lane) {
-        team_.each(lane, heads, [&](int i) { one(i / shape_.n_kv, i % shape_.n_kv); });
-    });
+    job_ = Job::Commit;
+    team_.run();
+}
+
+namespace {
+
+// Rows [lane, lane + n) of a page of the tail to rows [slot, slot + n) of an open page.
+template <typename T>
+void copy_rows(const char* from, const Zone& tail, int lane, char* to, const Zone& open, int slot,
+               int n, int dim) {
+    const T* k = reinterpret_cast<const T*>(from + tail.k) + lane;
+    T* out = reinterpret_cast<T*>(to + open.k) + slot;
+    for (int c = 0; c < dim; ++c) {
+        for (int i = 0; i < n; ++i) out[c * PAGE + i] = k[c * PAGE + i];
+    }
+    std::memcpy(reinterpret_cast<T*>(to + open.v) + std::size_t(slot) * dim,
+                reinterpret_cast<const T*>(from + tail.v) + std::size_t(lane) * dim,
+                sizeof(T) * dim * n);
+}
+
+}  // namespace
+
+void Executor::commit_head(int head) const {
+    const auto [n, row, addr, slot] = commit_;
+    for (int i = 0; i < n;) {
+        int j = i + 1;  // rows that lie side by side, here and there
+        while (j < n && row[j] == row[j - 1] + 1 && row[j] % PAGE && addr[j] == addr[i] &&
+               slot[j] == slot[j - 1] + 1) {
+            ++j;
+        }
+        const char* page = tail_page(head / shape_.n_kv, head % shape_.n_kv, row[i] / PAGE);
+        char* to = reinterpret_cast<char*>(addr[i]) + head * open_.member;
+        const auto copy = tail_.kind == F32 ? copy_rows<float> : copy_rows<std::uint16_t>;
+        copy(page, tail_, row[i] % PAGE, to, open_, slot[i], j - i, shape_.head_dim);
+        i = j;
+    }
 }
 
 }  // namespace ph

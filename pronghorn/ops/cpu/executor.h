@@ -1,6 +1,7 @@
 // Runs a tape: plans it once into phases, then executes all rows of a step in one call.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -136,6 +137,7 @@ private:
     void place_registers();
     void prepare(const StepIn& step);
     void execute(Lane& lane);
+    void commit_head(int head) const;
     void row_op(const TapeOp& op, int r);
     void keep(const TapeOp& op, int r);
     void angles(int r);
@@ -149,14 +151,16 @@ private:
     void moe_room(const TapeOp& op, int n);
     void select(const TapeOp& op);
 
-    float* reg(int r) const { return arena_floats_ + slot_at_[slot_[r]] * step_->n; }
+    float* reg(int r) const {
+        return arena_floats_.load(std::memory_order_relaxed) + slot_at_[slot_[r]] * n_rows();
+    }
+    int n_rows() const { return n_rows_.load(std::memory_order_relaxed); }
     std::size_t stride(int r) const { return slot_stride_[slot_[r]]; }
     char* tail_page(int layer, int head, int page) const {
         return tail_bytes_ + (std::size_t(layer * shape_.n_kv + head) * tail_pages_ + page) * tail_.member;
     }
 
     const Kernels& k_;
-    Team team_;
     Shape shape_;
     std::vector<int> widths_;
     std::vector<PackedMatrix> mats_;
@@ -181,12 +185,13 @@ private:
     const StepIn* step_ = nullptr;
     Bytes arena_;
     std::size_t arena_size_ = 0;
-    float* arena_floats_ = nullptr;
     Bytes tail_store_;
     std::size_t tail_size_ = 0;
     char* tail_bytes_ = nullptr;
     int tail_pages_ = 0, tail_rows_ = 0;
-    std::vector<float> cos_, sin_, head_in_;
+    std::vector<float> cos_, sin_;
+    Bytes head_in_;
+    std::size_t head_size_ = 0;
     std::vector<std::size_t> table_at_;  // offset of a table's angles in a row
     std::size_t angle_stride_ = 0;
     std::vector<int> run_, depth_, wanted_;
@@ -194,6 +199,21 @@ private:
     std::size_t score_stride_ = 0;
     std::vector<ThreadScratch> scratch_;
     std::unique_ptr<Moe> moe_;
+
+    // What threads read outside of items (see team.h).
+    enum class Job { Step, Commit };
+    std::atomic<Job> job_{Job::Step};
+    std::atomic<int> n_rows_{0}, n_wanted_{0}, n_items_{0};
+    std::atomic<float*> arena_floats_{nullptr}, head_floats_{nullptr}, logits_{nullptr};
+
+    struct Commit {
+        int n;
+        const std::int32_t* row;
+        const std::uint64_t* addr;
+        const std::int32_t* slot;
+    };
+    Commit commit_{};
+    Team team_;  // last: its threads end before what they may look at
 };
 
 }  // namespace ph

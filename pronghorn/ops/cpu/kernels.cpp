@@ -93,7 +93,7 @@ void embed_as(const Mat& m, int row, float scale, float* out, Widen widen) {
 void embed(const Mat& m, int row, float scale, float* out) {
     switch (m.kind) {
         case F32: return embed_as<float>(m, row, scale, out, [](float x) { return x; });
-        case BF16: return embed_as<uint16_t>(m, row, scale, out, widened);
+        case BF16: return embed_as<uint16_t>(m, row, scale, out, [](uint16_t x) { return widened(x); });
         case I8: {
             const float by = m.scale[row];
             return embed_as<int8_t>(m, row, scale, out, [by](int8_t x) { return float(x) * by; });

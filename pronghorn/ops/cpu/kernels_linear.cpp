@@ -24,7 +24,7 @@ constexpr int MAX_ROWS = 2;
 constexpr int wide(int rows) { return rows == 1 ? 2 : 1; }
 #endif
 
-constexpr int CUT = 512;         // steps of inputs between visits to memory
+constexpr int CUT = 192;         // steps of inputs between visits to memory
 constexpr int ROWS_TOGETHER = 192;  // rows whose inputs stay in the second-level cache
 
 struct Block {

@@ -88,7 +88,7 @@ public:
         for (const Ints* a : {&pos, &seq, &parent, &want}) {
             need(a->shape(0) == n, "rows: arrays of different lengths");
         }
-        need(n < (1u << 24), "too many rows in a step");
+        need(n <= (1u << 20), "too many rows in a step");
         s.n = int(n);
         s.ids = ids.data();
         s.pos = pos.data();

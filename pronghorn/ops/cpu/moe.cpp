@@ -20,7 +20,6 @@ int pieces_of(int panels, int threads) { return std::max(1, (panels + 2 * thread
 }  // namespace
 
 void Executor::moe_room(const TapeOp& op, int n) {
-    if (!moe_) moe_ = std::make_unique<Moe>();
     Moe& m = *moe_;
     const int top_k = op.ints[0], h = op.ints[3], d = widths_[op.out];
     const std::size_t places = std::size_t(n) * top_k;
@@ -39,7 +38,7 @@ void Executor::moe_room(const TapeOp& op, int n) {
 
 void Executor::moe(Lane& lane, const TapeOp& op) {
     Moe& m = *moe_;
-    const int n = step_->n, top_k = op.ints[0], h = op.ints[3], d = widths_[op.out];
+    const int n = n_rows(), top_k = op.ints[0], h = op.ints[3], d = widths_[op.out];
     const int n_experts = int(op.mats.size()) / 3, places = n * top_k;
     const int x = op.in[0], logits = op.in[1];
     const std::size_t ldx = padded(d), ldh = padded(h);
@@ -89,6 +88,8 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
             cut(m.pieces, expert(e, 0).n_panels);
             cut(m.downs, expert(e, 2).n_panels);
         }
+        m.n_pieces = int(m.pieces.size());
+        m.n_downs = int(m.downs.size());
     });
     const auto enter = [&](const Mat& w, const float* from, float* to, int width) {
         if (w.kind == F32) {
@@ -107,7 +108,7 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
         const Linear l{&expert(p.expert, which), nullptr, to + ld_to * first, ld_to};
         k_.linear(l, from + ld * first, ld * sizeof(float), rows, p.p0, p.p1);
     };
-    team_.each(lane, int(m.pieces.size()), [&](int i) {
+    team_.each(lane, m.n_pieces, [&](int i) {
         multiply(m.pieces[i], 0, m.x.data(), ldx, m.gate.data(), ldh);
         multiply(m.pieces[i], 1, m.x.data(), ldx, m.up.data(), ldh);
     });
@@ -117,7 +118,7 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
         k_.glu(gate, m.up.data() + ldh * i, gate, h, Act(op.ints[2]));
         enter(expert(e, 2), gate, m.hidden.data() + ldh * i, h);
     });
-    team_.each(lane, int(m.downs.size()), [&](int i) {
+    team_.each(lane, m.n_downs, [&](int i) {
         multiply(m.downs[i], 2, m.hidden.data(), ldh, m.y.data(), ldx);
     });
     team_.each(lane, n, [&](int r) {

@@ -19,6 +19,7 @@ struct Executor::Moe {
     };
     std::vector<Piece> pieces;   // panels of one expert's gate and up, or of its down
     std::vector<Piece> downs;
+    std::atomic<int> n_pieces{0}, n_downs{0};
     std::vector<float> x, gate, up, hidden, y;  // per place
 };
 

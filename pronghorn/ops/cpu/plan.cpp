@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "executor.h"
+#include "moe.h"
 
 namespace ph {
 namespace {
@@ -139,6 +140,7 @@ void Executor::finish() {
     plan();
     place_registers();
     scratch_.resize(team_.size());
+    moe_ = std::make_unique<Moe>();
     finished_ = true;
 }
 

@@ -13,6 +13,7 @@ namespace ph {
 template <typename After>
 void product(Team& team, Lane& lane, const Kernels& k, const Linear* list, int n_list,
              const void* x, std::size_t ldx, int n, const After& after) {
+    if (n <= 0) return;
     constexpr int FEW = 12, MANY = 192, PANELS = 8;
     int total = 0;
     for (int i = 0; i < n_list; ++i) total += list[i].mat->n_panels;

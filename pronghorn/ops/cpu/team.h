@@ -1,7 +1,15 @@
-// Persistent threads that run one function side by side: spin while work is near, sleep when it is not.
+// Persistent threads that walk one function side by side and share out its items.
+//
+// The function is a fixed sequence of phases, each a call of `each`. Items are claimed one by one, and
+// a phase ends when its items are done, whoever did them: a thread that the system has put aside holds
+// nobody up unless it was inside an item. It finds the phases it missed closed, and walks on.
+//
+// So outside of items the function may only read what never changes or is atomic: a thread may still be
+// walking when the call of `run` that woke it is long over.
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <mutex>
@@ -10,69 +18,119 @@
 
 namespace ph {
 
-// One thread of a team: its number, and the barriers it has passed (the same for all at a barrier).
+// Where a thread is: its number, the run that it takes part in, and its phase of it.
 struct Lane {
     int id = 0;
-    unsigned turn = 0;
+    std::uint32_t run = 0;
+    std::uint32_t phase = 0;
 };
 
 class Team {
 public:
-    explicit Team(int n);  // the calling thread counts as the first
+    Team(int n, std::function<void(Lane&)> work);  // the thread that calls `run` counts as the first
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
     int size() const { return n_; }
 
-    // Every thread runs work(lane); returns when all have. Rethrows the first exception of an item.
-    void run(const std::function<void(Lane&)>& work);
+    // Runs work(lane) on every thread that is awake; returns when all phases are done. Rethrows the
+    // first exception of an item.
+    void run();
 
-    // Called by every thread with the same n: items 0 to n - 1 are shared out, then all wait for all.
-    // Items may run in any order and on any thread.
+    // Items 0 to n - 1 (fewer than 2^24), in any order and on any thread; returns when all are done.
     template <typename F>
     void each(Lane& lane, int n, const F& f) {
-        if (n_ > 1 && n > 1) {
-            std::atomic<int>& next = tickets_[lane.turn % SLOTS];
-            for (int i = lane.id; i < n; i = n_ + next.fetch_add(1, std::memory_order_relaxed)) {
-                item(f, i);
-            }
-        } else if (lane.id == 0) {
-            for (int i = 0; i < n; ++i) item(f, i);
-        }
-        barrier(lane);
+        share(lane, n, true, f);
+    }
+
+    // One item, for the thread that called `run`.
+    template <typename F>
+    void once(Lane& lane, const F& f) {
+        share(lane, 1, lane.id == 0, [&](int) { f(); });
     }
 
 private:
-    static constexpr unsigned SLOTS = 4;
-
     template <typename F>
-    void item(const F& f, int i) {
-        try {
-            f(i);
-        } catch (...) {
-            keep(std::current_exception());
+    void share(Lane& lane, int n, bool takes_part, const F& f) {
+        if (n <= 0) return;
+        const std::uint64_t mine = gate(lane.run, lane.phase++, 0);
+        int done = 0;
+        std::uint64_t now = gate_.load(std::memory_order_acquire);
+        while (takes_part && now >> NEXT_BITS == mine >> NEXT_BITS && int(now & NEXT_MASK) < n) {
+            if (!gate_.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel,
+                                             std::memory_order_acquire)) {
+                continue;
+            }
+            try {
+                f(int(now & NEXT_MASK));
+            } catch (...) {
+                keep(std::current_exception());
+            }
+            ++done;
+            now = gate_.load(std::memory_order_acquire);
         }
+        if (done && done_.fetch_add(done, std::memory_order_acq_rel) + done == n) {
+            done_.store(0, std::memory_order_relaxed);
+            open(gate(lane.run, lane.phase, 0));
+            return;
+        }
+        wait([&] {
+            return gate_.load(std::memory_order_acquire) >> NEXT_BITS != mine >> NEXT_BITS;
+        });
     }
 
+    // The gate: run, phase and next item in one word, so that a claim fails unless all three fit.
+    static constexpr int NEXT_BITS = 24, PHASE_BITS = 16;
+    static constexpr std::uint64_t NEXT_MASK = (1u << NEXT_BITS) - 1;
+    static std::uint64_t gate(std::uint32_t run, std::uint32_t phase, std::uint32_t next) {
+        return (std::uint64_t{run} << (NEXT_BITS + PHASE_BITS)) |
+               (std::uint64_t{phase} << NEXT_BITS) | next;
+    }
+
+    template <typename F>
+    void wait(const F& over);
+    void open(std::uint64_t value);
     void keep(std::exception_ptr error);
-    void barrier(Lane& lane);
-    void wait_while(std::atomic<unsigned>& word, unsigned old);
-    void publish(std::atomic<unsigned>& word, unsigned value);
     void worker(int id);
 
     int n_;
+    std::function<void(Lane&)> work_;
     std::vector<std::thread> threads_;
-    Lane first_;
-    const std::function<void(Lane&)>* work_ = nullptr;
     std::mutex error_lock_;
     std::exception_ptr error_;
-    bool stop_ = false;
-    alignas(64) std::atomic<unsigned> epoch_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<unsigned> passed_{0};
+    std::uint32_t n_runs_ = 0;
+    std::atomic<bool> stop_{false};
+    alignas(64) std::atomic<std::uint64_t> gate_{NEXT_MASK};  // no item: nothing runs
+    alignas(64) std::atomic<int> done_{0};
     alignas(64) std::atomic<int> sleepers_{0};
-    alignas(64) std::atomic<int> tickets_[SLOTS] = {};
+    std::atomic<std::uint32_t> signal_{0};  // changes when there may be news for a sleeper
 };
+
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// A phase, or the caller's next step, is microseconds away: spins for some 100 us, then sleeps.
+// (Giving way in between would hand a whole time slice to any other busy process.)
+template <typename F>
+void Team::wait(const F& over) {
+    constexpr int SPINS = 1 << 13;
+    for (int i = 0; i < SPINS; ++i) {
+        if (over()) return;
+        pause();
+    }
+    sleepers_.fetch_add(1);
+    for (;;) {
+        const std::uint32_t last = signal_.load();
+        if (over()) break;
+        signal_.wait(last);
+    }
+    sleepers_.fetch_sub(1);
+}
 
 }  // namespace ph
