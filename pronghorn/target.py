@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.errors import RequestError
 from pronghorn.rng import DRAW, uniform
 from pronghorn.seq import Seq
 from pronghorn.types import Draft
@@ -58,6 +59,11 @@ class NodeTarget:
                 if divide and s.order > 1:
                     x, divide = x / self.temperature, False
                 x = s.shape(x, path, self.seq.n_prompt)
+            if not np.isfinite(x.max()):
+                raise RequestError(
+                    "no token can follow: the constraint and the shapers exclude every one, or the model's "
+                    "logits are not finite"
+                )
             self._shaped[row] = x / self.temperature if divide else x
         return self._shaped[row]
 
@@ -72,9 +78,10 @@ class NodeTarget:
     def draw(self, row: int) -> int:
         if self.temperature <= 0:
             return int(self.shaped(row).argmax())
-        total = np.cumsum(self.probs(row))
-        at = self.uniform(row, DRAW) * total[-1]
-        return int(np.searchsorted(total, at, side="right"))
+        p = self.probs(row)
+        total = np.cumsum(p)
+        at = int(np.searchsorted(total, self.uniform(row, DRAW) * total[-1], side="right"))
+        return at if at < len(p) else int(np.flatnonzero(p)[-1])  # the product can round up to the sum
 
     def uniform(self, row: int, purpose: int) -> float:
         pos = len(self.seq.tokens) + len(self.branch(row))
