@@ -167,7 +167,9 @@ void Executor::prepare(const StepIn& s) {
     }
     const int share = n * shape_.n_kv / (2 * team_.size());
     const int fit = int((std::size_t(1) << 20) / std::max<std::size_t>(score_stride_, 1) / g);
-    const int block = std::max(1, std::min({32 / g, share, fit}));
+    int block = std::max(1, std::min({32 / g, share, fit}));
+    while (block > 8 / g && block * g % 8) --block;  // queries go by eights at best
+    block = std::max(block, 1);
     for (int i = 0; i < int(s.seqs.size()); ++i) {
         for (int r = s.seqs[i].row0; r < s.seqs[i].row1; r += block) {
             items_.push_back({i, r, std::min(r + block, s.seqs[i].row1)});
