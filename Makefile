@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
-PROMPT ?= The code of the river gate is 52817. What is the code of the river gate?
+PROMPT ?= The secret number of Marlow is 7342, and the quick brown fox jumps over the lazy dog.
 # A further package index for the test references, such as one with torch's small CPU build.
 TORCH_INDEX ?=
 # The Python of `make native`; any environment with nanobind, cmake and ninja will do.
@@ -31,7 +31,7 @@ INSTALL := $(PIP) install --quiet --no-build-isolation
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
-	$(BIN)/pronghorn run "$(PROMPT)"
+	$(BIN)/pronghorn run "$$(printf 'Repeat exactly:\n%s' '$(PROMPT)')"
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pronghorn.llm import LLM, Answer, Options, Piece
+    from pronghorn.llm import LLM, Answer, Options, Piece, Stream
 
-__all__ = ["LLM", "Answer", "Options", "Piece", "__version__"]
+__all__ = ["LLM", "Answer", "Options", "Piece", "Stream", "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # on first use: importing the package alone stays cheap
-    if name in ("LLM", "Answer", "Options", "Piece"):
+    if name in ("LLM", "Answer", "Options", "Piece", "Stream"):
         from pronghorn import llm
 
         return getattr(llm, name)

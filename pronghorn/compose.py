@@ -174,7 +174,8 @@ def describe(method: Any) -> str:
         value = getattr(method, f.name) if f.init else f.default
         if value != f.default:
             text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            out.append(f"{f.name}={text if len(text) < 60 else text[:57] + '...'}")
+            text = text if len(text) < 60 else text[:57] + "..."
+            out.append(f'{f.name}="{text}"' if "," in text else f"{f.name}={text}")
     return name_of(method) + (":" + ",".join(out) if out else "")
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +101,7 @@ class Engine:
         self.rows_run = 0
         self.seconds = {"run": 0.0, "host": 0.0}
         self._ids = 0
+        self._buffer = np.zeros((6, 256), np.int32)
 
     # ------------------------------------------------------------------ requests
 
@@ -109,10 +110,14 @@ class Engine:
         ids = [request.ids[i] for i in self.methods.prune.keep(request.ids)] if request.ids else []
         self._check(request, ids)
         n = 1 if request.score else self.methods.search.branches(request)
+        if n > 1:
+            request = replace(request, logprobs=True)  # what a search chooses by
+        self._fits(request, len(ids), n)
         seqs = [self._seq(request, ids, b) for b in range(n)]
         leader = seqs[0]
         if n > 1:
             self.siblings[leader.id] = seqs[1:]
+            leader.branches = n
         self.waiting.append(leader)
         return seqs
 
@@ -142,10 +147,13 @@ class Engine:
                 f"the prompt has {n} tokens and the model's context is {limit}: shorten it, or ask for "
                 "truncation"
             )
-        if n + request.max_tokens > self.kv_rows:
+
+    def _fits(self, request: Request, n_prompt: int, branches: int) -> None:
+        need = n_prompt + branches * request.max_tokens
+        if need > self.kv_rows:
             raise RequestError(
-                f"{n} prompt tokens and {request.max_tokens} new ones need more KV than the "
-                f"{self.kv_rows} rows that fit the memory limit: raise the limit or ask for fewer tokens"
+                f"{n_prompt} prompt tokens and {branches} x {request.max_tokens} new ones need more KV than "
+                f"the {self.kv_rows} rows that fit the memory limit: raise the limit or ask for fewer tokens"
             )
 
     def cancel(self, seq: Seq) -> None:
@@ -174,47 +182,35 @@ class Engine:
         self.steps += 1
         self.rows_run += rows.n
         self._collect(works, out.taps)
-        events, places, accepts = [], _Places(), []
+        events: list[Event] = []
+        accepts: list[Accept] = []
+        places = _Places()
+        joined: list[Seq] = []
         for w in works:
-            seq = w.seq
-            places.add(self.store, seq.kv, w.row, list(range(w.take)))
+            seq, accept, kept = w.seq, Accept([], -1), list(range(w.take))
             if seq.request.score:
                 self._score(w, out.logits)
                 events.append(Event(seq, [], [], "", seq.finish))
-                accepts.append(Accept([], -1))
-                continue
-            if not w.last:
-                accepts.append(Accept([], -1))
-                continue
-            branches = [seq, *self.siblings.pop(seq.id, [])]
-            if len(branches) > 1:  # the prompt's last row serves every branch
-                self.runner.commit(*places.take())
-                for other in branches[1:]:
-                    self.store.free(other.kv)
-                    other.kv = self.store.fork(seq.kv)
-                    other.counts.reused = seq.n_prompt
-                    other.taps = dict(seq.taps)
-                    self.running.append(other)
-            for s in branches:
-                logits = out.logits[w.logit : w.logit + 1 + w.draft.n]
-                try:
-                    accept, event = self._advance(s, w, logits)
-                except RequestError as e:  # a grammar that grew too complex harms no other request
-                    s.error = str(e)
-                    accept, event = Accept([], -1), Event(s, [], [], "", "error")
+            elif w.last:
+                if seq.id in self.siblings:  # the prompt's last row serves every branch
+                    places.add(self.store, seq.kv, w.row, kept)
+                    self.runner.commit(*places.take())
+                    kept = []
+                    branches = [self._branch(seq, s) for s in self.siblings.pop(seq.id)]
+                    joined += branches
+                    events += [self._advance(s, w, out.logits)[1] for s in branches]
+                accept, event = self._advance(seq, w, out.logits)
                 events.append(event)
-                if s is seq:
-                    accepts.append(accept)
-                    kept = [w.take + i for i in accept.path[: max(len(event.tokens) - 1, 0)]]
-                    places.add(self.store, s.kv, w.row, kept, w.draft)
+                kept += [w.take + i for i in accept.path[: max(len(event.tokens) - 1, 0)]]
+            accepts.append(accept)
+            places.add(self.store, seq.kv, w.row, kept)
         if places.n:
             self.runner.commit(*places.take())
         self._observe(works, accepts, out.logits)
         for w in works:
             self._barrier(w.seq, w.barrier)
-        for e in events:
-            if e.seq not in [w.seq for w in works]:
-                self._barrier(e.seq, self._next_barrier(e.seq.n_prompt, e.seq.kv.length - 1))
+        for s in joined:
+            self._barrier(s, self._next_barrier(s.n_prompt, s.kv.length - 1))
         for e in events:
             if e.finish:
                 self._end(e.seq, e.finish)
@@ -222,9 +218,7 @@ class Engine:
         return events
 
     def _schedule(self) -> list[_Work]:
-        promised = sum(s.need for s in self.running)
-        promised += sum(s.need for left in self.siblings.values() for s in left)
-        room = Room(STEP_ROWS, self.kv_rows - promised)
+        room = Room(STEP_ROWS, self.kv_rows - sum(s.need for s in self.running))
         plan = self.methods.sched.plan(self.waiting, self.running, room)
         for seq in plan.admit:
             self.waiting.remove(seq)
@@ -285,7 +279,8 @@ class Engine:
                 draft = Draft.chain(forced)
                 w.seq.counts.forced += len(forced)
             w.draft = draft.clip(k)
-            w.seq.counts.drafted += int(w.draft.depths().max()) if w.draft.n else 0
+            if w.draft.n:
+                w.seq.counts.drafted += int(w.draft.depths().max())
 
     def _forced(self, seq: Seq) -> list[int]:
         try:
@@ -294,41 +289,41 @@ class Engine:
             return []  # the mask, asked next, tells why and ends this request alone
 
     def _rows(self, works: list[_Work]) -> tuple[Rows, bool]:
-        ids, pos, span, index, parent, want = [], [], [], [], [], []
-        row = n_want = 0
+        n_rows = sum(w.take + w.draft.n for w in works)
+        if n_rows > self._buffer.shape[1]:
+            self._buffer = np.zeros((6, 2 * n_rows), np.int32)
+        ids, pos, span, index, parent, want = rows = self._buffer[:, :n_rows]
+        want[:] = 0
+        at = n_want = 0
         taps = self.hidden
         for i, w in enumerate(works):
-            seq, first = w.seq, w.seq.kv.length
-            w.row, w.logit = row, n_want
-            ids.append(np.asarray(seq.tokens[first : first + w.take], np.int32))
-            chain = np.arange(w.take, dtype=np.int32)
-            p = seq.kv.next_pos + chain
-            up = row - 1 + chain
-            up[0] = -1
-            wanted = np.zeros(w.take, np.int32)
-            wanted[-1] = w.last
+            seq, first, n = w.seq, w.seq.kv.length, w.draft.n
+            w.row, w.logit = at, n_want
+            mid, end = at + w.take, at + w.take + n
+            known = slice(at, mid)
+            ids[known] = seq.tokens[first : first + w.take]
+            pos[known] = range(seq.kv.next_pos, seq.kv.next_pos + w.take)
+            parent[known] = range(at - 1, mid - 1)
+            parent[at] = -1
             if seq.request.score:
-                wanted[:] = 1
-            if w.draft.n:
-                ids.append(w.draft.tokens)
-                p = np.concatenate([p, p[-1] + w.draft.depths()])
-                tree = np.where(w.draft.parent < 0, row + w.take - 1, row + w.take + w.draft.parent)
-                up = np.concatenate([up, tree])
-                wanted = np.concatenate([wanted, np.ones(w.draft.n, np.int32)])
-            n = w.take + w.draft.n
-            pos.append(p)
-            span.append(np.maximum(p + 1, seq.n_prompt))
-            index.append(np.full(n, i))
-            parent.append(up)
-            want.append(wanted)
-            row += n
-            n_want += int(wanted.sum())
-            if self.q_rows and first < seq.n_prompt and first + w.take > seq.n_prompt - self.q_rows:
-                taps = True
-            seq.counts.draft_rows += w.draft.n
-            seq.counts.prompt_rows += max(0, min(w.take, seq.n_prompt - first))
-        parts = (ids, pos, span, index, parent, want)
-        return Rows(*(np.concatenate(x).astype(np.int32) for x in parts)), taps
+                want[known] = 1
+                n_want += w.take
+            elif w.last:
+                want[mid - 1] = 1
+                n_want += 1 + n
+            if n:
+                ids[mid:end] = w.draft.tokens
+                pos[mid:end] = pos[mid - 1] + w.draft.depths()
+                parent[mid:end] = np.where(w.draft.parent < 0, mid - 1, mid + w.draft.parent)
+                want[mid:end] = 1
+                seq.counts.draft_rows += n
+            index[at:end] = i
+            np.maximum(pos[at:end] + 1, seq.n_prompt, out=span[at:end])
+            at = end
+            if first < seq.n_prompt:
+                seq.counts.prompt_rows += min(w.take, seq.n_prompt - first)
+                taps = taps or first + w.take > seq.n_prompt - self.q_rows
+        return Rows(*rows), taps
 
     def _collect(self, works: list[_Work], taps: dict[str, NDArray[Any]]) -> None:
         """Keep the rotated queries of the last prompt rows until the policy has seen them."""
@@ -343,19 +338,34 @@ class Engine:
                 held = w.seq.taps.get("q")
                 w.seq.taps["q"] = new.copy() if held is None else np.concatenate([held, new], axis=2)
 
+    def _branch(self, leader: Seq, s: Seq) -> Seq:
+        """A sibling starts where the leader's prompt ends."""
+        self.store.free(s.kv)
+        s.kv = self.store.fork(leader.kv)
+        s.counts.reused = leader.n_prompt
+        leader.branches = 1
+        s.taps = dict(leader.taps)
+        self.running.append(s)
+        return s
+
     def _score(self, w: _Work, logits: NDArray[Any]) -> None:
         seq = w.seq
-        first = seq.kv.length - w.take
+        first = seq.kv.length
         for i in range(w.take):
             if first + i + 1 < len(seq.tokens):
                 seq.logprobs.append(logprob(logits[w.logit + i], seq.tokens[first + i + 1]))
-        if seq.kv.length == len(seq.tokens):
+        if first + w.take == len(seq.tokens):
             seq.finish = "stop"
 
-    def _advance(self, seq: Seq, w: _Work, logits: NDArray[Any]) -> tuple[Accept, Event]:
+    def _advance(self, seq: Seq, w: _Work, every: NDArray[Any]) -> tuple[Accept, Event]:
         """Choose this step's tokens."""
-        target = NodeTarget(seq, w.draft, logits, self.methods.shape)
-        accept = self.methods.verify.verify(target, w.draft)
+        logits = every[w.logit : w.logit + 1 + w.draft.n]
+        try:
+            target = NodeTarget(seq, w.draft, logits, self.methods.shape)
+            accept = self.methods.verify.verify(target, w.draft)
+        except RequestError as e:  # a grammar that grew too complex harms no other request
+            seq.error = str(e)
+            return Accept([], -1), Event(seq, [], [], "", "error")
         new = [int(w.draft.tokens[i]) for i in accept.path] + [accept.bonus]
         at = [0, *(i + 1 for i in accept.path)]  # logits row that gave each token
         text, finish, taken = "", "", 0
@@ -391,6 +401,7 @@ class Engine:
         return len(seq.tokens) >= self.bound.context
 
     def _observe(self, works: list[_Work], accepts: list[Accept], logits: NDArray[Any]) -> None:
+        """Tell the drafter what became of its drafts."""
         done = [(w, a) for w, a in zip(works, accepts, strict=True) if w.last and not w.seq.request.score]
         taps = []
         for w, _ in done:
@@ -462,25 +473,31 @@ class _Places:
         self._parts: list[tuple[Ints, Any, Ints, Ints]] = []
         self.n = 0
 
-    def add(self, store: Store, kv: SeqKV, first: int, rows: list[int], draft: Draft | None = None) -> None:
+    def add(self, store: Store, kv: SeqKV, first: int, rows: list[int]) -> None:
         """Reserve and commit (in the books) rows `first + rows` of the step for one sequence."""
         if not rows:
             return
         n = len(rows)
         addr, block, slot = store.reserve(kv, n)
-        at = np.asarray(rows, np.int32) + first
-        store.extend(kv, np.arange(kv.next_pos, kv.next_pos + n, dtype=np.int32))
-        self._parts.append((at.astype(np.int32), addr, block, slot))
+        at = np.array([first + r for r in rows], np.int32)
+        store.extend(kv, range(kv.next_pos, kv.next_pos + n))
+        self._parts.append((at, addr, block, slot))
         self.n += n
 
     def take(self) -> tuple[Ints, NDArray[np.uint64], Ints, Ints]:
-        row, addr, block, slot = (np.concatenate(x) for x in zip(*self._parts, strict=True))
+        parts = self._parts
+        row, addr, block, slot = (
+            parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        )
         self._parts, self.n = [], 0
         return row, addr, block, slot
 
 
 def top_ids(logits: NDArray[Any], n: int) -> Ints:
-    """(rows, n) ids of the largest logits, largest first."""
+    """(rows, n) ids of the largest logits, largest first; -1 past the end of a small vocabulary."""
+    spare = n - logits.shape[1]
+    if spare > 0:
+        return np.pad(top_ids(logits, n - spare), ((0, 0), (0, spare)), constant_values=-1)
     part = np.argpartition(-logits, n - 1, axis=-1)[:, :n]
     order = np.argsort(-np.take_along_axis(logits, part, axis=-1), axis=-1, kind="stable")
     return np.take_along_axis(part, order, axis=-1).astype(np.int32)

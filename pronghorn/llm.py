@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.compose import Composition, Facts, check, compose, explain
+from pronghorn.compose import Composition, Facts, check, compose, describe, explain, name_of
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.seq import Request, Seq
 
@@ -90,14 +91,71 @@ class Options:
     truncate: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Run:
     """A request under way."""
 
     seqs: list[Seq]
     start: float
     first: float = 0.0
+    end: float = 0.0
     text: dict[int, str] = field(default_factory=dict)
+    pieces: deque[Piece] = field(default_factory=deque)  # not yet given to a stream
+
+    @property
+    def done(self) -> bool:
+        return all(s.finish for s in self.seqs)
+
+
+class Stream:
+    """Pieces of an answer as they come; the whole of it in `answer` once they are through.
+
+    Closing a stream early, or leaving its `with` block, cancels the request. Streams of one `LLM` may be
+    read in turns: they share its batch.
+    """
+
+    def __init__(self, llm: LLM, run: _Run) -> None:
+        self._llm, self._run = llm, run
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        try:
+            while not self._run.pieces:
+                if self._answer is not None or self._run.done:
+                    self._close()
+                    raise StopIteration
+                self._llm._step()
+            return self._run.pieces.popleft()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; runs the request to its end if it has not come there."""
+        for _ in self:
+            pass
+        if self._answer is None:
+            raise RequestError("the stream was closed before its end: there is no answer")
+        return self._answer
+
+    def _close(self) -> None:
+        if self._answer is None and self._run in self._llm._active:
+            self._llm._active.remove(self._run)
+            self._answer = self._llm._answer(self._run)
+
+    def close(self) -> None:
+        """Cancel what is still running."""
+        self._llm._drop([self._run])
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def find_model(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -110,7 +168,7 @@ class LLM:
     """A model with the methods it runs under.
 
     model: name of a bundled model, folder, .gguf or .bin file, or a hub name "org/name".
-    use: methods as on the command line, "name:key=value,..."; they replace the defaults of their slots.
+    use: methods as on the command line, "name:key=value,..."; they replace the `defaults` of their slots.
     backend: "native" (C++), "ref" (NumPy float32), "ref64" (the oracle), "torch", "cuda".
     threads: 0 for all cores. kv_bytes: memory for KV, 0 for a quarter of what is free.
     Raises `PronghornError` with a cause and a way out.
@@ -123,13 +181,14 @@ class LLM:
         backend: str = "native",
         threads: int = 0,
         kv_bytes: int = 0,
+        defaults: Sequence[str | Any] = DEFAULT_USE,
     ) -> None:
         from pronghorn.model.arch import build_tape
         from pronghorn.model.checkpoint import load_checkpoint, validate
         from pronghorn.model.tokenizer import load_tokenizer
 
         self.checkpoint: Checkpoint = load_checkpoint(find_model(model))
-        self.methods: Composition = compose(use, DEFAULT_USE)
+        self.methods: Composition = compose(use, defaults)
         tape = build_tape(self.checkpoint.config)
         validate(self.checkpoint, tape.expected())
         self.facts = Facts(tape.n_layers, tape.context, tape.hard_context, any(r.varies for r in tape.ropes))
@@ -141,30 +200,27 @@ class LLM:
             self.checkpoint, tape, self.methods, self.tokenizer, backend, threads, kv_bytes
         )
         self.backend = backend
+        self._active: list[_Run] = []
 
     # ------------------------------------------------------------------ text
 
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """Continue one prompt, or several in one batch. Keywords: see `Options`."""
-        opts = _options(options)
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-        runs = [self._submit(self.tokenizer.encode(p), opts) for p in many]
-        self._finish(runs)
-        answers = [self._answer(r) for r in runs]
+        answers = self._run([self.tokenizer.encode(p) for p in many], _options(options))
         return answers[0] if isinstance(prompts, str) else answers
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[Piece | Answer]:
-        """Pieces as they come, then the whole answer. Closing the iterator cancels the request."""
-        yield from self._stream(self.tokenizer.encode(prompt), _options(options))
+    def stream(self, prompt: str, **options: Any) -> Stream:
+        """Continue a prompt piece by piece."""
+        return Stream(self, self._submit(self.tokenizer.encode(prompt), _options(options)))
 
     def chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> Answer:
         """Answer a conversation: [{"role": "user", "content": "..."}]."""
-        run = self._submit(self.tokenizer.chat(list(messages)), _options(options))
-        self._finish([run])
-        return self._answer(run)
+        return self._run([self.tokenizer.chat(list(messages))], _options(options))[0]
 
-    def chat_stream(self, messages: Sequence[dict[str, Any]], **options: Any) -> Iterator[Piece | Answer]:
-        yield from self._stream(self.tokenizer.chat(list(messages)), _options(options))
+    def chat_stream(self, messages: Sequence[dict[str, Any]], **options: Any) -> Stream:
+        """Answer a conversation piece by piece."""
+        return Stream(self, self._submit(self.tokenizer.chat(list(messages)), _options(options)))
 
     # ------------------------------------------------------------------ numbers
 
@@ -196,61 +252,67 @@ class LLM:
         if len(ids) > room and o.truncate:
             ids = ids[-room:]
         request = Request(
-            tuple(ids), o.max_tokens, o.temperature, o.seed, o.stop, o.ignore_eos,
-            o.logprobs or self.methods.search.branches(Request(tuple(ids))) > 1,
+            tuple(ids), o.max_tokens, o.temperature, o.seed, o.stop, o.ignore_eos, o.logprobs
         )  # fmt: skip
-        return _Run(self.engine.submit(request), time.perf_counter())
+        run = _Run(self.engine.submit(request), time.perf_counter())
+        self._active.append(run)
+        return run
 
-    def _finish(self, runs: list[_Run]) -> None:
+    def _run(self, prompts: list[list[int]], o: Options) -> list[Answer]:
+        runs: list[_Run] = []
         try:
-            while any(not s.finish for r in runs for s in r.seqs):
-                self._step(runs)
+            for ids in prompts:
+                runs.append(self._submit(ids, o))
+            while not all(r.done for r in runs):
+                self._step()
+            return [self._answer(r) for r in runs]
         finally:
-            for r in runs:
-                for s in r.seqs:
-                    self.engine.cancel(s)
+            self._drop(runs)
 
-    def _step(self, runs: list[_Run]) -> dict[int, Piece]:
-        pieces = {}
-        for e in self.engine.step():
-            for r in runs:
-                if e.seq in r.seqs:
-                    r.first = r.first or (time.perf_counter() if e.tokens else 0.0)
-                    r.text[e.seq.id] = r.text.get(e.seq.id, "") + e.text
-                    pieces[e.seq.id] = Piece(e.text, tuple(e.tokens), tuple(e.drafted))
-        return pieces
+    def _drop(self, runs: list[_Run]) -> None:
+        """Forget runs, and cancel what has not ended."""
+        for run in runs:
+            for seq in run.seqs:
+                self.engine.cancel(seq)
+            if run in self._active:
+                self._active.remove(run)
 
-    def _stream(self, ids: list[int], o: Options) -> Iterator[Piece | Answer]:
-        run = self._submit(ids, o)
-        single = len(run.seqs) == 1
-        try:
-            while any(not s.finish for s in run.seqs):
-                for piece in self._step([run]).values():
-                    if single:  # a search chooses at the end
-                        yield piece
-        finally:
-            for s in run.seqs:
-                self.engine.cancel(s)
-        answer = self._answer(run)
-        if not single:
-            yield Piece(answer.text, answer.tokens, (False,) * len(answer.tokens))
-        yield answer
+    def _step(self) -> None:
+        """One step of the engine; what came out goes to the runs it belongs to."""
+        events = self.engine.step()
+        now = time.perf_counter()
+        owner = {seq.id: run for run in self._active for seq in run.seqs}
+        for e in events:
+            run = owner.get(e.seq.id)
+            if run is None:
+                continue
+            run.first = run.first or (now if e.tokens else 0.0)
+            run.text[e.seq.id] = run.text.get(e.seq.id, "") + e.text
+            if len(run.seqs) == 1 and e.tokens:
+                run.pieces.append(Piece(e.text, tuple(e.tokens), tuple(e.drafted)))
+            if run.done:
+                run.end = now
+                if len(run.seqs) > 1:  # a search chooses at the end
+                    best = run.seqs[self.methods.search.choose(run.seqs)[0]]
+                    run.pieces.append(
+                        Piece(run.text.get(best.id, ""), tuple(best.new), tuple(best.drafted))
+                    )
 
     def _answer(self, run: _Run) -> Answer:
         best = run.seqs[self.methods.search.choose(run.seqs)[0]]
         if best.error:
             raise RequestError(best.error)
-        now, c, n = time.perf_counter(), best.counts, best.n_new
-        first = (run.first or now) - run.start
-        after = now - run.start - first
+        c, n = best.counts, best.n_new
+        first = (run.first or run.end) - run.start
+        after = run.end - run.start - first
         stats = Stats(
             prompt_tokens=best.n_prompt, new_tokens=n, reused_tokens=c.reused,
-            seconds=now - run.start, first=first, rate=(n - 1) / after if n > 1 and after > 0 else 0.0,
+            seconds=run.end - run.start, first=first, rate=(n - 1) / after if n > 1 and after > 0 else 0.0,
             steps=c.steps, drafted=c.drafted, accepted=c.accepted,
             accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=best.kv_bytes,
-            kv_full=self.engine.store.full_bytes(len(best.tokens)),
+            kv_full=self.engine.store.full_bytes(len(best.tokens) - 1),
             guarantee=self.methods.guarantee.value,
-            methods=tuple(d for line in self.explain().splitlines() if (d := line.split()[1])),
+            methods=tuple(describe(m) for _, m in self.methods.each() if name_of(m)),
         )  # fmt: skip
         logprobs = tuple(best.logprobs) if best.request.logprobs else ()
         return Answer(run.text.get(best.id, ""), tuple(best.new), best.finish, stats, logprobs)
@@ -307,7 +369,7 @@ def make_engine(
     dtype = methods.kvfmt.open if methods.kvfmt.open != "auto" else own
     store = Store(
         ops, bound.n_layers, bound.n_kv, bound.head_dim, dtype, methods.kvfmt, methods.select,
-        methods.rows, list(bound.kv_ropes),
+        methods.rows, list(bound.kv_ropes), bound.attention,
     )  # fmt: skip
     runner: Any
     if backend == "native":

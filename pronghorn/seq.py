@@ -63,6 +63,7 @@ class Seq:
     kv: SeqKV
     constraint: ConstraintState
     branch: int = 0  # which of the request's sequences; keys its random stream
+    branches: int = 1  # sequences that will start from its prompt, itself included
     finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled", "error"
     error: str = ""  # why it ended in error
     counts: Counts = field(default_factory=Counts)
@@ -81,8 +82,8 @@ class Seq:
 
     @property
     def need(self) -> int:
-        """KV rows that the sequence may come to hold."""
-        return self.n_prompt + self.request.max_tokens
+        """KV rows that the sequence and its branches may come to hold."""
+        return self.n_prompt + self.branches * self.request.max_tokens
 
     @property
     def n_new(self) -> int:

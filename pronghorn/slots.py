@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ Bools = NDArray[np.bool_]
 
 
 class WeightFormat(Protocol):
-    """How a weight matrix is stored (load clock)."""
+    """How a weight matrix is stored (load clock). A lossy format has a class attribute `error`: the
+    largest error of a weight, in units of the largest magnitude of its row."""
 
     @property
     def traits(self) -> Traits: ...
@@ -65,7 +66,8 @@ class WeightFormat(Protocol):
 
 
 class KVFormat(Protocol):
-    """How sealed KV is stored (load clock).
+    """How sealed KV is stored (load clock). A lossy format has a class attribute `error`: the largest
+    error of a value, in units of the largest magnitude of its row.
 
     open:  dtype of the exact zones: "float32", "bfloat16", or "auto" (the runner's own).
     group: rows that must be packed together; 1: any row alone; 0: sealed rows are stored exactly as
@@ -104,9 +106,9 @@ class Reuse(Protocol):
         ...
 
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
-        """Offer the state of a sequence whose first `kv.length` tokens are `ids`. It may be cut to any
-        length that is a multiple of `grid`, or kept whole. `kv` is a fork the method owns: it calls
-        `kv.free()` when it evicts it."""
+        """Offer the state of a sequence whose first `kv.length` tokens are `ids`. It may be used up to
+        any length from its sealed length on, and below that up to multiples of `grid`. `kv` is a fork
+        the method owns: it calls `kv.free()` when it evicts it."""
         ...
 
     def close(self) -> None:
@@ -263,6 +265,8 @@ class Verifier(Protocol):
 
 class Shaper(Protocol):
     """Changes logits before sampling (step clock). Pure in `path`, so it replays at every tree node."""
+
+    order: ClassVar[int]  # 0 penalties and biases, 1 temperature, 2 what removes tokens
 
     @property
     def traits(self) -> Traits: ...

@@ -41,7 +41,7 @@ class NodeTarget:
         return out[::-1]
 
     def shaped(self, row: int) -> NDArray[np.float64]:
-        """Logits after the constraint's mask and the shapers, divided by the temperature."""
+        """Logits after the constraint's mask, the shapers and the temperature."""
         if row not in self._shaped:
             branch = self.branch(row)
             x = np.asarray(self.logits[row], np.float64).copy()
@@ -53,9 +53,12 @@ class NodeTarget:
             state.rollback(walked)
             x[~allowed] = -np.inf
             path = self.seq.path(branch) if self.shapers else np.zeros(0, np.int32)
+            divide = self.temperature > 0  # before what truncates, as the field does
             for s in self.shapers:
+                if divide and s.order > 1:
+                    x, divide = x / self.temperature, False
                 x = s.shape(x, path, self.seq.n_prompt)
-            self._shaped[row] = x / self.temperature if self.temperature > 0 else x
+            self._shaped[row] = x / self.temperature if divide else x
         return self._shaped[row]
 
     def probs(self, row: int) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """Small random checkpoints, written by transformers itself, for the parity and loading tests.
 
-`write(architecture, folder, **changes)` makes a seeded model of a few thousand parameters, saves it as
-`save_pretrained` does, and returns the folder. `changes` are fields of the transformers config.
+`write(architecture, folder, **changes)` makes a seeded model of a few thousand parameters, saves
+it as `save_pretrained` does, and returns the folder. `changes` are fields of the transformers
+config.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversion there and back: the same tensors, the same config, the same logits; nothing left on failure."""
+"""Conversion: the same tensors, config and logits there and back; nothing left on failure."""
 
 from __future__ import annotations
 
@@ -155,6 +155,17 @@ def test_quantized_equals_the_gguf_package(architecture, dtype, tmp_path):
         assert after.tensors.info(name).dtype == dtype.upper()
         np.testing.assert_array_equal(got.T if transposed else got, want, err_msg=name)
     assert seen > 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_rows_that_make_no_blocks_keep_their_type(dtype, tmp_path):
+    checkpoints.write("llama", tmp_path / "hf", dtype=dtype)
+    made = convert(tmp_path / "hf", tmp_path / "m.gguf", "q8_0")
+    assert any("no multiple of 32" in note for note in made.notes)
+    before, after = load_checkpoint(tmp_path / "hf"), load_checkpoint(tmp_path / "m.gguf")
+    same_tensors(before, after)
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert after.tensors.info(name).dtype == before.tensors.info(name).dtype
 
 
 @pytest.mark.parametrize(
@@ -315,7 +326,7 @@ def test_interrupted_conversion_leaves_nothing(target, stop, tmp_path):
 
 @pytest.mark.parametrize("target", ["m.gguf", "m.bin", "folder"])
 def test_full_disk_for_real(target, tmp_path):
-    """The kernel refuses to grow any file past 40 kB: the write itself fails, in a process of its own."""
+    """The kernel refuses to grow any file past 40 kB, in a process of its own."""
     checkpoints.write("llama", tmp_path / "hf", rms_norm_eps=1e-5)
     script = (
         "import sys\n"
@@ -351,3 +362,32 @@ def test_missing_expert_is_noticed(tmp_path):
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match="experts are missing"):
         convert(tmp_path / "hf", tmp_path / "m.gguf", "f32")
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"model": {"vocab": {"a": "x"}}},
+        {"model": {"vocab": [1, 2]}},
+        {"model": 5},
+        {"added_tokens": [{}]},
+        {"model": {"vocab": {"a": 0}, "merges": [[1, 2]]}},
+    ],
+)
+def test_tokenizer_that_is_none(tokenizer, tmp_path):
+    checkpoints.write("llama", tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="not a tokenizer.json"):
+        convert(tmp_path / "hf", tmp_path / "m.gguf", "f32")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
+
+
+@pytest.mark.parametrize("target", ["m.gguf", "m.bin"])
+@pytest.mark.parametrize("key", ["rms_norm_eps", "intermediate_size", "max_position_embeddings"])
+def test_config_without_a_field_that_the_target_needs(target, key, tmp_path):
+    checkpoints.write("llama", tmp_path / "hf", rms_norm_eps=1e-5)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config[key]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"config has no {key}"):
+        convert(tmp_path / "hf", tmp_path / target, "f32")

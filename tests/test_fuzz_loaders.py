@@ -1,7 +1,8 @@
-"""Damaged files: whatever the bytes, loading gives a checkpoint or a PronghornError, soon and small.
+"""Damaged files: whatever the bytes, loading gives a checkpoint or a PronghornError, soon and
+small.
 
-Each example opens the file, reads every tensor and scans them. Limits: one second, and 32 MiB beyond what
-the valid file of a few dozen kilobytes needs.
+Each example opens the file, reads every tensor and scans them. Limits: one second, and 32 MiB
+beyond what the valid file of a few dozen kilobytes needs.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def test_any_damage_loads_or_is_refused(kind, changes, originals):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_extreme_at_every_header_byte(kind, originals):
-    """A huge number at each place of the header in turn: counts, lengths, offsets and dimensions."""
+    """A huge number at each place of the header in turn: counts, lengths, offsets, shapes."""
     original, n_header = originals[kind]
     raw = original.read_bytes()
     path = original.with_name("damaged" + original.suffix)
@@ -206,8 +207,8 @@ def test_seeded_sweep_within_an_address_space_limit(kind, originals):
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=8)
     | st.sampled_from((0, -1, 2**31, 2**63, 10**40, 1e308, -0.5)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner,
+    max_size=3), max_leaves=6,
 )  # fmt: skip
 
 
@@ -220,7 +221,8 @@ def test_any_config_loads_or_is_refused(architecture, data, tmp_path_factory):
         checkpoints.write(architecture, folder)
         (folder / "config.json").rename(folder / "original.json")
     config = json.loads((folder / "original.json").read_text())
-    extra = ["rope_scaling", "rope_theta", "text_config", "sliding_window_pattern", "no_rope_layers",
+    extra = ["rope_scaling", "rope_theta", "text_config", "sliding_window_pattern",
+             "no_rope_layers",
              "max_window_layers", "no_rope_layer_interval", "use_sliding_window"]  # fmt: skip
     keys = data.draw(st.lists(st.sampled_from(sorted(config) + extra), min_size=1, max_size=3))
     for key in keys:

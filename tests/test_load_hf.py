@@ -1,4 +1,4 @@
-"""Hugging Face folders: every architecture reads back what transformers wrote; damage is refused."""
+"""Hugging Face folders: what transformers wrote is read back; damage is refused."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,39 @@ def test_missing_head_is_fine_only_when_tied(tmp_path):
     edit_config(tmp_path / "t", tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match="lm_head.weight is missing"):
         validate(load_checkpoint(tmp_path / "t"), {"lm_head.weight": (160, 48)})
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path):
+    checkpoints.write("llama", tmp_path)
+    tensors = {n: torch.from_numpy(t) for n, t in stored(tmp_path).items()}
+    tensors["lm_head.weight"] = torch.zeros(160, 48, dtype=torch.int32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="whole numbers"):
+        validate(load_checkpoint(tmp_path), {"lm_head.weight": (160, 48)})
+
+
+def test_gpt2_has_the_common_field_names_too(tmp_path):
+    config = load_checkpoint(checkpoints.write("gpt2", tmp_path, intermediate_size=None)).config
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (48, 2)
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (
+        4,
+        4,
+        12,
+    )
+    assert (config["n_inner"], config["intermediate_size"]) == (192, 192)
+    assert config["max_position_embeddings"] == 512
+
+
+def test_opening_a_checkpoint_imports_nothing_heavy():
+    code = (
+        "import sys, pronghorn.model.checkpoint, pronghorn.model.gguf, pronghorn.model.hf\n"
+        "heavy = "
+        "{'torch', 'gguf', 'huggingface_hub', 'transformers', 'tokenizers', 'safetensors'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    root = Path(names.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

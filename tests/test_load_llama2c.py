@@ -19,7 +19,7 @@ def every_architecture(monkeypatch):
 
 
 def test_stories(shared):
-    """Config, every tensor's place in the file, and the text that the model is documented to write."""
+    """Config, and the place of tensors in the file."""
     path = shared("models/stories260K/stories260K.bin")
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
@@ -119,6 +119,43 @@ def test_size_must_fit_exactly(change, tmp_path):
     path.write_bytes(change(tiny(20)))
     with pytest.raises(CheckpointError, match="calls for|too short|empty"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("raw", [b"\x80", b"\x80\x02", b"PK", b"\x80\x02\0\0"])
+def test_a_few_bytes(raw, tmp_path):
+    path = tmp_path / "m.bin"
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="too short"):
+        load_checkpoint(path)
+
+
+def test_pickles_are_refused_and_a_width_of_640_is_not_taken_for_one(tmp_path):
+    import pickle
+
+    path = tmp_path / "m.bin"
+    for protocol in (2, 4, 5):
+        path.write_bytes(pickle.dumps({"a": [1.5] * 50}, protocol=protocol))
+        with pytest.raises(CheckpointError, match="pickle.*convert it to safetensors"):
+            load_checkpoint(path)
+    fields = (640, 8, 1, 10, 10, 20, 4)
+    size = sum(int(np.prod(shape)) for _, shape in llama2c.layout(*fields, True))
+    path.write_bytes(struct.pack("<7i", *fields) + bytes(4 * size))
+    assert load_checkpoint(path).config["hidden_size"] == 640
+
+
+def test_rope_base_is_read_from_the_tables(tmp_path):
+    """The bundled model's base survives; tables that lie leave llama2.c's own."""
+    raw = tiny(20)
+    blocks = llama2c.layout(8, 12, 2, 2, 1, 20, 16, True)
+    tables = 4 * sum(int(np.prod(s)) for n, s in blocks if n.startswith("rope."))
+    path = tmp_path / "m.bin"
+    for theta in (10000.0, 50000.0, 500000.0, 1000000.0):
+        angles = llama2c.angles(16, 4, theta)
+        table = np.stack([np.cos(angles), np.sin(angles)]).astype("<f4").tobytes()
+        path.write_bytes(raw[:-tables] + table)
+        assert load_checkpoint(path).config["rope_theta"] == theta
+    path.write_bytes(raw[:-tables] + bytes(tables))
+    assert load_checkpoint(path).config["rope_theta"] == 10000.0
 
 
 def test_later_versions_are_named(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,11 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def checkpoint(shape: str) -> Path:
-    """The folder of a shape's checkpoint (float32), written once per process."""
-    folder = Path(_folder().name) / shape
-    model(shape).save_pretrained(folder)
+def checkpoint(shape: str, dtype: str = "float32") -> Path:
+    """The folder of a shape's checkpoint, stored in `dtype`, written once per process."""
+    folder = Path(_folder().name) / f"{shape}-{dtype}"
+    made = model(shape)
+    made.to(getattr(import_module("torch"), dtype)).save_pretrained(folder)
     return folder
 
 

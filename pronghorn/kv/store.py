@@ -15,6 +15,7 @@ it lies, and groups (all heads, a layer's heads, one head) may keep different ro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,16 +83,19 @@ class Store:
     """All stored KV of an engine.
 
     ropes: the rotary table of each layer's keys, None where keys are not rotated by position.
-    open_dtype: dtype of the exact zones.
+    open_dtype: dtype of the exact zones. attention: (scale, window) of each layer, window 0 for none;
+    by default one over the root of head_dim, and none.
     """
 
     def __init__(
         self, ops: Ops, n_layers: int, n_kv: int, head_dim: int, open_dtype: str, fmt: KVFormat,
         selector: Selector, rows: str, ropes: list[Rope | None],
+        attention: Sequence[tuple[float, int]] = (),
     ) -> None:  # fmt: skip
         self.ops, self.fmt, self.selector, self.ropes = ops, fmt, selector, ropes
         self.n_layers, self.n_kv, self.head_dim = n_layers, n_kv, head_dim
         self.open_dtype = open_dtype
+        self.attention = tuple(attention) or ((head_dim**-0.5, 0),) * n_layers
         self.packed = fmt.group > 0
         exact = exact_fields(open_dtype, head_dim)
         groups = grouping(rows, n_layers, n_kv)
@@ -153,24 +157,29 @@ class Store:
     def reserve(self, kv: SeqKV, n: int) -> tuple[U64, Ints, Ints]:
         """Places for n more open rows: block address, block id and row of the page of each. The last
         page is copied first when it is shared."""
-        have = len(kv.open) * PAGE
-        if kv.n_open % PAGE and self.open_arena.shared(last := int(kv.open[kv.n_open // PAGE])):
-            kv.open[kv.n_open // PAGE] = self.open_arena.copy(last)
+        first, last = kv.n_open, kv.n_open + n
+        page, used = divmod(first, PAGE)
+        if used and self.open_arena.shared(int(kv.open[page])):
+            kv.open[page] = self.open_arena.copy(int(kv.open[page]))
             kv.open_addr = self.open_arena.address(kv.open)
-        if kv.n_open + n > have:
-            more = self.open_arena.alloc(-(-(kv.n_open + n - have) // PAGE))
+        have = len(kv.open) * PAGE
+        if last > have:
+            more = self.open_arena.alloc(-(-(last - have) // PAGE))
             kv.open = np.concatenate([kv.open, more])
             kv.open_addr = self.open_arena.address(kv.open)
             kv.open_pos = np.concatenate([kv.open_pos, _ints(len(more) * PAGE)])
-        at = np.arange(kv.n_open, kv.n_open + n, dtype=np.int32)
-        page = at // PAGE
-        return kv.open_addr[page], kv.open[page], at % PAGE
+        if n == 1:  # what a decoding step asks for
+            one = slice(page, page + 1)
+            return kv.open_addr[one], kv.open[one], np.array([used], np.int32)
+        at = np.arange(first, last, dtype=np.int32)
+        return kv.open_addr[at // PAGE], kv.open[at // PAGE], at % PAGE
 
-    def extend(self, kv: SeqKV, pos: Ints) -> None:
+    def extend(self, kv: SeqKV, pos: Ints | range) -> None:
         """The rows last reserved now hold committed tokens at logical positions `pos`."""
-        kv.open_pos[kv.n_open : kv.n_open + len(pos)] = pos
-        kv.n_open += len(pos)
-        kv.length += len(pos)
+        n = len(pos)
+        kv.open_pos[kv.n_open : kv.n_open + n] = pos
+        kv.n_open += n
+        kv.length += n
         kv.next_pos = int(pos[-1]) + 1
 
     # ------------------------------------------------------------------ barriers

@@ -33,7 +33,8 @@ class KVView:
     Arrays are padded to the longest head: L layers, H KV heads, n rows. `valid` tells rows from padding.
     Policies score heads; where the store groups heads coarsely, scores are averaged over a group.
 
-    n_prompt: tokens of the prompt; length: tokens committed; next_pos: position of the next token.
+    n_prompt: tokens of the prompt; length: tokens committed; next_pos: position of the next token;
+    scale, window: of each layer's attention, (L,).
     """
 
     def __init__(self, store: Store, kv: SeqKV, n_prompt: int) -> None:
@@ -41,6 +42,8 @@ class KVView:
         self.n_prompt, self.length, self.next_pos = n_prompt, kv.length, kv.next_pos
         self.n_layers, self.n_kv = store.n_layers, store.n_kv
         self.n = kv.n_sealed
+        self.scale = np.array([scale for scale, _ in store.attention])
+        self.window = np.array([window for _, window in store.attention], np.int32)
 
     def _each(self) -> list[tuple[int, int, int]]:
         return [(layer, head, g) for (layer, head), (g, _) in self._store.group_of.items()]

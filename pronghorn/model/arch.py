@@ -191,8 +191,9 @@ class Config:
     def context(self) -> int:
         return self.count("max_position_embeddings", most=MAX_CONTEXT)
 
-    def experts(self, key: str) -> tuple[int, int]:
-        """Number of experts of a layer, and how many a row uses."""
+    def experts(self) -> tuple[int, int]:
+        """Number of experts of a layer, and how many a row uses. The number has had two names."""
+        key = "num_experts" if self.has("num_experts") else "num_local_experts"
         n = self.count(key, most=MAX_EXPERTS)
         if n * self.n_layers > MAX_EXPERTS:
             raise self.wrong(key, f"at most {MAX_EXPERTS} over all layers")
@@ -236,8 +237,10 @@ class Config:
         share = given.get("partial_rotary_factor", self.values.get("partial_rotary_factor"))
         share = 1.0 if share is None else self.checked("partial_rotary_factor", share, 0.01, 1.0)
         if share != 1.0 and not partial:
-            self.values = {**self.values, "partial_rotary_factor": share}
-            self.refuse("partial_rotary_factor")
+            raise UnsupportedError(
+                f"config: partial_rotary_factor is {share:g}, but {self.values.get('model_type')} models "
+                "rotate whole heads"
+            )
         dim = int(self.head_dim * share)
         if dim < 2 or dim % 2:
             raise CheckpointError(
@@ -258,9 +261,9 @@ class Config:
             if not isinstance(value, dict):
                 raise self.wrong(key, "an object")
             if any(k in value for k in LAYER_KINDS):
-                value = value.get(kind) or {}
+                value = value.get(kind)
                 if not isinstance(value, dict):
-                    raise self.wrong(key, "an object per kind of layer")
+                    raise self.wrong(key, f"settings for {kind}")
             out.update(value)
         return out
 

@@ -38,6 +38,7 @@ class Bound:
     vecs: dict[str, NDArray[np.float32]]
     ropes: tuple[Rope, ...]
     kv_ropes: tuple[Rope | None, ...]
+    attention: tuple[tuple[float, int], ...]  # (scale, window) of each layer, window 0: none
     layers: tuple[int, ...]  # layer of the model for each layer that runs
     n_heads: int
     n_kv: int
@@ -68,6 +69,7 @@ def bind(
     tap_q = any(t.startswith("q.") for t in taps)
     ops: list[Op] = []
     kv_ropes: list[Rope | None] = [None] * len(layers)
+    attention = [(0.0, 0)] * len(layers)
     for op in tape.ops:
         if op.layer >= 0 and op.layer not in number:
             source, out = tape.io[op.layer]
@@ -77,6 +79,7 @@ def bind(
         attrs = dict(op.attrs)
         if op.kind == "attend":
             attrs["layer"] = number[op.layer]
+            attention[number[op.layer]] = (attrs["scale"], attrs["window"])
             if tap_q:
                 ops.append(Op("tap", (ins[0],), -1, (), {"name": f"q.{number[op.layer]}"}, op.layer))
             kv_ropes[number[op.layer]] = _key_rope(tape, ins[1])
@@ -103,7 +106,8 @@ def bind(
                 vecs[p.key] = np.asarray(value, np.float32)
     narrow = all(p.kind != "float32" for p, _ in mats.values())
     return Bound(
-        tuple(ops), tuple(tape.widths), mats, vecs, tuple(tape.ropes), tuple(kv_ropes), layers,
+        tuple(ops), tuple(tape.widths), mats, vecs, tuple(tape.ropes), tuple(kv_ropes),
+        tuple(attention), layers,
         tape.n_heads, tape.n_kv, tape.head_dim, tape.n_vocab, tape.context, tape.hard_context,
         "bfloat16" if narrow else "float32",
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """What every checkpoint format becomes, and the one function that opens any of them.
 
-`load_checkpoint` reads headers only. Tensors are views of the mapped file, or are converted one at a
-time when they are asked for, so a model larger than memory can still be inspected. A map follows its
-file: truncating it while it is open kills the process, as with any mapped file.
+`load_checkpoint` reads headers only. Tensors are views of the mapped file, or are converted one at
+a time when they are asked for, so a model larger than memory can still be inspected. A map follows
+its file: truncating it while it is open kills the process, as with any mapped file.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class Checkpoint:
     """A readable checkpoint: config and tensors in Hugging Face's vocabulary (see `names`).
 
     `config` is a flat config.json; `tensors` map canonical names to arrays of float32, float16,
-    ml_dtypes.bfloat16 (quantized tensors come as float32); `eos` are the ids that end a text; `bos` is
-    -1 when absent; `gguf_metadata` holds the tokenizer.* keys of a GGUF file and is empty otherwise.
+    ml_dtypes.bfloat16 (quantized tensors come as float32); `eos` are the ids that end a text;
+    `bos` is -1 when absent; `gguf_metadata` holds the tokenizer.* keys of a GGUF file and is empty
+    otherwise.
     """
 
     path: Path
@@ -91,8 +92,8 @@ class Checkpoint:
 def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """Open a folder, a .gguf, .bin or .safetensors file, or a hub name such as "org/name".
 
-    Raises CheckpointError for anything missing, damaged or contradictory, and UnsupportedError for an
-    architecture, tensor type or format that Pronghorn does not read. No tensor data is read.
+    Raises CheckpointError for anything missing, damaged or contradictory, and UnsupportedError for
+    an architecture, tensor type or format that Pronghorn does not read. No tensor data is read.
     """
     path = locate(source)
     if path.is_dir():
@@ -179,8 +180,8 @@ def finish(
 def map_file(path: Path) -> Array:
     """The file's bytes as a read-only uint8 array backed by a map.
 
-    Raises CheckpointError when it is missing, empty, unreadable or not a regular file (reading a pipe
-    or a device could block for ever).
+    Raises CheckpointError when it is missing, empty, unreadable or not a regular file (reading a
+    pipe or a device could block for ever).
     """
     try:
         with open(path, "rb", opener=_open_without_blocking) as file:
@@ -227,8 +228,11 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
             if not (name == "lm_head.weight" and tied):
                 faults.append(f"{name} is missing, expected {tuple(want)}")
             continue
-        have = checkpoint.tensors.info(name).shape
-        if have != tuple(want):
+        info = checkpoint.tensors.info(name)
+        have = info.shape
+        if info.dtype[0] in "IU" or info.dtype == "BOOL":
+            faults.append(f"{name} holds whole numbers ({info.dtype}), perhaps quantized weights")
+        elif have != tuple(want):
             faults.append(_disagreement(checkpoint.config, name, have, tuple(want)))
     if faults:
         rest = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
@@ -267,7 +271,8 @@ def find_nonfinite(
 
 def _all_finite(array: Array, chunk: int = 1 << 20) -> bool:
     flat = array.T.reshape(-1) if array.flags.f_contiguous else array.reshape(-1)
-    return all(
-        bool(np.isfinite(flat[start : start + chunk].astype(np.float32)).all())
-        for start in range(0, flat.size, chunk)
-    )
+    with np.errstate(all="ignore"):
+        return all(
+            bool(np.isfinite(flat[start : start + chunk].astype(np.float32)).all())
+            for start in range(0, flat.size, chunk)
+        )

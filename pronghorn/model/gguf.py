@@ -1,8 +1,8 @@
 """GGUF files, version 2 and 3, little-endian.
 
 The container is parsed here rather than by the gguf package, whose reader trusts every count in the
-file. Here each count is bounded by the bytes that remain before anything loops or allocates. Quantized
-tensors are expanded by `gguf.quants` to float32, one at a time, when they are asked for.
+file. Here each count is bounded by the bytes that remain before anything loops or allocates.
+Quantized tensors are expanded by `gguf.quants` to float32, one at a time, when they are asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,19 @@ MAX_ITEMS = 1 << 22  # of one metadata array: a vocabulary has a few hundred tho
 MAX_STRING = 1 << 26
 
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 
 # Tensor types that can be read, by number: name, items per block, bytes per block.
 _TYPES: dict[int, tuple[str, int, int]] = {
@@ -164,6 +176,7 @@ def _parts(
             f"config says num_experts {config.get('num_experts')} but {stored.name} is {stored.shape}"
         )
     n_experts, rows, cols = stored.shape
+    names.check_count(n_experts)
     nbytes = stored.nbytes // n_experts
     out = []
     for expert in range(n_experts):
@@ -233,7 +246,11 @@ def parse(path: Path) -> Contents:
 
 
 def _placed(
-    path: Path, table: list[tuple[str, tuple[int, ...], int, int]], base: int, size: int, alignment: int
+    path: Path,
+    table: list[tuple[str, tuple[int, ...], int, int]],
+    base: int,
+    size: int,
+    alignment: int,
 ) -> tuple[Stored, ...]:
     """Tensors with absolute positions: inside the file, aligned, named once, not overlapping."""
     out: dict[str, Stored] = {}

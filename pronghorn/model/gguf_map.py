@@ -1,9 +1,9 @@
 """GGUF's names for tensors and settings, in both directions.
 
-GGUF files follow llama.cpp, which changes some tensors while converting: it reorders the rows of q and k
-where its rope rotates neighbouring pairs, adds 1 to Gemma's norm weights, transposes GPT-2's matrices
-and stacks experts. `Place` says which of these a tensor went through; `gguf` undoes them, `convert`
-applies them.
+GGUF files follow llama.cpp, which changes some tensors while converting: it reorders the rows of q
+and k where its rope rotates neighbouring pairs, adds 1 to Gemma's norm weights, transposes GPT-2's
+matrices and stacks experts. `Place` says which of these a tensor went through; `gguf` undoes them,
+`convert` applies them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,14 @@ _BLOCK = re.compile(r"^blk\.(\d{1,5})\.(\w+?)(?:\.(\d{1,5}))?\.(weight|bias)$")
 _STACK = re.compile(r"^ffn_(gate|up|down)_exps$")
 _HF_LAYER = re.compile(r"^(?:model\.layers|transformer\.h)\.(\d+)\.(.+)\.(weight|bias)$")
 _HF_EXPERT = re.compile(r"^(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)$")
-_PARTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+_PARTS = {
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "w1": "gate",
+    "w3": "up",
+    "w2": "down",
+}
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def from_gguf(name: str, arch: str) -> Place | None:
 
 
 def to_gguf(name: str, arch: str) -> Place:
-    """GGUF's name of a tensor by its Hugging Face name. Raises UnsupportedError when there is none."""
+    """GGUF's name of a Hugging Face tensor. Raises UnsupportedError when there is none."""
     top = _GPT2_TOP if arch == "gpt2" else _TOP
     base, _, suffix = name.rpartition(".")
     for theirs, ours in top.items():
@@ -225,7 +232,8 @@ def config_from(
             "layer_norm_epsilon": read.number("attention.layer_norm_epsilon"),
             "activation_function": "gelu_new",
         }
-    head_dim = read.whole("attention.key_length", read.whole("rope.dimension_count", width // heads))
+    head_dim = read.whole("attention.key_length", max(1, width // heads))
+    rotated = read.whole("rope.dimension_count", head_dim)
     config: dict[str, Any] = {
         **common,
         "model_type": {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}.get(arch, arch),
@@ -244,6 +252,8 @@ def config_from(
         "mlp_bias": "blk.0.ffn_down.bias" in shapes,
         "hidden_act": "silu",
     }
+    if rotated != head_dim:
+        config["partial_rotary_factor"] = rotated / head_dim
     if original := read.whole("rope.scaling.original_context_length", 0):
         config["original_max_position_embeddings"] = original
     if arch == "llama" and (n_experts := read.whole("expert_count", 0)):
@@ -292,8 +302,8 @@ def _own(text: str, arch: str) -> dict[str, Any]:
 def _rope_scaling(read: _Reader, factors: Mapping[str, list[float]]) -> dict[str, Any] | None:
     """Rope scaling from the keys, or from per-frequency factors given as tensors.
 
-    llama.cpp stores Llama 3's scaling only as a divisor for each frequency. "longrope" with the same
-    factors for short and long text and an attention factor of 1 says exactly that.
+    llama.cpp stores Llama 3's scaling only as a divisor for each frequency. "longrope" with the
+    same factors for short and long text and an attention factor of 1 says exactly that.
     """
     long, short = factors.get("rope_factors_long.weight"), factors.get("rope_factors_short.weight")
     attention = read.number("rope.scaling.attn_factor", 0.0)

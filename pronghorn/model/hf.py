@@ -136,7 +136,8 @@ def _files(folder: Path, only: str) -> list[Path]:
         return found
     if found:
         raise CheckpointError(
-            f"{folder} holds {len(found)} .safetensors files and no model.safetensors.index.json to "
+            f"{folder} holds {len(found)} .safetensors files and no "
+            "model.safetensors.index.json to "
             "say which belong together; fetch the index, or name one file"
         )
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)

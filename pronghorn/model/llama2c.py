@@ -1,8 +1,8 @@
 """llama2.c checkpoints, version 0: seven int32, then float32 tensors with no names.
 
-The layout is that of `run.c` in karpathy/llama2.c. Its rope rotates neighbouring pairs of a head, where
-Hugging Face's rotates the two halves, so the rows of q and k are reordered on access. The frequency
-tables at the end, which run.c skips, serve only to learn rope's base.
+The layout is that of `run.c` in karpathy/llama2.c. Its rope rotates neighbouring pairs of a head,
+where Hugging Face's rotates the two halves, so the rows of q and k are reordered on access. The
+frequency tables at the end, which run.c skips, serve only to learn rope's base.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def layout(
 
 
 def load_llama2c(path: Path) -> Checkpoint:
-    """Open a llama2.c version 0 file. Raises CheckpointError unless its size fits its header exactly."""
+    """Open a llama2.c version 0 file. Raises CheckpointError unless its size fits its header."""
     data = map_file(path)
     magic = data[:4].tobytes()
-    # A width of 640 also begins with 80 02, but then zeros follow; in a pickle an opcode does.
-    if magic == b"PK\x03\x04" or (magic[:1] == b"\x80" and magic[1] <= 5 and magic[2:] != b"\0\0"):
+    # A width of 640 also begins with 80 02, but zeros follow there; in a pickle an opcode does.
+    protocol = magic[:1] == b"\x80" and magic[1:2] <= b"\x05" and any(magic[2:])
+    if magic == b"PK\x03\x04" or protocol:
         raise CheckpointError(
             f"{path} is a pickle, which can run code when it is read; convert it to safetensors "
             "(transformers: save_pretrained) and try again"
@@ -167,7 +168,8 @@ def angles(seq: int, head: int, theta: float) -> Array:
 
 
 def _theta(data: Array, start: int, seq: int, head: int) -> float:
-    """rope_theta from the frequency tables at byte `start`; 10000, which run.c assumes, if they lie.
+    """rope_theta from the frequency tables at byte `start`; 10000, which run.c assumes, if they
+    lie.
 
     The header has no room for it, so a model trained with another base would read back wrong.
     """
@@ -197,7 +199,7 @@ def find_vocabulary(model: Path, n_tokens: int) -> Path | None:
 
 
 def read_vocabulary(path: Path, n_tokens: int) -> list[tuple[bytes, float]]:
-    """(piece, score) of each token. Raises CheckpointError unless the file holds exactly `n_tokens`."""
+    """(piece, score) of each token. Raises CheckpointError unless there are `n_tokens`."""
     raw = map_file(path).tobytes()
     at = 4
     pieces: list[tuple[bytes, float]] = []
@@ -215,7 +217,7 @@ def read_vocabulary(path: Path, n_tokens: int) -> list[tuple[bytes, float]]:
 
 
 def pack_vocabulary(pieces: list[tuple[bytes, float]]) -> bytes:
-    """The inverse of `read_vocabulary`: the longest length, then score, length and bytes of each."""
+    """Inverse of `read_vocabulary`: longest length, then score, length and bytes of each."""
     parts = [struct.pack("<i", max(len(piece) for piece, _ in pieces))]
     for piece, score in pieces:
         parts.append(struct.pack("<fi", score, len(piece)) + piece)

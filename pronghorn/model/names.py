@@ -1,13 +1,15 @@
 """One vocabulary for checkpoints: Hugging Face's tensor names and config fields.
 
-Every reader hands its tensors and its config through here, so that an architecture file meets a single
-spelling whatever the file's age or format:
+Every reader hands its tensors and its config through here, so that an architecture file meets a
+single spelling whatever the file's age or format:
 
 - tensor names lose the wrappers of multimodal checkpoints and gain the prefix that bare ones lack;
-- experts fused into one tensor become one tensor per expert, as the original checkpoints store them;
+- experts fused into one tensor become one tensor per expert, as the original checkpoints store
+  them;
 - `rope_theta`, `rope_scaling`, `layer_types`, `head_dim`, `tie_word_embeddings` are always present.
 
-Config values come from files that nobody vouches for: each field that sizes something is checked here.
+Config values come from files that nobody vouches for: each field that sizes something is checked
+here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 from pronghorn.errors import CheckpointError, UnsupportedError
 
 MAX_DIM = 2**31 - 1
-MAX_TENSORS = 1 << 18  # the largest published mixtures of experts have under 100,000
+MAX_TENSORS = 1 << 17  # the largest published mixtures of experts have under 100,000
 
 _DIMS = (
     "vocab_size",
@@ -160,7 +162,8 @@ def require_architecture(model_type: str) -> None:
     known = supported_architectures()
     if model_type not in known:
         raise UnsupportedError(
-            f"architecture {shown(model_type)} is not supported; Pronghorn runs: {', '.join(known)}. "
+            f"architecture {shown(model_type)} is not supported; Pronghorn runs: "
+            f"{', '.join(known)}. "
             "To add one, write pronghorn/model/archs/<model_type>.py"
         )
 
@@ -174,9 +177,9 @@ def shown(value: object) -> str:
 def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A flat config with the fields named in this module's docstring, every size checked.
 
-    `raw` is the parsed config.json (or its equivalent from another format), `where` names it in errors.
-    Raises CheckpointError for a field of the wrong type or out of range, UnsupportedError for
-    weights quantized in a layout that only their own library reads.
+    `raw` is the parsed config.json (or its equivalent from another format), `where` names it in
+    errors. Raises CheckpointError for a field of the wrong type or out of range, UnsupportedError
+    for weights quantized in a layout that only their own library reads.
     """
     config = dict(raw)
     text = config.pop("text_config", None)
@@ -190,7 +193,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         model_type = config["model_type"] = "gemma3_text"
     if config.get("quantization_config"):
         raise UnsupportedError(
-            f"{where} says that the weights are quantized ({_method(config['quantization_config'])}); "
+            f"{where} says that the weights are quantized "
+            f"({_method(config['quantization_config'])}); "
             "use the unquantized checkpoint, or a GGUF file"
         )
     config = {**_DEFAULTS.get(model_type, {}), **config}
@@ -202,13 +206,29 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if config.get("tie_word_embeddings") is None:
         config["tie_word_embeddings"] = False
     if model_type == "gpt2":
-        return config
+        _gpt2_aliases(config)
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if config.get("num_key_value_heads") is None and heads:
         config["num_key_value_heads"] = heads
     if config.get("head_dim") is None and heads and width:
         config["head_dim"] = width // heads
     return config
+
+
+def _gpt2_aliases(config: dict[str, Any]) -> None:
+    """GPT-2's own field names stay, and win; the common ones are added beside them."""
+    if config.get("n_inner") is None and config.get("n_embd") is not None:
+        config["n_inner"] = 4 * config["n_embd"]
+    for common, own in (
+        ("hidden_size", "n_embd"),
+        ("intermediate_size", "n_inner"),
+        ("max_position_embeddings", "n_positions"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+    ):
+        config[common] = config.get(own)
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    config["head_dim"] = None
 
 
 def _method(quantization: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,9 +78,9 @@ def check_draft(draft: Draft, k: int, n_vocab: int) -> None:
 # ------------------------------------------------------------------------------- a small model
 
 
-def small(
+def weights(
     seed: int = 0, n_layers: int = 3, n_heads: int = 4, n_kv: int = 2, dim: int = 8, gain: float = 2.5
-) -> Bound:
+) -> tuple[Tape, dict[str, Any]]:
     """A Llama-shaped model with random weights, `gain` large enough for uneven attention."""
     r = np.random.default_rng(seed)
     width, inner = n_heads * dim, 48
@@ -110,7 +111,13 @@ def small(
         )
         x = t.end(t.add(x, t.linear(up, mat(f"{i}.down", width, inner))))
     t.head(t.norm(x, vec("norm", width), 1e-6), table)
-    return bind(t, tensors, taps=("q.last1",))
+    return t, tensors
+
+
+def small(formats: Sequence[Any] = (), skips: Sequence[int] = (), **shape: Any) -> Bound:
+    """`weights(**shape)` bound, rotated queries tapped."""
+    tape, tensors = weights(**shape)
+    return bind(tape, tensors, formats, skips, ("q.last1",))
 
 
 class Small:

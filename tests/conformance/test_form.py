@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 
 import pytest
 
+from pronghorn.compose import parse
 from pronghorn.types import Traits
 from tests.conformance import _find
+from tests.small import spec
 
 ALL = [
     (slot.name, name)
@@ -27,21 +30,21 @@ def test_form(slot: str, name: str) -> None:
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         assert hints[f.name] in PLAIN, f"{f.name}: the command line cannot parse {hints[f.name]}"
-        assert f.default is not dataclasses.MISSING, f"{f.name} has no default"
-    method = cls()
+    _, method = parse(spec(name, slot))
+    _, again = parse(spec(name, slot))
+    assert isinstance(method, cls)
     assert isinstance(method.traits, Traits)
     assert method.traits.rows in ("seq", "layer", "head")
-    assert method == cls()
-    assert hash(method) == hash(cls())
+    assert method == again
+    assert hash(method) == hash(again)
     assert (__import__(cls.__module__, fromlist=["x"]).__doc__ or "").strip()
 
 
 @pytest.mark.parametrize(("slot", "name"), ALL)
 def test_fields_are_explained(slot: str, name: str) -> None:
-    import inspect
-
     cls = _find.classes(slot)[name]
     source = inspect.getsource(cls)
     for f in dataclasses.fields(cls):
-        line = next(x for x in source.splitlines() if x.strip().startswith(f"{f.name}:"))
-        assert "#" in line, f"{name}.{f.name} has no comment that says what it is"
+        line = next(x for x in source.splitlines() if x.strip().startswith(f"{f.name}: "))
+        explained = "#" in line or f"{f.name}: " in (cls.__doc__ or "")
+        assert explained, f"nothing says what {name}.{f.name} is"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pronghorn.errors import MethodError
 from pronghorn.kv.layout import PAGE
 from pronghorn.kv.view import KVView
+from pronghorn.llm import LLM
 from pronghorn.methods.kv.snapkv import SnapKv
 from pronghorn.methods.kv.streaming_llm import StreamingLlm
 from pronghorn.methods.kvfmt.int8 import Int8
@@ -266,3 +268,50 @@ def test_streaming_llm_positions_stay_inside_the_window() -> None:
 def test_streaming_llm_ranges(bad: dict[str, int]) -> None:
     with pytest.raises(MethodError, match=next(iter(bad))):
         StreamingLlm(**bad)
+
+
+# ------------------------------------------------------------------- on a model that looks things up
+
+WHO = ["The old miller", "A small fox", "The tailor", "The little girl", "The grey wolf", "An old woman"]
+DID = [
+    "walked slowly down to the river",
+    "looked out of the window at the snow",
+    "found a golden ring in the garden",
+    "sat by the fire and told a story",
+    "went into the dark forest to gather wood",
+    "slept under a tall tree all day",
+]
+
+
+@dataclass(frozen=True)
+class RandomPrompt(RandomRows):
+    """The control of a policy that acts at the end of the prompt."""
+
+    slot = "kv"
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        return n_prompt if length < n_prompt else FOREVER
+
+
+def numbers_found(use: list[Any]) -> int:
+    """Of 20 numbers, each hidden in about 370 tokens and asked for at the end."""
+    model = LLM(use=use, backend="ref", threads=1)
+    r, found = random.Random(1), 0
+    for _ in range(20):
+        lines = [f"{r.choice(WHO)} {r.choice(DID)}." for _ in range(26)]
+        name, number = r.choice(["Anna", "Otto", "Maria", "Hugo"]), str(r.randrange(10000, 99999))
+        lines.insert(r.randrange(3, 23), f"The secret number of {name} is {number}.")
+        text = " ".join(lines) + f"\n\nWhat is the secret number of {name}?"
+        found += number in model.chat([{"role": "user", "content": text}], max_tokens=12).text
+    model.close()
+    return found
+
+
+@pytest.mark.slow
+def test_snapkv_keeps_what_is_asked_for_and_chance_does_not() -> None:
+    """R4 at about a sixth of the rows: at most 4 of 20 lost against dense; the control loses 6 (30
+    points) or more, else the task would be too easy."""
+    dense = numbers_found([])
+    assert dense >= 17
+    assert numbers_found([SnapKv(budget=64, window=8, kernel=9)]) >= dense - 4
+    assert numbers_found([RandomPrompt(budget=64)]) <= dense - 6

@@ -5,12 +5,14 @@ It depends on the store and the runner only, so that a parity failure is one of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from pronghorn.kv.store import SeqKV, Store
@@ -36,16 +38,16 @@ class Trace:
     tokens: list[int]
 
 
-def load(folder: Path) -> Bound:
-    """A checkpoint folder, bound with its weights as stored."""
+def same(tape: Tape) -> Tape:
+    return tape
+
+
+def load(folder: Path, change: Callable[[Tape], Tape] = same) -> Bound:
+    """A checkpoint folder, bound with its weights as stored. change: what to do to the tape first."""
     checkpoint = load_checkpoint(folder)
-    tape = build_tape(checkpoint.config)
+    tape = change(build_tape(checkpoint.config))
     validate(checkpoint, tape.expected())
     return bind(tape, checkpoint.tensors)
-
-
-def bound_of(tape: Tape, tensors: Mapping[str, NDArray[Any]]) -> Bound:
-    return bind(tape, tensors)
 
 
 def store_for(bound: Bound, ops: Ops, open_dtype: str) -> Store:
@@ -55,13 +57,18 @@ def store_for(bound: Bound, ops: Ops, open_dtype: str) -> Store:
     )  # fmt: skip
 
 
-def runner_for(bound: Bound, kind: str) -> tuple[Runner, Store]:
-    """kind: "numpy32", "numpy64", "torch" or "native"."""
+def runner_for(bound: Bound, kind: str, threads: int = 1) -> tuple[Runner, Store]:
+    """kind: "numpy32", "numpy64", "torch" or "native"; skips the test where the native one is not built.
+
+    threads: of the native runner; one is the fastest for models this small.
+    """
     if kind == "native":
+        if importlib.util.find_spec("pronghorn.ops.cpu._native") is None:
+            pytest.skip("the native extension is not built here (make native)")
         from pronghorn.run.native import NativeRunner
 
         store = store_for(bound, Ops("float32"), "float32")
-        native: Runner = NativeRunner(bound, store)
+        native: Runner = NativeRunner(bound, store, threads)
         return native, store
     if kind == "torch":
         import torch

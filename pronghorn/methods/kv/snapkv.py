@@ -3,13 +3,12 @@
 Each KV head keeps the rows that the last `window` prompt tokens attend to most, and those tokens
 themselves. Attention is summed over the window, averaged over `kernel` neighbouring rows so that whole
 phrases stay together, and averaged over the query heads that share the KV head (the paper stores every
-query head). Scores assume the usual scale, 1 / sqrt(dim), and no soft cap. The answer's rows are kept
+query head). Scores leave out a soft cap where a model has one. The answer's rows are kept
 whole; memory at the end of the prompt's run is that of the whole prompt.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +52,18 @@ class SnapKv:
         score = np.zeros((view.n_layers, view.n_kv, n))
         for layer in range(view.n_layers):
             qh = q[layer].reshape(view.n_kv, -1, w, q.shape[3])  # (n_kv, g, w, dim): head h // g
-            s = qh @ view.k[layer][:, None].swapaxes(-1, -2) / math.sqrt(q.shape[3])
-            s = np.where(hidden, -np.inf, s)
+            s = qh @ view.k[layer][:, None].swapaxes(-1, -2) * view.scale[layer]
+            s = np.where(hidden | self._past(view, layer, w), -np.inf, s)
             e = np.exp(s - s.max(axis=-1, keepdims=True))
             seen = (e / e.sum(axis=-1, keepdims=True)).sum(axis=2)  # (n_kv, g, n)
             score[layer] = self._smooth(seen[..., : n - w], n).mean(axis=1)
         return view.keep_top(rounded(score), self.budget, always=np.arange(n) >= n - w)
+
+    def _past(self, view: KVView, layer: int, w: int) -> NDArray[np.bool_]:
+        """(w, n): rows that have left a query's attention window, on a layer that has one."""
+        pos = view.pos[layer, 0]
+        reach = int(view.window[layer]) or FOREVER
+        return np.asarray(pos[None] <= pos[-w:, None] - reach)
 
     def _smooth(self, s: NDArray[Any], n: int) -> NDArray[Any]:
         """Mean over `kernel` rows around each of s (..., m), zeros beyond its ends; padded to n."""

@@ -21,7 +21,7 @@ from pronghorn.slots import Span
 from pronghorn.types import Guarantee, Ints, Traits
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # a state is itself, whatever it holds
 class _State:
     ids: Ints
     kv: SeqKV

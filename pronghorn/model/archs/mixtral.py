@@ -19,7 +19,7 @@ def build(config: dict[str, Any]) -> Tape:
     m = Blocks(c, c.number("rms_norm_eps", 1e-5))
     rope, fn, hidden = c.rope(1e6), c.activation(), c.count("intermediate_size")
     window = c.window()
-    n_experts, top_k = c.experts("num_local_experts")
+    n_experts, top_k = c.experts()
     x = m.embed()
     for i in range(c.n_layers):
         m.begin(i, x)

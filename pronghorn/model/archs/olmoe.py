@@ -16,7 +16,7 @@ def build(config: dict[str, Any]) -> Tape:
     m = Blocks(c, c.number("rms_norm_eps", 1e-5))
     rope, fn, hidden = c.rope(), c.activation(), c.count("intermediate_size")
     bias, renorm = c.flag("attention_bias", False), c.flag("norm_topk_prob", False)
-    n_experts, top_k = c.experts("num_experts")
+    n_experts, top_k = c.experts()
     x = m.embed()
     for i in range(c.n_layers):
         m.begin(i, x)

@@ -14,7 +14,7 @@ def build(config: dict[str, Any]) -> Tape:
     m = Blocks(c, c.number("rms_norm_eps", 1e-6))
     rope, fn, bias = c.rope(), c.activation(), c.flag("attention_bias", False)
     window = c.window(4096) if c.flag("use_sliding_window", False) else 0
-    n_experts, top_k = c.experts("num_experts")
+    n_experts, top_k = c.experts()
     renorm, sparse = c.flag("norm_topk_prob", False), sparse_layers(c)
     x = m.embed()
     for i in range(c.n_layers):

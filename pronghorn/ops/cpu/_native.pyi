@@ -20,6 +20,7 @@ def dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
 
     Raises `ValueError` where the lengths differ, and `TypeError` for another dtype or layout.
     """
+
 class Executor:
     """Packs a model's weights, plans its tape and runs steps; `run.native` is its caller.
 

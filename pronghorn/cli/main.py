@@ -1,0 +1,61 @@
+"""The command line: which commands there are.
+
+Nothing heavy is imported here, and each command imports what it needs in its own body: the first token
+of `pronghorn run` should not wait for what only `pronghorn verify` uses.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pronghorn.cli.ending import ending
+
+
+def build() -> Any:
+    """The Typer application."""
+    import typer
+
+    from pronghorn.cli.chat import chat
+    from pronghorn.cli.convert import convert
+    from pronghorn.cli.explain import explain
+    from pronghorn.cli.info import info
+    from pronghorn.cli.methods import methods
+    from pronghorn.cli.root import HELP, root
+    from pronghorn.cli.run import run
+    from pronghorn.cli.verify import verify
+
+    app = typer.Typer(
+        help=HELP,
+        rich_markup_mode="rich",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(root)
+    for command in (run, chat, info, methods, explain, verify, convert):
+        app.command()(command)
+    return app
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point. Always raises SystemExit; `ending` says with which status."""
+    argv = list(sys.argv[1:] if args is None else args)
+    raise SystemExit(ending(lambda: _call(argv)))
+
+
+def _call(argv: list[str]) -> Any:
+    """What the command returns. Typer's own way of ending is left out: it knows other statuses."""
+    import typer
+
+    command = typer.main.get_command(build())
+    try:
+        with command.make_context("pronghorn", argv) as context:
+            return command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+
+
+if __name__ == "__main__":
+    main()

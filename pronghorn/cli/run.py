@@ -1,0 +1,118 @@
+"""`pronghorn run`: answer one prompt."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pronghorn.cli import show
+from pronghorn.cli.options import (
+    MODEL,
+    AsJson,
+    Backend,
+    Model,
+    Plain,
+    Regex,
+    Schema,
+    Threads,
+    Use,
+    open_model,
+    read_prompt,
+    with_constraint,
+)
+from pronghorn.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pronghorn.llm import LLM, Answer, Piece
+
+
+def run(
+    prompt: Annotated[str, typer.Argument(help='The prompt; "-" or nothing reads what is piped in.')] = "",
+    model: Model = MODEL,
+    use: Use = [],  # noqa: B006  (Typer copies it)
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens, at most.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str], typer.Option(help="End before this text; repeat it.")] = [],  # noqa: B006
+    system: Annotated[str, typer.Option(help="System message, for models with a chat template.")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask through the chat template (default where there is one).")
+    ] = False,
+    json_schema: Schema = "",
+    regex: Regex = "",
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut a prompt that is too long at its start.")
+    ] = False,
+    plain: Plain = False,
+    backend: Backend = "native",
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a prompt. The text streams to stdout; how it came about is told on stderr.
+
+    [bold]Examples[/bold]
+
+      pronghorn run "The code of the gate is 52817. What is the code of the gate?"
+
+      pronghorn run --model org/name --temperature 0.8 --seed 7 "Write a haiku"
+
+      cat notes.txt | pronghorn run --raw --use snapkv:budget=512
+
+      pronghorn run --regex "[0-9]{5}" "The code is 52817. The code is"
+    """
+    if raw and (chat or system):
+        raise RequestError("--raw sends the text as it is: leave out --chat and --system, or --raw")
+    text = read_prompt(prompt)
+    if not text:
+        raise RequestError("the prompt is empty: give at least one token")
+    llm = open_model(model, with_constraint(use, json_schema, regex), plain, backend, threads)
+    given: dict[str, Any] = {
+        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop),
+        "truncate": truncate,
+    }  # fmt: skip
+    if chat or system or (llm.tokenizer.chat_template and not raw):
+        messages = [{"role": "system", "content": system}] if system else []
+        stream = llm.chat_stream([*messages, {"role": "user", "content": text}], **given)
+    else:
+        stream = llm.stream(text, **given)
+    if as_json:
+        show.as_json(record(_last(stream)))
+    else:
+        play(llm, stream)
+    llm.close()
+
+
+def play(llm: LLM, stream: Iterator[Piece | Answer]) -> Answer:
+    """Write an answer as it comes, then its closing line; returns the whole."""
+    from pronghorn.cli.paint import Painter, closing
+    from pronghorn.llm import Piece
+
+    painter = Painter(llm.tokenizer)
+    for item in stream:
+        if not isinstance(item, Piece):
+            painter.end()
+            print(closing(item, painter.drafted), file=sys.stderr)
+            return item
+        painter.write(item)
+    raise RuntimeError("the stream ended without an answer")
+
+
+def record(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON-ready data."""
+    return {
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "finish": answer.finish,
+        "stats": asdict(answer.stats),
+    }
+
+
+def _last(stream: Iterator[Piece | Answer]) -> Answer:
+    *_, answer = stream
+    return answer  # type: ignore[return-value]  # the last item is the answer
