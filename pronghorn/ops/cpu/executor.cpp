@@ -18,9 +18,6 @@ void need(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
 }
 
-// Floats of a row of inputs to the head, in whichever form the matrix takes them.
-std::size_t head_stride(const Mat& m) { return (std::size_t(m.n_in) + 16) / 16 * 16; }
-
 }  // namespace
 
 Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths)
@@ -170,7 +167,9 @@ void Executor::prepare(const StepIn& s) {
     }
     const int share = n * shape_.n_kv / (2 * team_.size());
     const int fit = int((std::size_t(1) << 20) / std::max<std::size_t>(score_stride_, 1) / g);
-    const int block = std::max(1, std::min({32 / g, share, fit}));
+    int block = std::max(1, std::min({32 / g, share, fit}));
+    while (block > 8 / g && block * g % 8) --block;  // queries go by eights at best
+    block = std::max(block, 1);
     for (int i = 0; i < int(s.seqs.size()); ++i) {
         for (int r = s.seqs[i].row0; r < s.seqs[i].row1; r += block) {
             items_.push_back({i, r, std::min(r + block, s.seqs[i].row1)});
@@ -207,7 +206,7 @@ void Executor::prepare(const StepIn& s) {
         const TapeOp& op = ops_[part.ops[0]];
         if (part.phase == Phase::Moe) moe_room(op, n);
         if (part.phase == Phase::Head) {
-            const std::size_t room = head_stride(mats_[op.mats[0]].mat) * wanted_.size();
+            const std::size_t room = row_stride(mats_[op.mats[0]].mat.n_in) * wanted_.size();
             if (room > head_size_) {
                 head_in_ = zeroed(sizeof(float) * room);
                 head_size_ = room;
@@ -354,7 +353,7 @@ void Executor::head(Lane& lane, const TapeOp& op) {
     const int n = n_wanted_.load(std::memory_order_relaxed), from = op.in[0];
     const Mat& m = mats_[op.mats[0]].mat;
     float* x = head_floats_;  // the wanted rows, as the matrix takes them, side by side
-    const std::size_t ld = head_stride(m);
+    const std::size_t ld = row_stride(m.n_in);
     team_.each(lane, n, [&](int i) {
         const float* row = reg(from) + stride(from) * wanted_[i];
         if (m.kind == F32) {

@@ -102,6 +102,14 @@ struct Kernels {
     void (*attend)(const AttendItem& item);
 };
 
+// Floats from row to row for rows of `width` values. Rows of wide matrices must not start a power of two
+// apart: they would share the same few sets of the first-level cache.
+inline std::size_t row_stride(int width) {
+    std::size_t lines = (std::size_t(width) + 16) / 16;  // room for one value more: pairs fill up
+    while (lines > 32 && lines % 8 != 5) ++lines;
+    return lines * 16;
+}
+
 // Floats of scratch for an item of n queries.
 inline std::size_t attend_scratch(std::size_t n, int dim, std::size_t stride) {
     return n * (std::size_t(dim) + (dim + 15) / 16 * 16 + stride + 16) + 64 * PAGE;

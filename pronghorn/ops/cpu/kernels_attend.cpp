@@ -97,29 +97,25 @@ void score_block(const Work& w, int query, const KvPage* pages) {
     }
 }
 
-template <int K, int Q, int N>
-int score_pages(const Work& w, int query, const KvPage* pages, int j, int n) {
-    for (; j + N <= n; j += N) score_block<K, Q, N>(w, query, pages + j);
-    return j;
+// How many queries go together, and how many pages with them, as far as registers hold their sums.
+constexpr int MOST_QUERIES = PARTS == 1 ? 8 : 4;
+constexpr int pages_with(int queries) {
+    return PARTS == 1 ? (queries == 8 ? 2 : 4) : queries > 2 ? 1 : PARTS == 2 ? 4 : 2;
 }
 
-// Queries [q0, q1) against n pages of one kind, in order.
-template <int K>
+// Takes Q queries at a time for as long as there are so many, then fewer.
+template <int K, int Q = MOST_QUERIES>
 void score(const Work& w, int q0, int q1, const KvPage* pages, int n) {
-    int i = q0;
-    for (; i + 8 <= q1; i += 8) score_pages<K, 8, 1>(w, i, pages, 0, n);
-    for (; i + 4 <= q1; i += 4) {
-        const int j = score_pages<K, 4, 2>(w, i, pages, 0, n);
-        score_pages<K, 4, 1>(w, i, pages, j, n);
+    constexpr int N = pages_with(Q);
+    for (; q0 + Q <= q1; q0 += Q) {
+        int j = 0;
+        for (; j + N <= n; j += N) score_block<K, Q, N>(w, q0, pages + j);
+        if constexpr (N > 1) {
+            for (; j < n; ++j) score_block<K, Q, 1>(w, q0, pages + j);
+        }
     }
-    if (i + 3 <= q1) {
-        const int j = score_pages<K, 3, 2>(w, i, pages, 0, n);
-        score_pages<K, 3, 1>(w, i, pages, j, n);
-        i += 3;
-    }
-    for (; i < q1; ++i) {
-        const int j = score_pages<K, 1, 4>(w, i, pages, 0, n);
-        score_pages<K, 1, 1>(w, i, pages, j, n);
+    if constexpr (Q > 1) {
+        if (q0 < q1) score<K, Q == 4 ? 3 : Q == 3 ? 1 : Q / 2>(w, q0, q1, pages, n);
     }
 }
 
@@ -173,15 +169,12 @@ __attribute__((noinline)) void gather(const Work& w, int query, int c, const KvP
     }
 }
 
-template <int K, int D>
+template <int K, int D, int Q = (PARTS == 1 && D <= 2 ? 8 : 4)>
 void gather_queries(const Work& w, int q0, int q1, int c, const KvPage* pages, int n) {
-    int i = q0;
-    for (; i + 4 <= q1; i += 4) gather<K, 4, D>(w, i, c, pages, n);
-    if (i + 3 <= q1) {
-        gather<K, 3, D>(w, i, c, pages, n);
-        i += 3;
+    for (; q0 + Q <= q1; q0 += Q) gather<K, Q, D>(w, q0, c, pages, n);
+    if constexpr (Q > 1) {
+        if (q0 < q1) gather_queries<K, D, Q == 4 ? 3 : Q == 3 ? 1 : Q / 2>(w, q0, q1, c, pages, n);
     }
-    for (; i < q1; ++i) gather<K, 1, D>(w, i, c, pages, n);
 }
 
 template <int K>

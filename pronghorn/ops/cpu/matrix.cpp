@@ -39,6 +39,7 @@ PackedMatrix pack(const Source& s) {
     m.n_panels = (s.n_out + 15) / 16;
     m.n_steps = s.kind == F32 ? s.n_in : (s.n_in + 1) / 2;
     m.panel = std::size_t(m.n_steps) * (s.kind == I8 ? 32 : 64);
+    if (m.panel >= 4096) m.panel += 5 * 64;  // for the reason that row_stride gives
     out.w = zeroed(m.panel * m.n_panels);
     m.w = out.w.get();
     switch (s.kind) {

@@ -8,8 +8,6 @@
 namespace ph {
 namespace {
 
-std::size_t padded(int n) { return (std::size_t(n) + 16) / 16 * 16; }
-
 void room(std::vector<float>& v, std::size_t n) {
     if (v.size() < n) v.resize(n);
 }
@@ -29,11 +27,11 @@ void Executor::moe_room(const TapeOp& op, int n) {
         m.place.resize(places);
         m.row.resize(places);
     }
-    room(m.x, places * padded(d));
-    room(m.gate, places * padded(h));
-    room(m.up, places * padded(h));
-    room(m.hidden, places * padded(h));
-    room(m.y, places * padded(d));
+    room(m.x, places * row_stride(d));
+    room(m.gate, places * row_stride(h));
+    room(m.up, places * row_stride(h));
+    room(m.hidden, places * row_stride(h));
+    room(m.y, places * row_stride(d));
 }
 
 void Executor::moe(Lane& lane, const TapeOp& op) {
@@ -41,7 +39,7 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
     const int n = n_rows(), top_k = op.ints[0], h = op.ints[3], d = widths_[op.out];
     const int n_experts = int(op.mats.size()) / 3, places = n * top_k;
     const int x = op.in[0], logits = op.in[1];
-    const std::size_t ldx = padded(d), ldh = padded(h);
+    const std::size_t ldx = row_stride(d), ldh = row_stride(h);
     const auto expert = [&](int e, int which) -> const Mat& {
         return mats_[op.mats[1 + 3 * e + which]].mat;
     };

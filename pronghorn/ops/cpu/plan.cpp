@@ -246,7 +246,7 @@ void Executor::place_registers() {
         for (int i : parts_[p].ops) {
             const int r = ops_[i].out;
             if (r < 0 || widths_[r] == 0) continue;
-            const std::size_t width = (std::size_t(widths_[r]) + 15) / 16 * 16;
+            const std::size_t width = row_stride(widths_[r]);
             // the smallest slot that is wide enough, else the widest, which grows
             int best = -1;
             for (int j = 0; j < int(idle.size()); ++j) {
