@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
+from pronghorn.model.arch import build_tape
 from pronghorn.model.checkpoint import find_nonfinite, load_checkpoint, validate
 
 
@@ -288,7 +289,7 @@ def test_validate_names_the_fields_behind_a_mismatch(copy):
         CheckpointError,
         match=r"config says hidden_size 192 but model.embed_tokens.weight is \(160, 48\)",
     ):
-        validate(load_checkpoint(copy), {"model.embed_tokens.weight": (160, 192)})
+        validate(load_checkpoint(copy), {**right, "model.embed_tokens.weight": (160, 192)})
     with pytest.raises(CheckpointError, match=r"model.extra is missing, expected \(3, 4\)"):
         validate(checkpoint, {**right, "model.extra": (3, 4)})
 
@@ -296,10 +297,55 @@ def test_validate_names_the_fields_behind_a_mismatch(copy):
 def test_missing_head_is_fine_only_when_tied(tmp_path):
     tied = load_checkpoint(checkpoints.write("llama", tmp_path / "t", tie_word_embeddings=True))
     assert "lm_head.weight" not in tied.tensors
-    validate(tied, {"lm_head.weight": (160, 48)})
+    right = {**{name: tied.tensors.info(name).shape for name in tied.tensors}, "lm_head.weight": (160, 48)}
+    validate(tied, right)
     edit_config(tmp_path / "t", tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match="lm_head.weight is missing"):
-        validate(load_checkpoint(tmp_path / "t"), {"lm_head.weight": (160, 48)})
+        validate(load_checkpoint(tmp_path / "t"), right)
+
+
+def add_tensors(folder: Path, **added: np.ndarray) -> None:
+    tensors = {n: torch.from_numpy(t) for n, t in {**stored(folder), **added}.items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+UNUSED = [
+    ("llama", "model.layers.1.self_attn.q_proj.bias", (48,)),
+    ("llama", "model.layers.0.mlp.down_proj.bias", (48,)),
+    ("llama", "model.layers.2.input_layernorm.weight", (48,)),
+    ("llama", "lm_head.bias", (160,)),
+    ("qwen2", "model.layers.0.self_attn.o_proj.bias", (48,)),
+    ("gpt2", "transformer.h.0.crossattention.c_attn.weight", (48, 96)),
+]
+
+
+@pytest.mark.parametrize(("architecture", "name", "shape"), UNUSED, ids=[u[1] for u in UNUSED])
+def test_a_tensor_that_the_config_does_not_call_for_is_refused(architecture, name, shape, tmp_path):
+    checkpoints.write(architecture, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    expected = build_tape(loaded.config).expected()
+    validate(loaded, expected)
+    add_tensors(tmp_path, **{name: np.zeros(shape, np.float32)})
+    with pytest.raises(CheckpointError, match=f"{name} is stored, but the config does not call for it"):
+        validate(load_checkpoint(tmp_path), expected)
+
+
+HARMLESS = [
+    ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", False),
+    ("llama", "model.rotary_emb.inv_freq", False),
+    ("gpt2", "transformer.h.0.attn.bias", True),
+    ("gpt2", "transformer.h.1.attn.masked_bias", True),
+    ("llama", "lm_head.weight", True),
+    ("llama", "vision_tower.blocks.0.weight", False),
+]
+
+
+@pytest.mark.parametrize(("architecture", "name", "tied"), HARMLESS, ids=[h[1] for h in HARMLESS])
+def test_harmless_leftovers_are_ignored(architecture, name, tied, tmp_path):
+    checkpoints.write(architecture, tmp_path, tie_word_embeddings=tied)
+    add_tensors(tmp_path, **{name: np.zeros((3, 4), np.float32)})
+    loaded = load_checkpoint(tmp_path)
+    validate(loaded, build_tape(loaded.config).expected())
 
 
 def test_weights_of_whole_numbers_are_refused(tmp_path):
@@ -308,7 +354,7 @@ def test_weights_of_whole_numbers_are_refused(tmp_path):
     tensors["lm_head.weight"] = torch.zeros(160, 48, dtype=torch.int32)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="whole numbers"):
-        validate(load_checkpoint(tmp_path), {"lm_head.weight": (160, 48)})
+        validate(load_checkpoint(tmp_path), {name: tuple(t.shape) for name, t in tensors.items()})
 
 
 def test_gpt2_has_the_common_field_names_too(tmp_path):

@@ -88,6 +88,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm3": {"rope_theta": 2000000.0, "tie_word_embeddings": True},
 }
 
+# Stored, but no weight of a text model: the image half of multimodal checkpoints, rotary frequencies that
+# the config gives as well, and GPT-2's causal masks. Nothing else is dropped: see `checkpoint.validate`.
 _DROP = re.compile(
     r"(^|\.)(vision_tower|vision_model|multi_modal_projector|vision_projector)\."
     r"|\.rotary_emb\.inv_freq$"
