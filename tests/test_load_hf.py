@@ -18,17 +18,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
 from pronghorn.model.arch import build_tape
 from pronghorn.model.checkpoint import find_nonfinite, load_checkpoint, validate
-
-
-@pytest.fixture(autouse=True)
-def every_architecture(monkeypatch):
-    """Loading is tested for all of them, whichever can be run at the moment."""
-    monkeypatch.setattr(names, "supported_architectures", lambda: checkpoints.ARCHITECTURES)
 
 
 @pytest.fixture(scope="module")
@@ -514,18 +509,63 @@ def test_lying_configs(change, match, copy):
     refuse(copy, match)
 
 
+NESTED = [
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+        UnsupportedError, "rope_type 'linear' for sliding_attention",
+    ),
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": {"type": "yarn"}},
+        UnsupportedError, "rope_type 'yarn' for sliding_attention",
+    ),
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": {"partial_rotary_factor": 0.5}},
+        UnsupportedError, "'partial_rotary_factor' .0.5. for sliding_attention",
+    ),
+    (
+        "gemma3_text", {"sliding_attention": {"rope_theta": 1e4}},
+        CheckpointError, "must hold settings for full_attention, not None",
+    ),
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": 3},
+        CheckpointError, "settings for sliding_attention, not 3",
+    ),
+    (
+        "llama", {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e5}},
+        UnsupportedError, "of its own for sliding_attention.*llama",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(("architecture", "rope", "kind", "match"), NESTED)
+def test_rope_settings_of_one_kind_of_layer_are_not_dropped(architecture, rope, kind, match, key, tmp_path):
+    checkpoints.write(architecture, tmp_path)
+    edit_config(tmp_path, **{"rope_parameters": None, key: rope})
+    refuse(tmp_path, f"{key}.*{match}", kind)
+
+
+@pytest.mark.parametrize("architecture", checkpoints.ARCHITECTURES)
+def test_head_size_of_a_config_without_one_is_that_of_its_class(architecture, tmp_path):
+    checkpoints.write(architecture, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("head_dim", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reference = AutoConfig.from_pretrained(tmp_path)
+    width = reference.hidden_size // reference.num_attention_heads
+    want = getattr(reference, "head_dim", None) or width
+    assert build_tape(load_checkpoint(tmp_path).config).head_dim == want
+    assert build_tape(config).head_dim == want
+
+
 def test_quantized_by_another_library(copy):
     edit_config(copy, quantization_config={"quant_method": "gptq"})
     refuse(copy, "gptq.*GGUF", UnsupportedError)
 
 
-def test_unknown_architecture_names_the_known_ones(copy, monkeypatch):
-    edit_config(copy, model_type="mamba9")
-    refuse(copy, "'mamba9' is not supported.*llama, mistral", UnsupportedError)
-    monkeypatch.undo()
-    archs = Path(names.__file__).parent / "archs"
-    stems = [p.stem for p in archs.glob("[!_]*.py")]
-    assert sorted(stems) == list(names.supported_architectures())
+def test_unknown_architecture_names_the_nearest_and_the_known_ones(copy):
+    edit_config(copy, model_type="qwen9")
+    refuse(copy, "'qwen9' is not supported.*nearest: qwen.*llama, ministral, mistral", UnsupportedError)
 
 
 def test_hub_names(monkeypatch, tmp_path):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
 from pronghorn.model import names
+from pronghorn.model.arch import require_architecture
 
 Array = NDArray[Any]
 
@@ -166,7 +167,7 @@ def finish(
     are tensors, so nothing downstream loops or allocates on a number that the file made up.
     """
     config = names.normalise_config(raw_config, str(path))
-    names.require_architecture(config["model_type"])
+    require_architecture(config["model_type"])
     for key in ("num_hidden_layers", "n_layer", "num_experts"):
         value = config.get(key)
         if value is not None and value > len(entries):
@@ -240,9 +241,11 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
             faults.append(f"{name} holds whole numbers ({info.dtype}), perhaps quantized weights")
         elif have != tuple(want):
             faults.append(_disagreement(checkpoint.config, name, have, tuple(want)))
-    for name in checkpoint.tensors:
-        if name not in expected and name.startswith(_PATH) and not (name == "lm_head.weight" and tied):
-            faults.append(f"{name} is stored, but the config does not call for it")
+    faults += [
+        f"{name} is stored, but the config does not call for it"
+        for name in checkpoint.tensors
+        if name not in expected and name.startswith(_PATH) and not (name == "lm_head.weight" and tied)
+    ]
     if faults:
         rest = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise CheckpointError(
