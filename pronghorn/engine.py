@@ -384,7 +384,7 @@ class Engine:
         """Choose this step's tokens."""
         logits = every[w.logit : w.logit + 1 + w.draft.n]
         try:
-            target = NodeTarget(seq, w.draft, logits, self.methods.shape)
+            target = NodeTarget(seq, w.draft, logits, self.methods.shape, self.tokenizer.n_vocab)
             accept = self.methods.verify.verify(target, w.draft)
         except RequestError as e:  # a grammar that grew too complex harms no other request
             seq.error = str(e)

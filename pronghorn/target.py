@@ -21,10 +21,16 @@ def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
 
 
 class NodeTarget:
-    """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'."""
+    """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'.
 
-    def __init__(self, seq: Seq, draft: Draft, logits: NDArray[Any], shapers: Sequence[Any]) -> None:
+    n_tokens: ids from here on are padding of the model's output layer and no token; never drawn.
+    """
+
+    def __init__(
+        self, seq: Seq, draft: Draft, logits: NDArray[Any], shapers: Sequence[Any], n_tokens: int
+    ) -> None:
         self.seq, self.draft, self.logits, self.shapers = seq, draft, logits, shapers
+        self.n_tokens = n_tokens
         self.temperature = seq.request.temperature
         self._shaped: dict[int, NDArray[np.float64]] = {}
 
@@ -52,6 +58,7 @@ class NodeTarget:
             if walked == len(branch):
                 state.mask(allowed)
             state.rollback(walked)
+            allowed[self.n_tokens :] = False
             x[~allowed] = -np.inf
             path = self.seq.path(branch) if self.shapers else np.zeros(0, np.int32)
             divide = self.temperature > 0  # before what truncates, as the field does

@@ -263,3 +263,18 @@ def test_generation_ends_with_the_context():
     (s,) = run_all(e, [Request(prompt(60), max_tokens=50, ignore_eos=True)])
     assert s.finish == "length"
     assert len(s.tokens) == 64
+
+
+def test_padding_of_the_output_layer_is_never_drawn(monkeypatch: pytest.MonkeyPatch):
+    """Checkpoints pad their output layer beyond the tokenizer's vocabulary."""
+    e = engine()
+    run = e.runner.run
+
+    def padded(rows: Any, kvs: Any, taps: bool) -> Any:
+        out = run(rows, kvs, taps)
+        pad = np.full((len(out.logits), 40), 1e3)
+        return out._replace(logits=np.concatenate([out.logits, pad], axis=1))
+
+    monkeypatch.setattr(e.runner, "run", padded)
+    assert generate(e, prompt(9), 20) == generate(engine(), prompt(9), 20)
+    assert max(generate(e, prompt(9), 20, temperature=5.0)) < 256
