@@ -359,7 +359,7 @@ def make_engine(
     """Bind, lay out the store, start the runner."""
     from pronghorn.engine import Engine
     from pronghorn.kv.store import Store
-    from pronghorn.model.bind import bind
+    from pronghorn.model.bind import bind, release
 
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
@@ -377,6 +377,7 @@ def make_engine(
         from pronghorn.run.native import NativeRunner
 
         runner = NativeRunner(bound, store, threads)
+        release(bound)
     else:
         from pronghorn.run.ref import RefRunner
 
