@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 from pronghorn.errors import UnsupportedError
 from pronghorn.methods.kvfmt.int8 import Int8 as Int8KV
@@ -18,6 +17,7 @@ from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.run.ref import RefRunner
 from pronghorn.types import KVPlan, Packed
+from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 LONG = Rope(16, 10000.0, "longrope", 1.0, 24, short=(1.0,) * 8, long=(1.5, 2.0, 2.5, 3, 3, 3, 4, 4))
 

@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 from pronghorn.methods.kvfmt.int8 import Int8 as Int8KV
 from pronghorn.methods.weight.int8 import Int8
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
+from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 MODELS = {
     "llama": Model(),

@@ -24,13 +24,7 @@ Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vect
     : k_(kernels_named(isa)),
       shape_(shape),
       widths_(std::move(widths)),
-      team_(n_threads, [this](Lane& lane) {
-          if (job_.load(std::memory_order_relaxed) == Job::Step) {
-              execute(lane);
-          } else {
-              team_.each(lane, shape_.n_layers * shape_.n_kv, [&](int i) { commit_head(i); });
-          }
-      }) {
+      team_(n_threads, [this](Lane& lane) { work(lane); }) {
     need(shape.n_vocab > 0 && shape.n_layers >= 0 && shape.n_kv > 0 && shape.head_dim > 0 &&
              shape.n_heads > 0 && shape.n_heads % shape.n_kv == 0,
          "the model's shape contradicts itself");
@@ -41,7 +35,11 @@ Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vect
 Executor::~Executor() = default;
 
 int Executor::add_matrix(const Source& source) {
-    mats_.push_back(pack(source));
+    mats_.push_back(ph::prepare(source));
+    source_ = source;
+    n_panels_ = mats_.back().mat.n_panels;
+    job_ = Job::Pack;
+    team_.run();
     return int(mats_.size()) - 1;
 }
 
@@ -213,6 +211,17 @@ void Executor::prepare(const StepIn& s) {
                 head_floats_ = static_cast<float*>(head_in_.get());
             }
         }
+    }
+}
+
+void Executor::work(Lane& lane) {
+    switch (job_.load(std::memory_order_relaxed)) {
+        case Job::Step: return execute(lane);
+        case Job::Commit:
+            return team_.each(lane, shape_.n_layers * shape_.n_kv, [&](int i) { commit_head(i); });
+        case Job::Pack:
+            return team_.each(lane, n_panels_.load(std::memory_order_relaxed),
+                              [&](int i) { pack(source_, mats_.back(), i); });
     }
 }
 

@@ -136,6 +136,7 @@ private:
     void plan();
     void place_registers();
     void prepare(const StepIn& step);
+    void work(Lane& lane);
     void execute(Lane& lane);
     void commit_head(int head) const;
     void row_op(const TapeOp& op, int r);
@@ -201,7 +202,7 @@ private:
     std::unique_ptr<Moe> moe_;
 
     // What threads read outside of items (see team.h).
-    enum class Job { Step, Commit };
+    enum class Job { Step, Commit, Pack };
     std::atomic<Job> job_{Job::Step};
     std::atomic<int> n_rows_{0}, n_wanted_{0}, n_items_{0};
     std::atomic<float*> arena_floats_{nullptr}, head_floats_{nullptr}, logits_{nullptr};
@@ -213,6 +214,8 @@ private:
         const std::int32_t* slot;
     };
     Commit commit_{};
+    Source source_{};
+    std::atomic<int> n_panels_{0};
     Team team_;  // last: its threads end before what they may look at
 };
 

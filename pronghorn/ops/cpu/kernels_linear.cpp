@@ -27,6 +27,8 @@ constexpr int wide(int rows) { return rows == 1 ? 2 : 1; }
 constexpr int CUT = 192;         // steps of inputs between visits to memory
 constexpr int ROWS_TOGETHER = 192;  // rows whose inputs stay in the second-level cache
 
+constexpr int AHEAD = 4096;      // bytes of a panel that are asked for in advance
+
 struct Block {
     const char* w;  // first step of the first panel
     size_t panel;   // bytes
@@ -80,6 +82,10 @@ __attribute__((noinline)) void micro(const Block& b) {
     const char* x = b.x;
     const size_t panel = b.panel, ldx = b.ldx;
     for (int s = 0; s < b.steps; ++s) {
+        // Rows slow a stream down until it no longer keeps memory busy by itself.
+        if constexpr (R > 1) {
+            PH_UNROLL for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * panel + AHEAD);
+        }
         if constexpr (K == F32) {
             V wv[P];
             PH_UNROLL for (int p = 0; p < P; ++p) {

@@ -31,6 +31,8 @@ struct PackedMatrix {
     Bytes w, scale;
 };
 
-PackedMatrix pack(const Source& source);
+// Room for a matrix, and one of its panels put there.
+PackedMatrix prepare(const Source& source);
+void pack(const Source& source, const PackedMatrix& to, int panel);
 
 }  // namespace ph
