@@ -299,6 +299,7 @@ def make_engine(
     from pronghorn.kv.store import Store
     from pronghorn.model.bind import bind
 
+    tokenizer.widen(tape.n_vocab)
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
     if backend not in BACKENDS:

@@ -72,6 +72,14 @@ class Tokenizer:
         self._prefix, self._suffix = list(prefix), list(suffix)
         self._chat: ChatTemplate | None = None  # compiled at the first use
 
+    def widen(self, n_ids: int) -> None:
+        """Make every id below `n_ids` one of the vocabulary, the new ones holes.
+
+        A model may give ids that its tokenizer lacks: embeddings are padded to round sizes.
+        """
+        self._pieces += [b""] * (n_ids - self.n_vocab)
+        self.n_vocab = len(self._pieces)
+
     def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
         """Ids of `text`.
 
@@ -145,8 +153,9 @@ class Tokenizer:
 def load_tokenizer(path: Path, gguf_metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
-    path: a Hugging Face folder, a .gguf file (its metadata is passed, since the loader has read it), or
-    a llama2.c .bin, whose tokenizer file lies beside it. gguf_metadata: {} for the other kinds.
+    path: a Hugging Face folder or a .safetensors file in it, a .gguf file (its metadata is passed, since
+    the loader has read it), or a llama2.c .bin, whose tokenizer file lies beside it. gguf_metadata: {} for
+    the other kinds.
     Raises CheckpointError (missing, malformed, contradicting itself) and UnsupportedError (a kind of
     vocabulary that is not implemented).
     """
@@ -154,10 +163,10 @@ def load_tokenizer(path: Path, gguf_metadata: Mapping[str, Any]) -> Tokenizer:
         from pronghorn.model.vocab_gguf import load_gguf
 
         return load_gguf(gguf_metadata)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".safetensors":
         from pronghorn.model.vocab_hf import load_hf
 
-        return load_hf(path)
+        return load_hf(path if path.is_dir() else path.parent)
     from pronghorn.model.vocab_llama2c import load_llama2c
 
     return load_llama2c(path)
