@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT_MODEL = "pronghorn-tiny"
 DEFAULT_USE = ("match", "fcfs", "prefix", "prompt-lookup")
 BACKENDS = ("native", "ref", "ref64", "torch", "cuda")
+
+THREADS_MAX = 1024  # of the native runner
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,13 @@ class LLM:
         """Continue one prompt, or several in one batch. Keywords: see `Options`."""
         opts = _options(options)
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-        runs = [self._submit(self.tokenizer.encode(p), opts) for p in many]
+        prompts_ids = [self.tokenizer.encode(p) for p in many]
+        runs: list[_Run] = []
+        try:
+            runs += (self._submit(ids, opts) for ids in prompts_ids)
+        except RequestError:  # one bad prompt refuses the batch; the others must not stay queued
+            self._cancel(runs)
+            raise
         self._finish(runs)
         answers = [self._answer(r) for r in runs]
         return answers[0] if isinstance(prompts, str) else answers
@@ -207,9 +216,12 @@ class LLM:
             while any(not s.finish for r in runs for s in r.seqs):
                 self._step(runs)
         finally:
-            for r in runs:
-                for s in r.seqs:
-                    self.engine.cancel(s)
+            self._cancel(runs)
+
+    def _cancel(self, runs: list[_Run]) -> None:
+        for r in runs:
+            for s in r.seqs:
+                self.engine.cancel(s)
 
     def _step(self, runs: list[_Run]) -> dict[int, Piece]:
         pieces = {}
@@ -268,8 +280,14 @@ def _options(given: dict[str, Any]) -> Options:
             raise RequestError(f"no option called {key!r}{hint}")
     if isinstance(given.get("stop"), str):
         given = {**given, "stop": (given["stop"],)}
-    if "stop" in given:
+    if isinstance(given.get("stop"), list):
         given = {**given, "stop": tuple(given["stop"])}
+    kinds: dict[type, type] = {int: Integral, float: Real}
+    for key, value in given.items():
+        kind = type(getattr(Options, key))
+        fits = isinstance(value, kinds.get(kind, kind))
+        if not fits or (key == "stop" and not all(isinstance(s, str) for s in value)):
+            raise RequestError(f"option {key} is {value!r:.80}, which is not of the kind {kind.__name__}")
     return Options(**given)
 
 
@@ -302,6 +320,8 @@ def make_engine(
     tokenizer.widen(tape.n_vocab)
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
+    if not 0 <= threads <= THREADS_MAX:
+        raise MethodError(f"threads is {threads}: use 0 for all cores, or 1 to {THREADS_MAX}")
     if backend not in BACKENDS:
         raise MethodError(f"no backend called {backend!r}; known: {', '.join(BACKENDS)}")
     ops = _ops(backend)

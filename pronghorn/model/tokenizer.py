@@ -85,8 +85,10 @@ class Tokenizer:
 
         special: parse the markup of special tokens (chat templates); otherwise it is plain text.
         bos: add what the vocabulary's own rule puts around a text (a begin token, or nothing).
-        Raises RequestError where `text` is not encodable as UTF-8 (lone surrogates).
+        Raises RequestError where `text` is no text, or not encodable as UTF-8 (lone surrogates).
         """
+        if not isinstance(text, str):
+            raise RequestError(f"a prompt must be text, not {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
