@@ -127,8 +127,10 @@ class Tokenizer:
         """Ids of a conversation, as the checkpoint's chat template writes it.
 
         messages: dicts of `role` and `content`. The template writes its own begin token, so none is
-        added. Special-token markup inside a message is parsed too, as in every engine that encodes the
-        rendered text: callers that pass on untrusted text decide what to do with it.
+        added. Special-token markup inside a text content is plain text there, so that a message cannot end
+        itself and speak for another role. Two cases are left, where it is parsed as the template's own: a
+        template that does more to contents than trim them, and a SentencePiece vocabulary, which cannot
+        encode a text in parts (each would gain a space).
         Raises RequestError (no template, malformed messages, or the template refuses them) and
         CheckpointError (the template is broken or hostile).
         """
@@ -145,7 +147,11 @@ class Tokenizer:
                 bos_token=self._special.get(self.bos, ""),
                 eos_token=self._special.get(self.eos[0], "") if self.eos else "",
             )
-        return self.encode(self._chat.render(messages, add_generation_prompt), special=True, bos=False)
+        markup = [] if self.drop_space else [text for text in self._special.values() if text]
+        ids: list[int] = []
+        for text, special in self._chat.parts(messages, add_generation_prompt, markup):
+            ids += self.encode(text, special=special, bos=False)
+        return ids
 
     def _check(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
