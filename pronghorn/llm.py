@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT_MODEL = "pronghorn-tiny"
 DEFAULT_USE = ("match", "fcfs", "prefix", "prompt-lookup")
 BACKENDS = ("native", "ref", "ref64", "torch", "cuda")
+
+THREADS_MAX = 1024  # of the native runner
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,19 @@ class LLM:
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """Continue one prompt, or several in one batch. Keywords: see `Options`."""
         many = [prompts] if isinstance(prompts, str) else list(prompts)
+<<<<<<< HEAD
         answers = self._run([self.tokenizer.encode(p) for p in many], _options(options))
+=======
+        prompts_ids = [self.tokenizer.encode(p) for p in many]
+        runs: list[_Run] = []
+        try:
+            runs += (self._submit(ids, opts) for ids in prompts_ids)
+        except RequestError:  # one bad prompt refuses the batch; the others must not stay queued
+            self._cancel(runs)
+            raise
+        self._finish(runs)
+        answers = [self._answer(r) for r in runs]
+>>>>>>> load2
         return answers[0] if isinstance(prompts, str) else answers
 
     def stream(self, prompt: str, **options: Any) -> Stream:
@@ -269,7 +284,16 @@ class LLM:
                 self._step()
             return [self._answer(r) for r in runs]
         finally:
+<<<<<<< HEAD
             self._drop(runs)
+=======
+            self._cancel(runs)
+
+    def _cancel(self, runs: list[_Run]) -> None:
+        for r in runs:
+            for s in r.seqs:
+                self.engine.cancel(s)
+>>>>>>> load2
 
     def _drop(self, runs: list[_Run]) -> None:
         """Forget runs, and cancel what has not ended."""
@@ -330,8 +354,14 @@ def _options(given: dict[str, Any]) -> Options:
             raise RequestError(f"no option called {key!r}{hint}")
     if isinstance(given.get("stop"), str):
         given = {**given, "stop": (given["stop"],)}
-    if "stop" in given:
+    if isinstance(given.get("stop"), list):
         given = {**given, "stop": tuple(given["stop"])}
+    kinds: dict[type, type] = {int: Integral, float: Real}
+    for key, value in given.items():
+        kind = type(getattr(Options, key))
+        fits = isinstance(value, kinds.get(kind, kind))
+        if not fits or (key == "stop" and not all(isinstance(s, str) for s in value)):
+            raise RequestError(f"option {key} is {value!r:.80}, which is not of the kind {kind.__name__}")
     return Options(**given)
 
 
@@ -361,8 +391,11 @@ def make_engine(
     from pronghorn.kv.store import Store
     from pronghorn.model.bind import bind, release
 
+    tokenizer.widen(tape.n_vocab)
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
+    if not 0 <= threads <= THREADS_MAX:
+        raise MethodError(f"threads is {threads}: use 0 for all cores, or 1 to {THREADS_MAX}")
     if backend not in BACKENDS:
         raise MethodError(f"no backend called {backend!r}; known: {', '.join(BACKENDS)}")
     ops = _ops(backend)
