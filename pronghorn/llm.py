@@ -212,19 +212,7 @@ class LLM:
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """Continue one prompt, or several in one batch. Keywords: see `Options`."""
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-<<<<<<< HEAD
         answers = self._run([self.tokenizer.encode(p) for p in many], _options(options))
-=======
-        prompts_ids = [self.tokenizer.encode(p) for p in many]
-        runs: list[_Run] = []
-        try:
-            runs += (self._submit(ids, opts) for ids in prompts_ids)
-        except RequestError:  # one bad prompt refuses the batch; the others must not stay queued
-            self._cancel(runs)
-            raise
-        self._finish(runs)
-        answers = [self._answer(r) for r in runs]
->>>>>>> load2
         return answers[0] if isinstance(prompts, str) else answers
 
     def stream(self, prompt: str, **options: Any) -> Stream:
@@ -284,16 +272,7 @@ class LLM:
                 self._step()
             return [self._answer(r) for r in runs]
         finally:
-<<<<<<< HEAD
             self._drop(runs)
-=======
-            self._cancel(runs)
-
-    def _cancel(self, runs: list[_Run]) -> None:
-        for r in runs:
-            for s in r.seqs:
-                self.engine.cancel(s)
->>>>>>> load2
 
     def _drop(self, runs: list[_Run]) -> None:
         """Forget runs, and cancel what has not ended."""
