@@ -370,7 +370,6 @@ def make_engine(
     from pronghorn.kv.store import Store
     from pronghorn.model.bind import bind, release
 
-    tokenizer.widen(tape.n_vocab)
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
     if not 0 <= threads <= THREADS_MAX:

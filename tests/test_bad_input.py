@@ -194,20 +194,21 @@ def without(first: int, stop: int) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize("use", [(), ("json",), ("regex:pattern='[a-z ]+'",)], ids=str)
 @pytest.mark.parametrize(("first", "stop"), [(300, 4000), (300, N_VOCAB)], ids=["middle", "end"])
 def test_ids_without_a_token_are_skipped(first, stop, use, copy):
-    """The model gives ids that its tokenizer lacks: they stay among the tokens and add no text."""
+    """The model gives ids that its tokenizer lacks. Holes stay among the tokens and add no text; ids past
+    the vocabulary's end are padding of the output layer and are never drawn."""
     change_tokenizer(copy, without(first, stop))
     llm = load(copy, use)
     answer = llm.generate("def add(a, b):\n    return", max_tokens=40, ignore_eos=True)
     assert llm.tokenizer.decode(answer.tokens).startswith(answer.text)
     holes = [t for t in answer.tokens if first <= t < stop]
-    if use:
+    if use or stop == N_VOCAB:
         assert not holes, "a constraint allows only tokens that say something"
     else:
         assert holes, "the test needs a model that gives such ids"
         shown = [t for t in answer.tokens if t not in holes]
         assert llm.tokenizer.decode(shown) == llm.tokenizer.decode(answer.tokens)
         pieces = list(llm.stream("def add(a, b):\n    return", max_tokens=40, ignore_eos=True))
-        assert "".join(p.text for p in pieces[:-1]) == answer.text
+        assert "".join(p.text for p in pieces) == answer.text
     llm.close()
 
 
@@ -335,7 +336,7 @@ def test_prompts_that_are_no_text(prompt, llm):
         (("quest:page=0",), ("quest",)),
         (("skip-layers:layers=0+1+2+3+4+5+6+7",), ("cannot work", "skip-layers")),
         (("skip-layers:layers=99",), ("99",)),
-        ((object(),), ("object",)),
+        ((complex(1),), ("complex",)),
         ((None,), ("NoneType",)),
     ],
     ids=str,

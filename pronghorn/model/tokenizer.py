@@ -72,14 +72,6 @@ class Tokenizer:
         self._prefix, self._suffix = list(prefix), list(suffix)
         self._chat: ChatTemplate | None = None  # compiled at the first use
 
-    def widen(self, n_ids: int) -> None:
-        """Make every id below `n_ids` one of the vocabulary, the new ones holes.
-
-        A model may give ids that its tokenizer lacks: embeddings are padded to round sizes.
-        """
-        self._pieces += [b""] * (n_ids - self.n_vocab)
-        self.n_vocab = len(self._pieces)
-
     def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
         """Ids of `text`.
 
