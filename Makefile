@@ -4,7 +4,7 @@
 #   make run       install without torch, and answer a prompt with the bundled model
 #   make test      install with the test references (torch, transformers), lint, run the tests
 #   make lint      ruff and mypy only
-#   make bench     the benchmark that ships
+#   make bench     time to the first token, and decoding against transformers
 #   make native    build the extension beside its sources, for PYTHONPATH=. without an install
 #   make sanitize  the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make clean     remove .venv and everything built
@@ -44,7 +44,8 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	$(BIN)/pronghorn bench
+	$(BIN)/python bench/start.py
+	$(BIN)/python bench/decode.py
 
 native: $(if $(filter $(BIN)/python,$(DEV_PYTHON)),$(VENV)/.build)
 	$(dir $(DEV_PYTHON))cmake -G Ninja -S . -B build/dev \

@@ -37,17 +37,16 @@ def rate(bursts: list[tuple[float, int]]) -> float:
 
 
 def pronghorn(backend: str, threads: int, plain: bool) -> Callable[[str, int], Timed]:
-    from pronghorn.llm import DEFAULT_USE, LLM, Piece
+    from pronghorn.llm import DEFAULT_USE, LLM
 
     used = ("match", "fcfs") if plain else tuple(u for u in DEFAULT_USE if u != "prefix")
     llm = LLM(backend=backend, threads=threads, defaults=used)
 
     def decode(prompt: str, n: int) -> Timed:
         bursts, tokens = [], []
-        for item in llm.stream(prompt, max_tokens=n, ignore_eos=True):
-            if isinstance(item, Piece):
-                bursts.append((time.perf_counter(), len(item.tokens)))
-                tokens += item.tokens
+        for piece in llm.stream(prompt, max_tokens=n, ignore_eos=True):
+            bursts.append((time.perf_counter(), len(piece.tokens)))
+            tokens += piece.tokens
         return rate(bursts), tokens
 
     return decode

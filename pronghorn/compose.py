@@ -304,6 +304,27 @@ def check(c: Composition, facts: Facts) -> list[str]:
     return reasons
 
 
+def effects(slot: str, method: Any) -> list[str]:
+    """What a method makes the core do, for people."""
+    t: Traits = method.traits
+    out = []
+    if t.drops:
+        out.append("drops stored rows" + (f", per {t.rows}" if t.rows != "seq" else ""))
+    if t.moves:
+        out.append("moves positions")
+    if t.recompute:
+        out.append(f"runs {t.recompute} reused rows again")
+    if t.taps:
+        out.append("reads " + ", ".join(t.taps))
+    if t.models:
+        out.append("needs " + ", ".join(t.models))
+    if t.greedy:
+        out.append("temperature 0 only")
+    if slot == "select" and not method.dense:
+        out.append("called back from the native runner, not traced")
+    return out
+
+
 def explain(c: Composition, facts: Facts) -> str:
     """What will run and why, one line a slot, then the promise."""
     lines = []
@@ -311,15 +332,8 @@ def explain(c: Composition, facts: Facts) -> str:
         name = name_of(m)
         if not name:
             continue
-        t: Traits = m.traits
-        why = [t.guarantee.value]
-        if t.drops:
-            why.append("drops stored rows" + (", per head" if t.rows == "head" else ""))
-        if t.moves:
-            why.append("moves positions")
-        if t.taps:
-            why.append("taps " + ", ".join(t.taps))
-        lines.append(f"{slot:10} {describe(m):32} {'; '.join(why)}")
+        why = "; ".join([m.traits.guarantee.value, *effects(slot, m)])
+        lines.append(f"{slot:10} {describe(m):32} {why}")
     weak = [name_of(m) for _, m in c.each() if m.traits.guarantee is c.guarantee and name_of(m)]
     because = "" if c.guarantee is Guarantee.EXACT else f" (because of {', '.join(weak)})"
     lines.append(f"guarantee  {c.guarantee.value}{because}")

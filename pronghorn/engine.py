@@ -172,7 +172,20 @@ class Engine:
         start = time.perf_counter()
         works = self._schedule()
         if not works:
+            if self.busy:
+                raise RuntimeError("the scheduler planned no rows although sequences wait")
             return []
+        try:
+            events = self._run(works)
+        except BaseException:  # Ctrl-C included: rows may be booked that were never written
+            for w in works:
+                w.seq.torn = True
+                self._end(w.seq, "cancelled")
+            raise
+        self.seconds["host"] += time.perf_counter() - start
+        return events
+
+    def _run(self, works: list[_Work]) -> list[Event]:
         self._draft(works)
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]
@@ -214,10 +227,11 @@ class Engine:
         for e in events:
             if e.finish:
                 self._end(e.seq, e.finish)
-        self.seconds["host"] += time.perf_counter() - start
         return events
 
     def _schedule(self) -> list[_Work]:
+        if self.waiting:
+            self._make_room(self.waiting[0].need)
         room = Room(STEP_ROWS, self.kv_rows - sum(s.need for s in self.running))
         plan = self.methods.sched.plan(self.waiting, self.running, room)
         for seq in plan.admit:
@@ -234,6 +248,15 @@ class Engine:
             if take > 0:
                 works.append(_Work(seq, take, length + take == len(seq.tokens), barrier))
         return works
+
+    def _make_room(self, more: int) -> None:
+        """Let the reuse method give up states until what it holds, what is promised to running sequences
+        and `more` rows fit the limit together."""
+        row = self.store.full_bytes(1024) / 1024
+        room = (self.kv_rows - more - sum(s.need for s in self.running)) * row
+        own = sum(self.store.bytes_of(s.kv) for s in self.running)
+        while self.store.held - own > room and self.methods.reuse.shrink():
+            pass
 
     def _attach(self, seq: Seq) -> None:
         """Start from stored rows where there are any. The last prompt token always runs, for its logits;
@@ -361,7 +384,7 @@ class Engine:
         """Choose this step's tokens."""
         logits = every[w.logit : w.logit + 1 + w.draft.n]
         try:
-            target = NodeTarget(seq, w.draft, logits, self.methods.shape)
+            target = NodeTarget(seq, w.draft, logits, self.methods.shape, self.tokenizer.n_vocab)
             accept = self.methods.verify.verify(target, w.draft)
         except RequestError as e:  # a grammar that grew too complex harms no other request
             seq.error = str(e)
@@ -427,12 +450,13 @@ class Engine:
 
     def _offer(self, seq: Seq, n: int) -> None:
         """Hand the state of the first n tokens to the reuse method, unless rows of it were dropped."""
-        if not self.shareable or seq.kv.dropped or seq.request.score:
+        if not self.shareable or seq.kv.dropped or seq.request.score or seq.torn:
             return
         seq.offered = True
         kv = self.store.fork(seq.kv)
         self.store.cut(kv, n)
         self.methods.reuse.store(tuple(seq.tokens[:n]), kv, PROMPT_GRID)
+        self._make_room(0)
 
     def _end(self, seq: Seq, finish: str) -> None:
         seq.finish = finish

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,15 @@ DEFAULT_MODEL = "pronghorn-tiny"
 DEFAULT_USE = ("match", "fcfs", "prefix", "prompt-lookup")
 BACKENDS = ("native", "ref", "ref64", "torch", "cuda")
 
+THREADS_MAX = 1024  # of the native runner
+
 
 @dataclass(frozen=True)
 class Stats:
     """How an answer came about: the receipt.
 
-    Times in seconds. first: submission to first token; rate: new tokens after the first per second;
+    Times in seconds. first: submission to first token; rate: new tokens after the first step's per
+    second;
     accepted_length: new tokens per step; kv_bytes: held at the end; kv_full: what the plain path would
     have held.
     """
@@ -99,6 +103,7 @@ class _Run:
     start: float
     first: float = 0.0
     end: float = 0.0
+    burst: dict[int, int] = field(default_factory=dict)  # tokens of each sequence's first step
     text: dict[int, str] = field(default_factory=dict)
     pieces: deque[Piece] = field(default_factory=deque)  # not yet given to a stream
 
@@ -160,8 +165,8 @@ class Stream:
 
 def find_model(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """A bundled model's folder for its name, anything else unchanged."""
-    bundled = BUNDLED / str(model)
-    return bundled if os.sep not in str(model) and bundled.is_dir() else model
+    bundled = {p.name: p for p in BUNDLED.iterdir() if p.is_dir()}
+    return bundled.get(str(model), model)
 
 
 class LLM:
@@ -262,7 +267,7 @@ class LLM:
         runs: list[_Run] = []
         try:
             for ids in prompts:
-                runs.append(self._submit(ids, o))
+                runs += [self._submit(ids, o)]  # one by one: a refusal must not strand the earlier ones
             while not all(r.done for r in runs):
                 self._step()
             return [self._answer(r) for r in runs]
@@ -287,6 +292,7 @@ class LLM:
             if run is None:
                 continue
             run.first = run.first or (now if e.tokens else 0.0)
+            run.burst.setdefault(e.seq.id, len(e.tokens))
             run.text[e.seq.id] = run.text.get(e.seq.id, "") + e.text
             if len(run.seqs) == 1 and e.tokens:
                 run.pieces.append(Piece(e.text, tuple(e.tokens), tuple(e.drafted)))
@@ -294,9 +300,7 @@ class LLM:
                 run.end = now
                 if len(run.seqs) > 1:  # a search chooses at the end
                     best = run.seqs[self.methods.search.choose(run.seqs)[0]]
-                    run.pieces.append(
-                        Piece(run.text.get(best.id, ""), tuple(best.new), tuple(best.drafted))
-                    )
+                    run.pieces.append(Piece(run.text.get(best.id, ""), tuple(best.new), tuple(best.drafted)))
 
     def _answer(self, run: _Run) -> Answer:
         best = run.seqs[self.methods.search.choose(run.seqs)[0]]
@@ -304,10 +308,10 @@ class LLM:
             raise RequestError(best.error)
         c, n = best.counts, best.n_new
         first = (run.first or run.end) - run.start
-        after = run.end - run.start - first
+        after, later = run.end - run.start - first, n - run.burst.get(best.id, 0)
         stats = Stats(
             prompt_tokens=best.n_prompt, new_tokens=n, reused_tokens=c.reused,
-            seconds=run.end - run.start, first=first, rate=(n - 1) / after if n > 1 and after > 0 else 0.0,
+            seconds=run.end - run.start, first=first, rate=later / after if later and after > 0 else 0.0,
             steps=c.steps, drafted=c.drafted, accepted=c.accepted,
             accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=best.kv_bytes,
             kv_full=self.engine.store.full_bytes(len(best.tokens) - 1),
@@ -329,8 +333,14 @@ def _options(given: dict[str, Any]) -> Options:
             raise RequestError(f"no option called {key!r}{hint}")
     if isinstance(given.get("stop"), str):
         given = {**given, "stop": (given["stop"],)}
-    if "stop" in given:
+    if isinstance(given.get("stop"), list):
         given = {**given, "stop": tuple(given["stop"])}
+    kinds: dict[type, type] = {int: Integral, float: Real}
+    for key, value in given.items():
+        kind = type(getattr(Options, key))
+        fits = isinstance(value, kinds.get(kind, kind))
+        if not fits or (key == "stop" and not all(isinstance(s, str) for s in value)):
+            raise RequestError(f"option {key} is {value!r:.80}, which is not of the kind {kind.__name__}")
     return Options(**given)
 
 
@@ -358,10 +368,13 @@ def make_engine(
     """Bind, lay out the store, start the runner."""
     from pronghorn.engine import Engine
     from pronghorn.kv.store import Store
-    from pronghorn.model.bind import bind
+    from pronghorn.model.bind import bind, release
 
+    tokenizer.widen(tape.n_vocab)
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
+    if not 0 <= threads <= THREADS_MAX:
+        raise MethodError(f"threads is {threads}: use 0 for all cores, or 1 to {THREADS_MAX}")
     if backend not in BACKENDS:
         raise MethodError(f"no backend called {backend!r}; known: {', '.join(BACKENDS)}")
     ops = _ops(backend)
@@ -376,6 +389,7 @@ def make_engine(
         from pronghorn.run.native import NativeRunner
 
         runner = NativeRunner(bound, store, threads)
+        release(bound)
     else:
         from pronghorn.run.ref import RefRunner
 

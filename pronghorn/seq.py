@@ -72,6 +72,7 @@ class Seq:
     drafted: list[bool] = field(default_factory=list)  # whether each new token came from a draft
     taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
     offered: bool = False  # its prompt's state was handed to the reuse method
+    torn: bool = False  # a step that included it was cut short: its stored rows cannot be trusted
     kv_bytes: int = 0  # bytes of KV it held when it ended
     _memory: dict[Any, dict[str, Any]] = field(default_factory=dict)
 

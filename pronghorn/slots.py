@@ -111,6 +111,10 @@ class Reuse(Protocol):
         the method owns: it calls `kv.free()` when it evicts it."""
         ...
 
+    def shrink(self) -> bool:
+        """Memory is short: free the least valuable state. False when nothing is held."""
+        ...
+
     def close(self) -> None:
         """Free everything held."""
         ...
@@ -396,6 +400,9 @@ class NoReuse:
 
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
         kv.free()
+
+    def shrink(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.errors import RequestError
 from pronghorn.rng import DRAW, uniform
 from pronghorn.seq import Seq
 from pronghorn.types import Draft
@@ -20,10 +21,16 @@ def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
 
 
 class NodeTarget:
-    """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'."""
+    """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'.
 
-    def __init__(self, seq: Seq, draft: Draft, logits: NDArray[Any], shapers: Sequence[Any]) -> None:
+    n_tokens: ids from here on are padding of the model's output layer and no token; never drawn.
+    """
+
+    def __init__(
+        self, seq: Seq, draft: Draft, logits: NDArray[Any], shapers: Sequence[Any], n_tokens: int
+    ) -> None:
         self.seq, self.draft, self.logits, self.shapers = seq, draft, logits, shapers
+        self.n_tokens = n_tokens
         self.temperature = seq.request.temperature
         self._shaped: dict[int, NDArray[np.float64]] = {}
 
@@ -51,6 +58,7 @@ class NodeTarget:
             if walked == len(branch):
                 state.mask(allowed)
             state.rollback(walked)
+            allowed[self.n_tokens :] = False
             x[~allowed] = -np.inf
             path = self.seq.path(branch) if self.shapers else np.zeros(0, np.int32)
             divide = self.temperature > 0  # before what truncates, as the field does
@@ -58,6 +66,11 @@ class NodeTarget:
                 if divide and s.order > 1:
                     x, divide = x / self.temperature, False
                 x = s.shape(x, path, self.seq.n_prompt)
+            if not np.isfinite(x.max()):
+                raise RequestError(
+                    "no token can follow: the constraint and the shapers exclude every one, or the model's "
+                    "logits are not finite"
+                )
             self._shaped[row] = x / self.temperature if divide else x
         return self._shaped[row]
 
@@ -72,9 +85,10 @@ class NodeTarget:
     def draw(self, row: int) -> int:
         if self.temperature <= 0:
             return int(self.shaped(row).argmax())
-        total = np.cumsum(self.probs(row))
-        at = self.uniform(row, DRAW) * total[-1]
-        return int(np.searchsorted(total, at, side="right"))
+        p = self.probs(row)
+        total = np.cumsum(p)
+        at = int(np.searchsorted(total, self.uniform(row, DRAW) * total[-1], side="right"))
+        return at if at < len(p) else int(np.flatnonzero(p)[-1])  # the product can round up to the sum
 
     def uniform(self, row: int, purpose: int) -> float:
         pos = len(self.seq.tokens) + len(self.branch(row))

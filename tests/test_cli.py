@@ -14,7 +14,8 @@ import pytest
 
 from pronghorn import compose
 from pronghorn.cli import methods, paint
-from pronghorn.llm import DEFAULT_USE, LLM, Answer, Piece
+from pronghorn.errors import RequestError
+from pronghorn.llm import DEFAULT_USE, LLM, Piece
 from pronghorn.text import TextStream
 
 RUN = ("run", "--backend", "ref")
@@ -52,7 +53,8 @@ def test_no_command_is_help(call):
 
 
 def test_unknown_command_names_the_nearest(call):
-    assert "'run'" in call.refused("rnu")
+    assert "did you mean 'run'" in call.refused("rnu")
+    assert "known: " in call.refused("xyzzy")
 
 
 def test_unknown_option_names_the_nearest(call):
@@ -144,6 +146,18 @@ def test_truncate(call):
     assert data["finish"] == "length"
 
 
+def test_an_error_in_mid_answer_stands_on_its_own_line(call, monkeypatch):
+    def broken(self, prompt, **options):
+        yield Piece("half", (5,), (False,))
+        raise RequestError("it broke")
+
+    monkeypatch.setattr(LLM, "stream", broken)
+    monkeypatch.setattr(LLM, "chat_stream", broken)
+    for args, stdin in ((("run", "hi"), ""), (("chat",), "hi\n")):
+        result = call(args[0], "--backend", "ref", *args[1:], stdin=stdin)
+        assert (result.status, result.out, result.err) == (2, "half\n", "pronghorn: it broke\n")
+
+
 # ---------------------------------------------------------------------------------- refusals of run
 
 
@@ -193,7 +207,7 @@ def test_methods_that_cannot_work(call, use, says):
         (["--json-schema", "{}", "--regex", "a"], "choose one"),
         (["--regex", "a", "--use", "json"], "choose one"),
         (["--model", "/nonexistent/model"], "does not exist"),
-        (["--model", ""], ""),
+        (["--model", ""], "config.json is missing"),
         (["--threads", "-1"], "--threads"),
     ],
 )
@@ -301,6 +315,12 @@ def test_info(call):
     assert data["kv_bytes"]["int8"] < data["kv_bytes"]["bf16"]
     text = call("info").out
     assert "Pronghorn runs this checkpoint." in text
+
+
+def test_a_dot_is_this_folder_and_not_the_bundled_ones(call, monkeypatch, tmp_path):
+    monkeypatch.chdir(cli.copy_tiny(tmp_path))
+    assert call("info", ".", "--json").data["path"] == "."
+    assert "copy" not in call.refused("info", "..")
 
 
 def test_info_weight_bytes_are_those_that_are_held(call):
@@ -460,6 +480,26 @@ def test_closed_pipe():
     assert err == ""
 
 
+@pytest.mark.parametrize("command", ["run --backend ref -n 4 hi", "methods", "info --json"])
+def test_output_that_goes_nowhere(command):
+    """A closed pipe, a full disk and a closed stdout, each with one exit status and no traceback."""
+    shell = f"{sys.executable} -m pronghorn.cli.main {command}"
+    for target, status in (("| (exec <&-; sleep 2)", 141), ("> /dev/full", 2), (">&-", 0)):
+        line = f"set -o pipefail; {shell} {target}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+        assert "Traceback" not in done.stderr
+        assert "internal error" not in done.stderr
+        assert done.returncode == status, (target, done.stderr)
+
+
+def test_the_native_runner_answers(call):
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    data = call("run", "--threads", "1", "-n", "30", "--raw", "--json", LOOP).data
+    assert data["stats"]["accepted"] > 0
+    plain = call("run", "--threads", "1", "-n", "30", "--raw", "--json", "--plain", LOOP).data
+    assert data["tokens"] == plain["tokens"]
+
+
 def test_a_bug_is_one_line_unless_asked(call, monkeypatch):
     monkeypatch.setattr("pronghorn.cli.run.play", lambda llm, stream: 1 / 0)
     result = call(*RUN, "hi")
@@ -475,8 +515,7 @@ def test_start_imports_no_heavy_library():
         "import sys\nfrom pronghorn.cli.main import main\n"
         "try: main(['run', '--backend', 'ref', '-n', '2', 'hi'])\n"
         "except SystemExit as end: assert not end.code\n"
-        "heavy = ['torch', 'transformers', 'huggingface_hub', 'llguidance', 'gguf', 'prompt_toolkit',"
-        " 'rich.table']\n"
+        "heavy = ['torch', 'transformers', 'huggingface_hub', 'llguidance', 'gguf', 'prompt_toolkit']\n"
         "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
@@ -506,20 +545,20 @@ class _Terminal:
 
 def test_drafted_tokens_are_coloured_and_the_text_is_unchanged(monkeypatch):
     llm = LLM(backend="ref")
-    items = list(llm.stream(LOOP, max_tokens=40))
+    stream = llm.stream(LOOP, max_tokens=40)
+    items = list(stream)
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     painter = paint.Painter(llm.tokenizer)
     for item in items:
-        if isinstance(item, Piece):
-            painter.write(item)
-    (answer,) = [i for i in items if isinstance(i, Answer)]
+        painter.write(item)
+    answer = stream.answer
     parts = terminal.text.split(paint.DRAFTED)
     lit = "".join(p.partition(paint.PLAIN)[0] for p in parts[1:])
     assert terminal.text.replace(paint.DRAFTED, "").replace(paint.PLAIN, "") == answer.text
-    right = [d for i in items if isinstance(i, Piece) for d in i.drafted]
+    right = [d for i in items for d in i.drafted]
     want = llm.tokenizer.decode([t for t, d in zip(answer.tokens, right, strict=True) if d])
     assert lit == want != ""
     assert painter.drafted
@@ -636,7 +675,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat():
         out, err = process.communicate("hi\n/stats\n", timeout=120)
     assert process.returncode == 0, err
     assert "stopped" in err
-    assert "1 answers" in err
+    assert "1 answer," in err
     assert out.count("\n") >= 2
 
 

@@ -208,8 +208,73 @@ def test_memory_limit_queues_and_everybody_finishes():
     assert all(s.n_new == n // 4 for s in seqs)
 
 
+def test_an_interrupted_step_harms_nobody(monkeypatch: pytest.MonkeyPatch):
+    e = engine(["match", "prefix"])
+    e.submit(Request(prompt(30), max_tokens=30, ignore_eos=True))
+    for _ in range(4):
+        e.step()
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(e.runner, "commit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            e.step()
+    assert not e.busy
+    assert e.store.held == 0, "rows of a step that was cut short must not be kept for reuse"
+    assert generate(e, prompt(30), 30) == generate(engine(), prompt(30), 30)
+
+
+def test_logits_that_are_not_finite_end_their_request_only(monkeypatch: pytest.MonkeyPatch):
+    e = engine()
+    (a,) = e.submit(Request(prompt(9), max_tokens=9, ignore_eos=True))
+    (b,) = e.submit(Request(prompt(9, 2), max_tokens=9, ignore_eos=True))
+    run = e.runner.run
+
+    def spoilt(rows: Any, kvs: Any, taps: bool) -> Any:
+        out = run(rows, kvs, taps)
+        if len(out.logits) == 2:
+            out.logits[0] = np.nan
+        return out
+
+    monkeypatch.setattr(e.runner, "run", spoilt)
+    while e.busy:
+        e.step()
+    assert a.finish == "error"
+    assert "finite" in a.error
+    assert list(b.new) == generate(engine(), prompt(9, 2), 9)
+
+
+def test_stored_prefixes_give_way_to_requests():
+    e = engine(["match", "prefix"], kv_bytes=1 << 20)
+    limit = e.kv_rows * e.store.full_bytes(1024) / 1024
+    for i in range(12):
+        generate(e, prompt(e.kv_rows // 3, i), 4)
+        assert e.store.held <= limit
+    assert e.store.held > 0
+    generate(e, prompt(e.kv_rows - 8, 99), 8)
+    e.close()
+    assert e.store.held == 0
+
+
 def test_generation_ends_with_the_context():
     e = engine(max_position_embeddings=64)
     (s,) = run_all(e, [Request(prompt(60), max_tokens=50, ignore_eos=True)])
     assert s.finish == "length"
     assert len(s.tokens) == 64
+
+
+def test_padding_of_the_output_layer_is_never_drawn(monkeypatch: pytest.MonkeyPatch):
+    """Checkpoints pad their output layer beyond the tokenizer's vocabulary."""
+    e = engine()
+    run = e.runner.run
+
+    def padded(rows: Any, kvs: Any, taps: bool) -> Any:
+        out = run(rows, kvs, taps)
+        pad = np.full((len(out.logits), 40), 1e3)
+        return out._replace(logits=np.concatenate([out.logits, pad], axis=1))
+
+    monkeypatch.setattr(e.runner, "run", padded)
+    assert generate(e, prompt(9), 20) == generate(engine(), prompt(9), 20)
+    assert max(generate(e, prompt(9), 20, temperature=5.0)) < 256

@@ -24,7 +24,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pronghorn.errors import PronghornError
-from pronghorn.model import names
 from pronghorn.model.checkpoint import find_nonfinite, load_checkpoint, validate
 from pronghorn.model.convert import convert
 
@@ -84,8 +83,6 @@ def exercise(path: Path) -> bool:
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> dict[str, tuple[Path, int]]:
     """A valid file of each format in a folder of its own, and the length of its header."""
-    known = names.supported_architectures
-    names.supported_architectures = lambda: checkpoints.ARCHITECTURES
     root = tmp_path_factory.mktemp("originals")
     wide = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 64, "rms_norm_eps": 1e-5}
     for name in ("safetensors", "gguf", "q8_0", "bin"):
@@ -95,7 +92,6 @@ def originals(tmp_path_factory) -> dict[str, tuple[Path, int]]:
     convert(experts, root / "gguf" / "m.gguf", "f32")
     convert(folder, root / "q8_0" / "m.gguf", "q8_0")
     convert(folder, root / "bin" / "m.bin", "f32")
-    names.supported_architectures = known
     raw = (folder / "model.safetensors").read_bytes()
     out = {
         "safetensors": (folder / "model.safetensors", 8 + struct.unpack("<Q", raw[:8])[0]),
@@ -105,11 +101,6 @@ def originals(tmp_path_factory) -> dict[str, tuple[Path, int]]:
         file = root / name / "m.gguf"
         out[name] = (file, int(gguf.GGUFReader(file).data_offset))
     return out
-
-
-@pytest.fixture(autouse=True)
-def every_architecture(monkeypatch):
-    monkeypatch.setattr(names, "supported_architectures", lambda: checkpoints.ARCHITECTURES)
 
 
 def bounded(path: Path) -> bool:
@@ -166,8 +157,6 @@ import random, resource, sys, time
 sys.path.insert(0, sys.argv[1])
 import test_fuzz_loaders as t
 from pathlib import Path
-from pronghorn.model import names
-names.supported_architectures = lambda: t.checkpoints.ARCHITECTURES
 path, n_header, rounds = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 raw = path.read_bytes()
 t.exercise(path)

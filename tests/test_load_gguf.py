@@ -7,13 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from pronghorn.errors import CheckpointError, PronghornError, UnsupportedError
-from pronghorn.model import names
 from pronghorn.model.checkpoint import load_checkpoint
 
 SETTINGS = {
@@ -25,11 +23,6 @@ SETTINGS = {
     "attention.head_count_kv": 2,
     "attention.layer_norm_rms_epsilon": 1e-5,
 }
-
-
-@pytest.fixture(autouse=True)
-def every_architecture(monkeypatch):
-    monkeypatch.setattr(names, "supported_architectures", lambda: checkpoints.ARCHITECTURES)
 
 
 def write(path: Path, arch: str, tensors: dict[str, Any], **settings: Any) -> Path:

@@ -18,16 +18,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
+from pronghorn.model.arch import build_tape
 from pronghorn.model.checkpoint import find_nonfinite, load_checkpoint, validate
-
-
-@pytest.fixture(autouse=True)
-def every_architecture(monkeypatch):
-    """Loading is tested for all of them, whichever can be run at the moment."""
-    monkeypatch.setattr(names, "supported_architectures", lambda: checkpoints.ARCHITECTURES)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +284,7 @@ def test_validate_names_the_fields_behind_a_mismatch(copy):
         CheckpointError,
         match=r"config says hidden_size 192 but model.embed_tokens.weight is \(160, 48\)",
     ):
-        validate(load_checkpoint(copy), {"model.embed_tokens.weight": (160, 192)})
+        validate(load_checkpoint(copy), {**right, "model.embed_tokens.weight": (160, 192)})
     with pytest.raises(CheckpointError, match=r"model.extra is missing, expected \(3, 4\)"):
         validate(checkpoint, {**right, "model.extra": (3, 4)})
 
@@ -296,10 +292,55 @@ def test_validate_names_the_fields_behind_a_mismatch(copy):
 def test_missing_head_is_fine_only_when_tied(tmp_path):
     tied = load_checkpoint(checkpoints.write("llama", tmp_path / "t", tie_word_embeddings=True))
     assert "lm_head.weight" not in tied.tensors
-    validate(tied, {"lm_head.weight": (160, 48)})
+    right = {**{name: tied.tensors.info(name).shape for name in tied.tensors}, "lm_head.weight": (160, 48)}
+    validate(tied, right)
     edit_config(tmp_path / "t", tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match="lm_head.weight is missing"):
-        validate(load_checkpoint(tmp_path / "t"), {"lm_head.weight": (160, 48)})
+        validate(load_checkpoint(tmp_path / "t"), right)
+
+
+def add_tensors(folder: Path, **added: np.ndarray) -> None:
+    tensors = {n: torch.from_numpy(t) for n, t in {**stored(folder), **added}.items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+UNUSED = [
+    ("llama", "model.layers.1.self_attn.q_proj.bias", (48,)),
+    ("llama", "model.layers.0.mlp.down_proj.bias", (48,)),
+    ("llama", "model.layers.2.input_layernorm.weight", (48,)),
+    ("llama", "lm_head.bias", (160,)),
+    ("qwen2", "model.layers.0.self_attn.o_proj.bias", (48,)),
+    ("gpt2", "transformer.h.0.crossattention.c_attn.weight", (48, 96)),
+]
+
+
+@pytest.mark.parametrize(("architecture", "name", "shape"), UNUSED, ids=[u[1] for u in UNUSED])
+def test_a_tensor_that_the_config_does_not_call_for_is_refused(architecture, name, shape, tmp_path):
+    checkpoints.write(architecture, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    expected = build_tape(loaded.config).expected()
+    validate(loaded, expected)
+    add_tensors(tmp_path, **{name: np.zeros(shape, np.float32)})
+    with pytest.raises(CheckpointError, match=f"{name} is stored, but the config does not call for it"):
+        validate(load_checkpoint(tmp_path), expected)
+
+
+HARMLESS = [
+    ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", False),
+    ("llama", "model.rotary_emb.inv_freq", False),
+    ("gpt2", "transformer.h.0.attn.bias", True),
+    ("gpt2", "transformer.h.1.attn.masked_bias", True),
+    ("llama", "lm_head.weight", True),
+    ("llama", "vision_tower.blocks.0.weight", False),
+]
+
+
+@pytest.mark.parametrize(("architecture", "name", "tied"), HARMLESS, ids=[h[1] for h in HARMLESS])
+def test_harmless_leftovers_are_ignored(architecture, name, tied, tmp_path):
+    checkpoints.write(architecture, tmp_path, tie_word_embeddings=tied)
+    add_tensors(tmp_path, **{name: np.zeros((3, 4), np.float32)})
+    loaded = load_checkpoint(tmp_path)
+    validate(loaded, build_tape(loaded.config).expected())
 
 
 def test_weights_of_whole_numbers_are_refused(tmp_path):
@@ -308,7 +349,7 @@ def test_weights_of_whole_numbers_are_refused(tmp_path):
     tensors["lm_head.weight"] = torch.zeros(160, 48, dtype=torch.int32)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="whole numbers"):
-        validate(load_checkpoint(tmp_path), {"lm_head.weight": (160, 48)})
+        validate(load_checkpoint(tmp_path), {name: tuple(t.shape) for name, t in tensors.items()})
 
 
 def test_gpt2_has_the_common_field_names_too(tmp_path):
@@ -468,18 +509,63 @@ def test_lying_configs(change, match, copy):
     refuse(copy, match)
 
 
+NESTED = [
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+        UnsupportedError, "rope_type 'linear' for sliding_attention",
+    ),
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": {"type": "yarn"}},
+        UnsupportedError, "rope_type 'yarn' for sliding_attention",
+    ),
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": {"partial_rotary_factor": 0.5}},
+        UnsupportedError, "'partial_rotary_factor' .0.5. for sliding_attention",
+    ),
+    (
+        "gemma3_text", {"sliding_attention": {"rope_theta": 1e4}},
+        CheckpointError, "must hold settings for full_attention, not None",
+    ),
+    (
+        "gemma3_text", {"full_attention": {}, "sliding_attention": 3},
+        CheckpointError, "settings for sliding_attention, not 3",
+    ),
+    (
+        "llama", {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e5}},
+        UnsupportedError, "of its own for sliding_attention.*llama",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(("architecture", "rope", "kind", "match"), NESTED)
+def test_rope_settings_of_one_kind_of_layer_are_not_dropped(architecture, rope, kind, match, key, tmp_path):
+    checkpoints.write(architecture, tmp_path)
+    edit_config(tmp_path, **{"rope_parameters": None, key: rope})
+    refuse(tmp_path, f"{key}.*{match}", kind)
+
+
+@pytest.mark.parametrize("architecture", checkpoints.ARCHITECTURES)
+def test_head_size_of_a_config_without_one_is_that_of_its_class(architecture, tmp_path):
+    checkpoints.write(architecture, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("head_dim", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reference = AutoConfig.from_pretrained(tmp_path)
+    width = reference.hidden_size // reference.num_attention_heads
+    want = getattr(reference, "head_dim", None) or width
+    assert build_tape(load_checkpoint(tmp_path).config).head_dim == want
+    assert build_tape(config).head_dim == want
+
+
 def test_quantized_by_another_library(copy):
     edit_config(copy, quantization_config={"quant_method": "gptq"})
     refuse(copy, "gptq.*GGUF", UnsupportedError)
 
 
-def test_unknown_architecture_names_the_known_ones(copy, monkeypatch):
-    edit_config(copy, model_type="mamba9")
-    refuse(copy, "'mamba9' is not supported.*llama, mistral", UnsupportedError)
-    monkeypatch.undo()
-    archs = Path(names.__file__).parent / "archs"
-    stems = [p.stem for p in archs.glob("[!_]*.py")]
-    assert sorted(stems) == list(names.supported_architectures())
+def test_unknown_architecture_names_the_nearest_and_the_known_ones(copy):
+    edit_config(copy, model_type="qwen9")
+    refuse(copy, "'qwen9' is not supported.*nearest: qwen.*llama, ministral, mistral", UnsupportedError)
 
 
 def test_hub_names(monkeypatch, tmp_path):

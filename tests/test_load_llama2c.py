@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import struct
 
-import checkpoints
 import numpy as np
 import pytest
 
 from pronghorn.errors import CheckpointError
-from pronghorn.model import llama2c, names
+from pronghorn.model import llama2c
 from pronghorn.model.checkpoint import load_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def every_architecture(monkeypatch):
-    monkeypatch.setattr(names, "supported_architectures", lambda: checkpoints.ARCHITECTURES)
 
 
 def test_stories(shared):

@@ -310,7 +310,7 @@ def test_the_engines_target_is_the_toys(name: str, shape: str) -> None:
         )  # fmt: skip
         toy = Toy(seed, out, draft)
         logits = np.log([toy.probs(row) for row in range(1 + draft.n)])
-        return NodeTarget(seq, draft, logits, ())  # type: ignore[arg-type]
+        return NodeTarget(seq, draft, logits, (), logits.shape[-1])  # type: ignore[arg-type]
 
     verifier = _find.defaults("verify", name)
     for seed in range(300):

@@ -130,22 +130,24 @@ class Talk:
 
     def _answer(self) -> None:
         from pronghorn.cli.paint import Painter, closing
-        from pronghorn.llm import Piece
 
         self._check_room()
         painter = Painter(self.llm.tokenizer)
         text = ""
         with stoppable() as stop:
             stream = self.llm.chat_stream(self.messages, **self.options)
-            for item in stream:
-                if not isinstance(item, Piece):
-                    self.answers.append(item)
-                    break
-                text += item.text
-                painter.write(item)
-                if stop():
-                    stream.close()  # type: ignore[attr-defined]  # a generator
-                    break
+            try:
+                for piece in stream:
+                    text += piece.text
+                    painter.write(piece)
+                    if stop():
+                        stream.close()
+                        break
+                else:
+                    self.answers.append(stream.answer)
+            except PronghornError:
+                painter.abort()
+                raise
         painter.end()
         self.turns.append({"role": "assistant", "content": text})
         if stop():
@@ -170,7 +172,8 @@ class Talk:
         reused, steps = sum(x.reused_tokens for x in s), sum(x.steps for x in s)
         seconds, length = sum(x.seconds for x in s), new / steps if steps else 0.0
         return (
-            f"{len(s)} answers, {new:,} tokens in {seconds:.1f} s, {length:.2f} a step · "
+            f"{len(s)} {'answer' if len(s) == 1 else 'answers'}, {new:,} tokens in {seconds:.1f} s, "
+            f"{length:.2f} a step · "
             f"{reused:,} of {prompt:,} prompt tokens reused · context {self.used:,} of {self.context:,}"
         )
 

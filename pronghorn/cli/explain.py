@@ -40,7 +40,7 @@ def explain(
 
       pronghorn explain --model org/name --use weight.int8
     """
-    from pronghorn.compose import SLOTS, Facts, check, compose, describe, name_of
+    from pronghorn.compose import SLOTS, Facts, check, compose, describe, effects, name_of
     from pronghorn.llm import DEFAULT_USE, find_model
     from pronghorn.model.arch import build_tape
     from pronghorn.model.checkpoint import load_checkpoint, validate
@@ -54,7 +54,14 @@ def explain(
     facts = Facts(tape.n_layers, tape.context, tape.hard_context, any(r.varies for r in tape.ropes))
     reasons = check(made, facts)
     parts = [
-        Part(slot, SLOTS[slot][0], describe(m), slot not in asked, m.traits.guarantee.value, _needs(m))
+        Part(
+            slot,
+            SLOTS[slot][0],
+            describe(m),
+            slot not in asked,
+            m.traits.guarantee.value,
+            "; ".join(effects(slot, m)),
+        )
         for slot, m in made.each()
         if name_of(m)
     ]
@@ -76,22 +83,3 @@ def explain(
     for reason in reasons:
         print(f"cannot run: {reason}")
     return 2 if reasons else 0
-
-
-def _needs(method: object) -> str:
-    """What a method's traits make the core do, for people."""
-    t = method.traits  # type: ignore[attr-defined]  # every slot's protocol has it
-    out = []
-    if t.drops:
-        out.append("drops stored rows" + (f", per {t.rows}" if t.rows != "seq" else ""))
-    if t.moves:
-        out.append("moves positions")
-    if t.recompute:
-        out.append(f"runs {t.recompute} reused rows again")
-    if t.taps:
-        out.append("reads " + ", ".join(t.taps))
-    if t.models:
-        out.append("needs " + ", ".join(t.models))
-    if t.greedy:
-        out.append("temperature 0 only")
-    return "; ".join(out)

@@ -6,11 +6,14 @@ of `pronghorn run` should not wait for what only `pronghorn verify` uses.
 
 from __future__ import annotations
 
+import difflib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from pronghorn.cli.ending import ending
+from pronghorn.errors import RequestError
 
 
 def build() -> Any:
@@ -41,6 +44,9 @@ def build() -> Any:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point. Always raises SystemExit; `ending` says with which status."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (until the end)
     argv = list(sys.argv[1:] if args is None else args)
     raise SystemExit(ending(lambda: _call(argv)))
 
@@ -49,12 +55,22 @@ def _call(argv: list[str]) -> Any:
     """What the command returns. Typer's own way of ending is left out: it knows other statuses."""
     import typer
 
-    command = typer.main.get_command(build())
+    command = typer.main.get_group(build())
+    _check_name(argv, sorted(command.commands))
     try:
         with command.make_context("pronghorn", argv) as context:
             return command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+
+
+def _check_name(argv: list[str], known: list[str]) -> None:
+    """Name the nearest command, which only some versions of Typer do."""
+    name = next((a for a in argv if not a.startswith("-")), known[0])
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise RequestError(f"no command called {name!r}; {hint}")
 
 
 if __name__ == "__main__":

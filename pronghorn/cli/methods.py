@@ -117,15 +117,20 @@ def _all(found: list[Method]) -> None:
     from pronghorn.llm import DEFAULT_USE
 
     for slot, (title, _, several) in SLOTS.items():
-        rows = [
-            [m.name + (" *" if m.name in DEFAULT_USE else ""), m.guarantee, m.about,
-             ", ".join(_shown(o) for o in m.options)]
-            for m in found if m.slot == slot
-        ]  # fmt: skip
+        rows = []
+        for m in found:
+            if m.slot == slot:
+                name = m.name + (" *" if m.name in DEFAULT_USE else "")
+                rows.append([name, m.guarantee, _brief(m.about), ", ".join(_shown(o) for o in m.options)])
         if rows:
             more = ", several at once" if several else ""
             show.table(f"{slot}: {title}{more}", ["method", "guarantee", "what it is", "options"], rows)
     print("* in use unless another method takes its slot. `pronghorn methods NAME` tells more.")
+
+
+def _brief(text: str) -> str:
+    """Without what stands in brackets: the source, which the method's own page gives."""
+    return re.sub(r" ?\([^()]*\)", "", text)
 
 
 def _one(m: Method) -> None:

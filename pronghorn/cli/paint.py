@@ -29,6 +29,7 @@ class Painter:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.colour = has_colour(sys.stdout)
         self.drafted = False  # whether a token was shown in colour
+        self._begun = False
         self._terminal = sys.stdout.isatty()
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -44,12 +45,18 @@ class Painter:
             self._put(self._coloured(piece.text))
         sys.stdout.flush()
 
+    def abort(self) -> None:
+        """Leave the line that was begun, so that an error stands on its own."""
+        if self._begun:
+            self.end()
+
     def end(self) -> None:
         """Finish the line."""
         sys.stdout.write("\n")
         sys.stdout.flush()
 
     def _put(self, text: str) -> None:
+        self._begun |= bool(text)
         sys.stdout.write(text if not self._terminal or self.colour else printable(text))
 
     def _coloured(self, text: str) -> str:

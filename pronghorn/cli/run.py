@@ -23,12 +23,10 @@ from pronghorn.cli.options import (
     read_prompt,
     with_constraint,
 )
-from pronghorn.errors import RequestError
+from pronghorn.errors import PronghornError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pronghorn.llm import LLM, Answer, Piece
+    from pronghorn.llm import LLM, Answer, Stream
 
 
 def run(
@@ -82,25 +80,27 @@ def run(
     else:
         stream = llm.stream(text, **given)
     if as_json:
-        show.as_json(record(_last(stream)))
+        show.as_json(record(stream.answer))
     else:
         play(llm, stream)
     llm.close()
 
 
-def play(llm: LLM, stream: Iterator[Piece | Answer]) -> Answer:
+def play(llm: LLM, stream: Stream) -> Answer:
     """Write an answer as it comes, then its closing line; returns the whole."""
     from pronghorn.cli.paint import Painter, closing
-    from pronghorn.llm import Piece
 
     painter = Painter(llm.tokenizer)
-    for item in stream:
-        if not isinstance(item, Piece):
-            painter.end()
-            print(closing(item, painter.drafted), file=sys.stderr)
-            return item
-        painter.write(item)
-    raise RuntimeError("the stream ended without an answer")
+    try:
+        for piece in stream:
+            painter.write(piece)
+        answer = stream.answer
+    except PronghornError:
+        painter.abort()
+        raise
+    painter.end()
+    print(closing(answer, painter.drafted), file=sys.stderr)
+    return answer
 
 
 def record(answer: Answer) -> dict[str, Any]:
@@ -111,8 +111,3 @@ def record(answer: Answer) -> dict[str, Any]:
         "finish": answer.finish,
         "stats": asdict(answer.stats),
     }
-
-
-def _last(stream: Iterator[Piece | Answer]) -> Answer:
-    *_, answer = stream
-    return answer  # type: ignore[return-value]  # the last item is the answer

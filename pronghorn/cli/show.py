@@ -69,7 +69,11 @@ def _console() -> Any:
     """stdout; a pipe gets lines that are wide enough not to be folded."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with a status of its own
+
+    return Ours() if sys.stdout.isatty() else Ours(width=200)
 
 
 @contextmanager

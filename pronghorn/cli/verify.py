@@ -265,11 +265,11 @@ def tell(r: Report) -> None:
         right=(1, 2, 3, 4),
     )
     same = sum(o.at < 0 for o in r.greedy)
+    ties = sum(o.at >= 0 and o.gap <= r.near_tie for o in r.greedy)
     rows = [
-        [str(o.prompt), str(o.tokens), "identical" if o.at < 0 else f"differs at {o.at}",
-         "" if o.at < 0 else f"{o.gap:.3g}"]
+        [str(o.prompt), str(o.tokens), _outcome(o, r.near_tie), "" if o.at < 0 else f"{o.gap:.3g}"]
         for o in r.greedy
-    ]  # fmt: skip
+    ]
     show.table(
         f"Greedy tokens with and without the methods: {same} of {len(r.greedy)} identical",
         ["prompt", "tokens", "", "logit gap"], rows, right=(0, 1, 3),
@@ -279,7 +279,13 @@ def tell(r: Report) -> None:
     if not r.failures and r.guarantee == "approximate":
         print("These methods are approximate: the figures above are what they cost.")
     elif not r.failures:
-        print(f"Verified: {r.guarantee}; a gap of up to {r.near_tie:g} counts as a near-tie.")
+        print(f"Verified: {r.guarantee}, {ties} near-ties (logit gaps up to {r.near_tie:g}).")
+
+
+def _outcome(o: Outcome, near_tie: float) -> str:
+    if o.at < 0:
+        return "identical"
+    return f"{'near-tie' if o.gap <= near_tie else 'differs'} at {o.at}"
 
 
 def _distance(name: str, d: Distance) -> list[str]:

@@ -1,12 +1,13 @@
 """Blocks of bytes for KV pages: slabs that go back to the system when their last block is freed.
 
 A block is the unit of sharing: it has a reference count, and whoever wants to write to a block held
-twice copies it first. Slabs are at least 256 KiB, so that the C library maps each on its own and a freed
-slab really leaves the process.
+twice copies it first. Each slab is a mapping of its own, at least 256 KiB: the C library, once it has freed
+a large array, takes smaller ones from its heap and does not return them.
 """
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Arena:
 
     def _grow(self) -> None:
         gone = [i for i, s in enumerate(self.slabs) if s is None]
-        slab = self.ops.bytes(self.per_slab, self.block)
+        slab = self._slab()
         address = slab.ctypes.data if isinstance(slab, np.ndarray) else slab.data_ptr()
         if gone:
             i = gone[0]
@@ -56,6 +57,13 @@ class Arena:
             self.live = np.append(self.live, np.int32(0))
         first = i * self.per_slab
         self.free_ids = sorted(self.free_ids + list(range(first, first + self.per_slab)), reverse=True)
+
+    def _slab(self) -> Array:
+        if self.ops.torch is not None:
+            return self.ops.bytes(self.per_slab, self.block)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, self.per_slab * self.block, private)  # unmapped with the last array over it
+        return np.frombuffer(memory, np.uint8).reshape((self.per_slab, self.block))
 
     def keep(self, ids: Ints) -> None:
         """One more reference to each (ids distinct)."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pronghorn.errors import CheckpointError, UnsupportedError
+from pronghorn.model.names import HEAD_DIMS, shown
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Tape
 
@@ -54,30 +55,29 @@ def architectures() -> list[str]:
     return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
 
 
+def require_architecture(model_type: object) -> str:
+    """Name of the file under archs/ that builds `model_type`. Raises UnsupportedError when there is none."""
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"config has model_type {shown(model_type)}; it must name the architecture")
+    known, name = architectures(), model_type.replace("-", "_")
+    if name not in known:
+        near = difflib.get_close_matches(name[:64], known, 1, 0.0)
+        raise UnsupportedError(
+            f"architecture {shown(model_type)} is not supported (nearest: {near[0]}); Pronghorn runs "
+            f"{', '.join(known)}"
+        )
+    return name
+
+
 def build_tape(config: Mapping[str, Any]) -> Tape:
     """The tape of a config.json (as read, or normalised by `names`).
 
     Raises UnsupportedError for an unknown `model_type` or a feature that is not implemented, and
     CheckpointError for a value of the wrong type or out of range.
     """
-    given = config.get("model_type")
-    if not isinstance(given, str):
-        raise CheckpointError(f"config has model_type {shown(given)}; it must name the architecture")
-    known, name = architectures(), given.replace("-", "_")
-    if name not in known:
-        near = difflib.get_close_matches(name[:64], known, 1, 0.0)
-        raise UnsupportedError(
-            f"architecture {shown(given)} is not supported (nearest: {near[0]}); Pronghorn runs "
-            f"{', '.join(known)}"
-        )
+    name = require_architecture(config.get("model_type"))
     tape: Tape = importlib.import_module(f"pronghorn.model.archs.{name}").build(dict(config))
     return tape
-
-
-def shown(value: object) -> str:
-    """`repr` of a value from a file, short enough for an error message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class Config:
@@ -179,10 +179,11 @@ class Config:
 
     @property
     def head_dim(self) -> int:
-        """Given, or the width divided by the heads."""
-        if not self.has("head_dim") and self.width % self.n_heads:
+        """Given, or the architecture's own, or the width divided by the heads."""
+        own = HEAD_DIMS.get(str(self.values.get("model_type")), 0)
+        if not self.has("head_dim") and not own and self.width % self.n_heads:
             raise self.wrong("hidden_size", f"a multiple of num_attention_heads {self.n_heads}")
-        dim = self.count("head_dim", self.width // self.n_heads)
+        dim = self.count("head_dim", own or self.width // self.n_heads)
         if dim % 2 or dim * self.n_heads > MAX_WIDTH:
             raise self.wrong("head_dim", f"even, and at most {MAX_WIDTH} over all heads")
         return dim

@@ -7,6 +7,7 @@ the first weight format that claims it.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,23 @@ def bind(
         tape.n_heads, tape.n_kv, tape.head_dim, tape.n_vocab, tape.context, tape.hard_context,
         "bfloat16" if narrow else "float32",
     )  # fmt: skip
+
+
+def release(bound: Bound) -> None:
+    """Give mapped checkpoint pages back to the system, once a runner has packed what it reads. They are
+    read again from the file if anybody asks."""
+    maps: dict[int, mmap.mmap] = {}
+    for packed, _ in bound.mats.values():
+        for a in packed.fields.values():
+            base: Any = a
+            while isinstance(base, np.ndarray):
+                base = base.base
+            base = base.obj if isinstance(base, memoryview) else base
+            if isinstance(base, mmap.mmap):
+                maps[id(base)] = base
+    for m in maps.values():
+        if hasattr(mmap, "MADV_DONTNEED"):
+            m.madvise(mmap.MADV_DONTNEED)
 
 
 def _hidden(taps: Sequence[str], n_layers: int) -> set[int]:

@@ -6,6 +6,8 @@ or reach for Python's internals ends with a CheckpointError within about two sec
 
 from __future__ import annotations
 
+import re
+import secrets
 from typing import Any, NoReturn
 
 from pronghorn.errors import CheckpointError, RequestError
@@ -84,6 +86,41 @@ class ChatTemplate:
             raise self._broken(error) from None
         except (AttributeError, RecursionError, MemoryError, AssertionError) as error:
             raise self._broken(error) from None
+
+    def parts(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, markup: list[str]
+    ) -> list[tuple[str, bool]]:
+        """What `render` gives, in parts: (text, whether it is the template's own).
+
+        Where a message's content holds a string of `markup` (special tokens), it must not speak for the
+        template: contents come as parts of their own. To find them, the conversation is rendered again with
+        a random word for each content. A template that does more to contents than trim them cannot be taken
+        apart so; then all is one part. Raises as `render`.
+        """
+        text = self.render(messages, add_generation_prompt)
+        contents = [m["content"] for m in messages if isinstance(m.get("content"), str)]
+        if not any(mark in content for mark in markup for content in contents):
+            return [(text, True)]
+        word = f"content{secrets.token_hex(12)}n"
+        numbers = iter(range(len(contents)))
+        marked = [
+            {**m, "content": f"{word}{next(numbers)}n"} if isinstance(m.get("content"), str) else m
+            for m in messages
+        ]
+        try:
+            pieces = re.split(rf"{word}(\d+)n", self.render(marked, add_generation_prompt))
+        except (RequestError, CheckpointError):  # the template looks into contents
+            return [(text, True)]
+        parts, at = [(pieces[0], True)], len(pieces[0])
+        whole = text.startswith(pieces[0])
+        for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            content = contents[int(number)]
+            found = [c for c in (content, content.strip()) if text.startswith(c + piece, at)]
+            if not found:
+                return [(text, True)]
+            parts += [(found[0], False), (piece, True)]
+            at += len(found[0]) + len(piece)
+        return parts if whole and at == len(text) else [(text, True)]
 
     def _broken(self, error: Exception) -> CheckpointError:
         return CheckpointError(

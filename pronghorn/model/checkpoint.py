@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
 from pronghorn.model import names
+from pronghorn.model.arch import require_architecture
 
 Array = NDArray[Any]
 
@@ -166,7 +167,7 @@ def finish(
     are tensors, so nothing downstream loops or allocates on a number that the file made up.
     """
     config = names.normalise_config(raw_config, str(path))
-    names.require_architecture(config["model_type"])
+    require_architecture(config["model_type"])
     for key in ("num_hidden_layers", "n_layer", "num_experts"):
         value = config.get(key)
         if value is not None and value > len(entries):
@@ -215,11 +216,17 @@ def view(data: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     return part.view(dtype).reshape(shape)
 
 
-def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError unless every expected tensor is there with the expected shape.
+_PATH = ("model.layers.", "model.norm.", "transformer.h.", "transformer.ln_f.", "lm_head.")
 
-    A missing lm_head.weight is fine when the config ties it to the embedding. Tensors that nothing
-    expects are ignored. The message lists the first few faults and the config fields behind them.
+
+def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless the checkpoint holds the expected tensors and leaves none unused.
+
+    A tensor of the path from embedding to logits that nothing expects would be dropped silently and the
+    output be wrong: a bias that the config does not call for, a layer past the last one. Harmless
+    leftovers never come here: readers drop them (`names.canonical`). With tied embeddings lm_head.weight
+    may be missing, and may be left unused. The message lists the first few faults and the config fields
+    behind them.
     """
     faults: list[str] = []
     tied = checkpoint.config["tie_word_embeddings"]
@@ -234,6 +241,11 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
             faults.append(f"{name} holds whole numbers ({info.dtype}), perhaps quantized weights")
         elif have != tuple(want):
             faults.append(_disagreement(checkpoint.config, name, have, tuple(want)))
+    faults += [
+        f"{name} is stored, but the config does not call for it"
+        for name in checkpoint.tensors
+        if name not in expected and name.startswith(_PATH) and not (name == "lm_head.weight" and tied)
+    ]
     if faults:
         rest = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise CheckpointError(

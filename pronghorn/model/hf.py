@@ -18,6 +18,7 @@ import numpy as np
 
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
+from pronghorn.model.arch import require_architecture
 from pronghorn.model.checkpoint import Array, Checkpoint, Entry, TensorInfo, finish, map_file, view
 
 MAX_HEADER = 100 << 20  # the limit of the safetensors library itself
@@ -51,7 +52,7 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
     if (folder / "generation_config.json").exists():
         generation = read_json(folder / "generation_config.json", MAX_JSON)
     model_type = names.normalise_config(config, str(folder / "config.json"))["model_type"]
-    names.require_architecture(model_type)
+    require_architecture(model_type)
     entries: dict[str, Entry] = {}
     for file in _files(folder, only):
         for stored, entry in read_safetensors(file).items():

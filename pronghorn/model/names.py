@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pronghorn.errors import CheckpointError, UnsupportedError
@@ -67,7 +66,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {"tie_word_embeddings": True},
     "gemma3_text": {
         "attention_bias": False,
-        "head_dim": 256,
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size": 2304,
         "intermediate_size": 9216,
@@ -88,6 +86,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm3": {"rope_theta": 2000000.0, "tie_word_embeddings": True},
 }
 
+# Head sizes of configs without one; every other architecture divides the width by the heads.
+HEAD_DIMS = {"gemma2": 256, "gemma3_text": 256, "qwen3": 128}
+
+# Stored, but no weight of a text model: the image half of multimodal checkpoints, rotary frequencies that
+# the config gives as well, and GPT-2's causal masks. Nothing else is dropped: see `checkpoint.validate`.
 _DROP = re.compile(
     r"(^|\.)(vision_tower|vision_model|multi_modal_projector|vision_projector)\."
     r"|\.rotary_emb\.inv_freq$"
@@ -151,23 +154,6 @@ def check_count(n_tensors: int) -> None:
         raise CheckpointError(f"the checkpoint splits into {n_tensors} tensors; at most {MAX_TENSORS}")
 
 
-def supported_architectures() -> tuple[str, ...]:
-    """Model types that Pronghorn can run: the file names under pronghorn/model/archs."""
-    folder = Path(__file__).parent / "archs"
-    return tuple(sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")))
-
-
-def require_architecture(model_type: str) -> None:
-    """Raise UnsupportedError unless `model_type` is one of `supported_architectures()`."""
-    known = supported_architectures()
-    if model_type not in known:
-        raise UnsupportedError(
-            f"architecture {shown(model_type)} is not supported; Pronghorn runs: "
-            f"{', '.join(known)}. "
-            "To add one, write pronghorn/model/archs/<model_type>.py"
-        )
-
-
 def shown(value: object) -> str:
     """`repr` of a value from a file, short enough for an error message."""
     text = repr(value)
@@ -211,7 +197,7 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if config.get("num_key_value_heads") is None and heads:
         config["num_key_value_heads"] = heads
     if config.get("head_dim") is None and heads and width:
-        config["head_dim"] = width // heads
+        config["head_dim"] = HEAD_DIMS.get(model_type, width // heads)
     return config
 
 
@@ -265,21 +251,15 @@ def _check_fields(config: dict[str, Any], where: str) -> None:
 
 def _rope(config: dict[str, Any], model_type: str, where: str) -> None:
     """Settle rope_theta, rope_scaling and gemma3's rope_local_base_freq from either generation."""
-    given = config.pop("rope_parameters", None)
-    old = config.get("rope_scaling")
-    for value in (given, old):
-        if value is not None and not isinstance(value, dict):
-            raise CheckpointError(f"{where}: rope settings must be an object, not {shown(value)}")
-    rope: dict[str, Any] = dict(given or {})
-    if "full_attention" in rope or "sliding_attention" in rope:
-        local = rope.get("sliding_attention")
-        rope = rope.get("full_attention") or {}
-        if not isinstance(rope, dict) or not isinstance(local or {}, dict):
-            raise CheckpointError(f"{where}: rope_parameters must hold objects, not {shown(given)}")
-        rope = dict(rope)
-        if local and local.get("rope_theta") is not None:
-            config["rope_local_base_freq"] = local["rope_theta"]
-    rope = {**(old or {}), **rope}
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):  # the newer one wins
+        given = config.get(key)
+        if given is not None and not isinstance(given, dict):
+            raise CheckpointError(f"{where}: {key} must be an object, not {shown(given)}")
+        if given and ("full_attention" in given or "sliding_attention" in given):
+            given = _full_attention(config, given, f"{where}: {key}")
+        rope.update(given or {})
+    config.pop("rope_parameters", None)
     theta = rope.pop("rope_theta", None)
     partial = rope.pop("partial_rotary_factor", None)
     if partial is not None:
@@ -311,6 +291,40 @@ def _rope(config: dict[str, Any], model_type: str, where: str) -> None:
         if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
             raise CheckpointError(f"{where}: {key} must be a number above 0, not {shown(value)}")
         config[key] = float(value)
+
+
+def _full_attention(config: dict[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
+    """The settings of layers with full attention, out of one set for each kind of layer.
+
+    Those of the layers with a window shrink to gemma3's rope_local_base_freq, so anything more is refused.
+    """
+    full, local = given.get("full_attention"), given.get("sliding_attention")
+    if not isinstance(full, dict):
+        raise CheckpointError(f"{where} must hold settings for full_attention, not {shown(full)}")
+    if local is None or (local == full and config["model_type"] != "gemma3_text"):
+        return full
+    if not isinstance(local, dict):
+        raise CheckpointError(f"{where} must hold settings for sliding_attention, not {shown(local)}")
+    if config["model_type"] != "gemma3_text":
+        raise UnsupportedError(
+            f"{where} has settings of its own for sliding_attention, which Pronghorn does not implement for "
+            f"{config['model_type']}"
+        )
+    kind = local.get("rope_type", local.get("type"))
+    if kind not in (None, "default"):
+        raise UnsupportedError(
+            f"{where} has rope_type {shown(kind)} for sliding_attention; Pronghorn scales only the layers "
+            "with full attention"
+        )
+    for key, value in local.items():
+        if key not in ("rope_type", "type", "rope_theta") and value is not None:
+            raise UnsupportedError(
+                f"{where} sets {shown(key)} ({shown(value)}) for sliding_attention, which Pronghorn does not "
+                "implement"
+            )
+    if local.get("rope_theta") is not None:
+        config["rope_local_base_freq"] = local["rope_theta"]
+    return full
 
 
 def _rope_value(key: str, value: Any, where: str) -> Any:

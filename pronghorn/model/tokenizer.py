@@ -72,13 +72,23 @@ class Tokenizer:
         self._prefix, self._suffix = list(prefix), list(suffix)
         self._chat: ChatTemplate | None = None  # compiled at the first use
 
+    def widen(self, n_ids: int) -> None:
+        """Make every id below `n_ids` one of the vocabulary, the new ones holes.
+
+        A model may give ids that its tokenizer lacks: embeddings are padded to round sizes.
+        """
+        self._pieces += [b""] * (n_ids - self.n_vocab)
+        self.n_vocab = len(self._pieces)
+
     def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
         """Ids of `text`.
 
         special: parse the markup of special tokens (chat templates); otherwise it is plain text.
         bos: add what the vocabulary's own rule puts around a text (a begin token, or nothing).
-        Raises RequestError where `text` is not encodable as UTF-8 (lone surrogates).
+        Raises RequestError where `text` is no text, or not encodable as UTF-8 (lone surrogates).
         """
+        if not isinstance(text, str):
+            raise RequestError(f"a prompt must be text, not {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -117,8 +127,10 @@ class Tokenizer:
         """Ids of a conversation, as the checkpoint's chat template writes it.
 
         messages: dicts of `role` and `content`. The template writes its own begin token, so none is
-        added. Special-token markup inside a message is parsed too, as in every engine that encodes the
-        rendered text: callers that pass on untrusted text decide what to do with it.
+        added. Special-token markup inside a text content is plain text there, so that a message cannot end
+        itself and speak for another role. Two cases are left, where it is parsed as the template's own: a
+        template that does more to contents than trim them, and a SentencePiece vocabulary, which cannot
+        encode a text in parts (each would gain a space).
         Raises RequestError (no template, malformed messages, or the template refuses them) and
         CheckpointError (the template is broken or hostile).
         """
@@ -135,7 +147,11 @@ class Tokenizer:
                 bos_token=self._special.get(self.bos, ""),
                 eos_token=self._special.get(self.eos[0], "") if self.eos else "",
             )
-        return self.encode(self._chat.render(messages, add_generation_prompt), special=True, bos=False)
+        markup = [] if self.drop_space else [text for text in self._special.values() if text]
+        ids: list[int] = []
+        for text, special in self._chat.parts(messages, add_generation_prompt, markup):
+            ids += self.encode(text, special=special, bos=False)
+        return ids
 
     def _check(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
@@ -145,8 +161,9 @@ class Tokenizer:
 def load_tokenizer(path: Path, gguf_metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
-    path: a Hugging Face folder, a .gguf file (its metadata is passed, since the loader has read it), or
-    a llama2.c .bin, whose tokenizer file lies beside it. gguf_metadata: {} for the other kinds.
+    path: a Hugging Face folder or a .safetensors file in it, a .gguf file (its metadata is passed, since
+    the loader has read it), or a llama2.c .bin, whose tokenizer file lies beside it. gguf_metadata: {} for
+    the other kinds.
     Raises CheckpointError (missing, malformed, contradicting itself) and UnsupportedError (a kind of
     vocabulary that is not implemented).
     """
@@ -154,10 +171,10 @@ def load_tokenizer(path: Path, gguf_metadata: Mapping[str, Any]) -> Tokenizer:
         from pronghorn.model.vocab_gguf import load_gguf
 
         return load_gguf(gguf_metadata)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".safetensors":
         from pronghorn.model.vocab_hf import load_hf
 
-        return load_hf(path)
+        return load_hf(path if path.is_dir() else path.parent)
     from pronghorn.model.vocab_llama2c import load_llama2c
 
     return load_llama2c(path)

@@ -2,7 +2,9 @@
 
 `tokenizer.ggml.model` names the kind: "gpt2" is byte-level BPE, whose merges are in the file while the
 regular expression that cuts words is only named (`tokenizer.ggml.pre`); "llama" is SentencePiece BPE by
-scores. Departure from llama.cpp: the Unicode normalization of the models behind a name is applied, as
+scores. A file that also carries the source's whole tokenizer.json ("tokenizer.huggingface.json", as
+`pronghorn convert` writes it) is read by that: it says exactly what the names can only point to. Departure
+from llama.cpp: the Unicode normalization of the models behind a name is applied, as
 their own tokenizer.json does.
 """
 
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model.tokenizer import N_VOCAB_MAX, Tokenizer, check_ids
-from pronghorn.model.vocab_hf import byte_token, from_library, guarded
+from pronghorn.model.vocab_hf import N_TOKENIZER_MAX, around, byte_token, from_library, guarded, parse_library
 from pronghorn.model.vocab_scores import ScoreEncoder
 
 if TYPE_CHECKING:
@@ -79,6 +81,12 @@ def load_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         add_bos = kind == "llama" or pre in _WHOLE_WORDS_FIRST
     prefix = [bos] if add_bos and bos >= 0 else []
     suffix = list(eos[:1]) if metadata.get("tokenizer.ggml.add_eos_token") else []
+    if (whole := metadata.get("tokenizer.huggingface.json")) is not None:
+        if not isinstance(whole, str) or len(whole) > N_TOKENIZER_MAX:
+            raise _broken("tokenizer.huggingface.json is not a text of reasonable size")
+        source = "the GGUF file's tokenizer.huggingface.json"
+        library = parse_library(whole.encode("utf-8", "surrogatepass"), source)
+        return from_library(library, source, bos, eos, template, *around(library, source))
     if kind == "gpt2":
         library = _byte_level(pre, _list(metadata, "merges", str), tokens, types)
         return from_library(library, "the GGUF file", bos, eos, template, prefix, suffix)

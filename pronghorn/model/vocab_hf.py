@@ -21,7 +21,7 @@ from pronghorn.model.vocab_scores import UTF8_BYTES
 if TYPE_CHECKING:
     import tokenizers
 
-_N_TOKENIZER_MAX = 64 << 20  # bytes; the largest in use is about 35 MB
+N_TOKENIZER_MAX = 64 << 20  # bytes; the largest in use is about 35 MB
 _N_CONFIG_MAX = 4 << 20
 _N_AROUND_MAX = 16  # tokens that a post-processor may put around a text
 _N_GROWTH_MAX = 64  # how much longer a normalizer may make a text: 2 is the most in use
@@ -100,13 +100,13 @@ def load_hf(folder: Path) -> Tokenizer:
             f"no tokenizer.json in {folder}; save the tokenizer again with "
             "`AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`"
         )
-    library = parse_library(read_bounded(source, _N_TOKENIZER_MAX), str(source))
+    library = parse_library(read_bounded(source, N_TOKENIZER_MAX), str(source))
     config = _json_object(folder / "tokenizer_config.json")
     names = _json_object(folder / "special_tokens_map.json") | config
     bos, eos = (_named(library, names, name, folder) for name in ("bos_token", "eos_token"))
     template = _template(folder, config)
     ends = (eos,) if eos >= 0 else ()
-    return from_library(library, str(source), bos, ends, template, *_around(library, str(source)))
+    return from_library(library, str(source), bos, ends, template, *around(library, str(source)))
 
 
 def parse_library(data: bytes, source: str) -> tokenizers.Tokenizer:
@@ -248,7 +248,7 @@ def _check_bytes(library: tokenizers.Tokenizer, pieces: list[bytes], source: str
         )
 
 
-def _around(library: tokenizers.Tokenizer, source: str) -> tuple[list[int], list[int]]:
+def around(library: tokenizers.Tokenizer, source: str) -> tuple[list[int], list[int]]:
     """What the post-processor puts before and after a text."""
 
     def refuse(cause: str) -> PronghornError:

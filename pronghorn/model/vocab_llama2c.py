@@ -1,4 +1,4 @@
-"""Vocabulary of llama2.c: tokenizer.bin or tok<n>.bin beside a .bin checkpoint.
+"""Vocabulary of llama2.c: tokenizer.bin or tok<n>.bin beside a .bin checkpoint, else a tokenizer.json.
 
 Layout, little endian: int32 longest token, then per token float32 score, int32 length, bytes. Spaces are
 spaces already; ids 0, 1, 2 are the unknown, begin and end tokens and 3..258 the bytes. Both 1 and 2 end
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pronghorn.errors import CheckpointError
 from pronghorn.model.tokenizer import Tokenizer, read_bounded
-from pronghorn.model.vocab_hf import byte_token
+from pronghorn.model.vocab_hf import byte_token, load_hf
 from pronghorn.model.vocab_scores import ScoreEncoder
 
 _N_FILE_MAX = 64 << 20
@@ -25,15 +25,14 @@ _MAGIC = b"24ka"  # versioned checkpoints: "ak42" as a little-endian number
 def load_llama2c(checkpoint: Path) -> Tokenizer:
     """The tokenizer beside `checkpoint`, chosen by the vocabulary size in its header.
 
-    Raises CheckpointError (no such file, truncated, lengths that lie, another vocabulary size).
+    Raises CheckpointError (no such file, truncated, lengths that lie, another vocabulary size), and what
+    `load_hf` raises.
     """
     n_vocab = _n_vocab(checkpoint)
     names = [f"tok{n_vocab}.bin", "tokenizer.bin"]
     found = [path for name in names if (path := checkpoint.with_name(name)).is_file()]
     if not found:
-        raise CheckpointError(
-            f"no tokenizer beside {checkpoint}: put {' or '.join(names)} into the same folder"
-        )
+        return _from_json(checkpoint, n_vocab, names)
     path = found[0]
     tokens, scores = _read(path)
     if len(tokens) != n_vocab:
@@ -62,6 +61,22 @@ def load_llama2c(checkpoint: Path) -> Tokenizer:
     markup = {text: id_ for id_, text in special.items() if text and id_ != 0}
     encoder = ScoreEncoder(mergeable, scores, byte_ids, 0, markup, {}, prefix_space=True)
     return Tokenizer(encoder, pieces, special, 1, (1, 2), "", [1], [], drop_space=True)
+
+
+def _from_json(checkpoint: Path, n_vocab: int, names: list[str]) -> Tokenizer:
+    """The tokenizer.json that stands in where the format cannot hold a vocabulary (`pronghorn convert`)."""
+    source = checkpoint.with_name("tokenizer.json")
+    if not source.is_file():
+        raise CheckpointError(
+            f"no tokenizer beside {checkpoint}: put {', '.join(names)} or tokenizer.json into the same folder"
+        )
+    tokenizer = load_hf(source.parent)
+    if tokenizer.n_vocab > n_vocab:
+        raise CheckpointError(
+            f"{source} has {tokenizer.n_vocab} tokens and {checkpoint.name} {n_vocab}; "
+            "put the tokenizer that the model was trained with beside it"
+        )
+    return tokenizer
 
 
 def _n_vocab(checkpoint: Path) -> int:

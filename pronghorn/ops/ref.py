@@ -12,7 +12,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_api_compat import array_namespace
 
 from pronghorn.types import Array
 
@@ -27,8 +26,11 @@ class Ops:
     def __init__(self, dtype: str = "float64", torch: Any = None, device: str = "cpu") -> None:
         self.torch = torch
         self.device = device
-        like = np.zeros(0) if torch is None else torch.zeros(0)
-        self.xp = array_namespace(like)
+        self.xp: Any = np  # NumPy 2 follows the array-API standard itself
+        if torch is not None:
+            from array_api_compat import array_namespace
+
+            self.xp = array_namespace(torch.zeros(0))
         self.name = dtype
         self.dtype = self.dtype_of(dtype)
 

@@ -43,11 +43,11 @@ def same(tape: Tape) -> Tape:
 
 
 def load(folder: Path, change: Callable[[Tape], Tape] = same) -> Bound:
-    """A checkpoint folder, bound with its weights as stored. change: what to do to the tape first."""
+    """A checkpoint folder, bound with its weights as stored. change: what to do to the tape before that."""
     checkpoint = load_checkpoint(folder)
-    tape = change(build_tape(checkpoint.config))
+    tape = build_tape(checkpoint.config)
     validate(checkpoint, tape.expected())
-    return bind(tape, checkpoint.tensors)
+    return bind(change(tape), checkpoint.tensors)
 
 
 def store_for(bound: Bound, ops: Ops, open_dtype: str) -> Store:

@@ -115,19 +115,18 @@ class GuidedState:
         self._bits = np.zeros(-(-n_vocab // 32), dtype=np.int32)
 
     def mask(self, out: NDArray[np.bool_]) -> None:
-        """out (n,), n at least the tokenizer's n_vocab: True where the next token is allowed.
+        """out (n,), n of the model: True where the next token is allowed.
 
-        Rows of a model beyond the vocabulary are False. Raises RequestError where the grammar became too
-        complex to follow.
+        Rows of a model beyond the vocabulary are False; tokens beyond the model cannot come. Raises
+        RequestError where the grammar became too complex to follow.
         """
-        if out.shape[0] < self._n_vocab:
-            raise ValueError(f"the mask has {out.shape[0]} entries for {self._n_vocab} tokens")
+        n = min(out.shape[0], self._n_vocab)
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self.check()
-        bits = np.unpackbits(self._bits.view(np.uint8), count=self._n_vocab, bitorder="little")
-        out[: self._n_vocab] = bits if not self._n_ends else 0
-        out[self._n_vocab :] = False
-        out[list(self._eos)] = self._may_end()
+        bits = np.unpackbits(self._bits.view(np.uint8), count=n, bitorder="little")
+        out[:n] = bits if not self._n_ends else 0
+        out[n:] = False
+        out[[id_ for id_ in self._eos if id_ < n]] = self._may_end()
 
     def advance(self, ids: Sequence[int]) -> int:
         """Consume tokens up to the first that is not allowed; returns how many were."""

@@ -74,6 +74,12 @@ class Prefix:
         while sum(len(s.ids) for s in self._states) > self.rows:
             self._drop(self._states[0])
 
+    def shrink(self) -> bool:
+        if self._states:
+            self._drop(self._states[0])
+            return True
+        return False
+
     def close(self) -> None:
         for state in list(self._states):
             self._drop(state)
