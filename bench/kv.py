@@ -232,9 +232,10 @@ class Quality:
 
 
 def quality_methods(budget: int) -> dict[str, Any]:
+    tuned = f"snapkv:budget={budget},window={WINDOW},kernel=9"
     return {
         "plain": None,
-        f"snapkv:budget={budget},window={WINDOW},kernel=9": f"snapkv:budget={budget},window={WINDOW},kernel=9",
+        tuned: tuned,
         f"snapkv:budget={budget}": f"snapkv:budget={budget}",  # its window, 32, is longer than the question
         f"by lot, {budget} rows": ByLot(budget),
         f"streaming-llm:window={budget - 4}": f"streaming-llm:window={budget - 4},every=16",
