@@ -5,6 +5,7 @@
 #   make test      install with the test references (torch, transformers), lint, run the tests
 #   make lint      ruff and mypy only
 #   make bench     time to the first token, and decoding against transformers
+#   make results   every benchmark of bench/, on a quiet machine; writes docs/results.md
 #   make native    build the extension beside its sources, for PYTHONPATH=. without an install
 #   make sanitize  the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make clean     remove .venv and everything built
@@ -27,7 +28,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 # Editable, without build isolation: Python files need no re-install, and build/ keeps its objects.
 INSTALL := $(PIP) install --quiet --no-build-isolation
 
-.PHONY: run test lint bench native sanitize clean
+.PHONY: run test lint bench results native sanitize clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -46,6 +47,9 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/decode.py
+
+results: $(VENV)/.test
+	$(BIN)/python bench/results.py
 
 native: $(if $(filter $(BIN)/python,$(DEV_PYTHON)),$(VENV)/.build)
 	$(dir $(DEV_PYTHON))cmake -G Ninja -S . -B build/dev \

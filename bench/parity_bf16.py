@@ -18,8 +18,7 @@ float32 (hf32) gap between the two tokens; a negative one means that ours is the
 
 Gemma: transformers rounds the factor sqrt(width) of the embedding to bfloat16 with the rest of the model,
 here it is the float32 value, so the two differ before any layer has run. Mixtures of experts: a router's
-near tie sends a row to another expert, after which a gap may be of any size; the router has no ties in the
-exact logits to warn of it.
+near tie sends a row to another expert, after which a gap may be of any size.
 """
 
 from __future__ import annotations
