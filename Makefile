@@ -4,7 +4,7 @@
 #   make run       install without torch, and answer a prompt with the bundled model
 #   make test      install with the test references (torch, transformers), lint, run the tests
 #   make lint      ruff and mypy only
-#   make bench     the benchmark that ships
+#   make bench     time to the first token, and decoding against transformers
 #   make results   every benchmark of bench/, on a quiet machine; writes docs/results.md
 #   make native    build the extension beside its sources, for PYTHONPATH=. without an install
 #   make sanitize  the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -45,7 +45,8 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	$(BIN)/pronghorn bench
+	$(BIN)/python bench/start.py
+	$(BIN)/python bench/decode.py
 
 results: $(VENV)/.test
 	$(BIN)/python bench/results.py

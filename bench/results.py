@@ -56,10 +56,10 @@ PARTS = (
     Part(
         "KV methods", "kv.py", ("--items", "100", "--rounds", "9"),
         "First table: a random model of 8 layers, width 896, 2 KV heads of 64; methods keep or read a "
-        "quarter of the rows. *Peak* is what the arenas reserved at most up to the end of the prompt: a method that "
-        "drops or packs rows does so after they were stored. Second table: the bundled model; *1st* asks at "
-        "the end of the prompt, *2nd* asks for something else afterwards, over the rows kept for the first "
-        "question. *By lot* is the control with as many rows.",
+        "quarter of the rows. *Peak* is what the arenas reserved at most up to the end of the prompt: a "
+        "method that drops or packs rows does so after they were stored. Second table: the bundled model; "
+        "*1st* asks at the end of the prompt, *2nd* asks for something else afterwards, over the rows kept "
+        "for the first question. *By lot* is the control with as many rows.",
     ),
     Part(
         "Drafting", "speculate.py", ("--rounds", "5", "--tokens", "96"),
