@@ -59,12 +59,7 @@ PARTS = (
         "quarter of the rows. *Peak* is what the arenas reserved at most up to the end of the prompt: a "
         "method that drops or packs rows does so after they were stored. Second table: the bundled model; "
         "*1st* asks at the end of the prompt, *2nd* asks for something else afterwards, over the rows kept "
-<<<<<<< HEAD
-        "for the first "
-        "question. *By lot* is the control with as many rows.",
-=======
         "for the first question. *By lot* is the control with as many rows.",
->>>>>>> evid
     ),
     Part(
         "Drafting", "speculate.py", ("--rounds", "5", "--tokens", "96"),
