@@ -307,7 +307,8 @@ def test_broken_gguf(shared, change, error):
 
 @pytest.fixture(scope="session")
 def sentencepiece_model(tmp_path_factory):
-    sentencepiece = pytest.importorskip("sentencepiece")
+    import sentencepiece
+
     folder = tmp_path_factory.mktemp("sp")
     lines = [
         f"the {a} {b} {c} fox; aaaa   bbbb naïve 漢字 {i}"
