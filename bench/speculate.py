@@ -6,8 +6,8 @@ Each task has six prompts. Plain decoding and every drafter answer each prompt i
 that a busy machine slows them alike. *tokens a step*: new tokens over steps, all prompts together; what a
 drafter gains at most. *speed*: tokens per second after the first burst, as a ratio to plain within each
 round; the middle one of the rounds, and the extremes. At temperature 0.8 all use the same seed. Drafting here
-promises the same tokens as plain decoding: a difference ends this program with an error. A drafter that learns
-from what it has seen keeps that from round to round; its tokens a step are those of the last round.
+promises the same tokens as plain decoding: a difference ends this program with an error. A drafter that
+learns from what it has seen keeps that from round to round; its tokens a step are those of the last round.
 
 In "JSON, schema" the tokens that the schema forces are drafted with or without a drafter: plain decoding has
 more than one token a step there too. A drafter pays when a step over several rows costs less than as many
