@@ -19,7 +19,7 @@ from dataclasses import asdict
 
 from _report import Spread, machine, said, spread
 
-PROMPT = "The code of the river gate is 52817. What is the code of the river gate?"
+PROMPT = "The secret number of Anna is 4821. What is the secret number of Anna?"
 
 
 def first_character(command: list[str]) -> float:

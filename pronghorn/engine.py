@@ -429,7 +429,7 @@ class Engine:
         taps = []
         for w, _ in done:
             rows = logits[w.logit : w.logit + 1 + w.draft.n]
-            taps.append({f"top{self.top}": top_ids(rows, self.top)} if self.top else {})
+            taps.append({f"top{self.top}": self.runner.top(rows, self.top)} if self.top else {})
         self.methods.draft.observe(
             [w.seq for w, _ in done], [w.draft for w, _ in done], [a for _, a in done], taps
         )
@@ -515,13 +515,3 @@ class _Places:
         )
         self._parts, self.n = [], 0
         return row, addr, block, slot
-
-
-def top_ids(logits: NDArray[Any], n: int) -> Ints:
-    """(rows, n) ids of the largest logits, largest first; -1 past the end of a small vocabulary."""
-    spare = n - logits.shape[1]
-    if spare > 0:
-        return np.pad(top_ids(logits, n - spare), ((0, 0), (0, spare)), constant_values=-1)
-    part = np.argpartition(-logits, n - 1, axis=-1)[:, :n]
-    order = np.argsort(-np.take_along_axis(logits, part, axis=-1), axis=-1, kind="stable")
-    return np.take_along_axis(part, order, axis=-1).astype(np.int32)

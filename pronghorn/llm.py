@@ -83,7 +83,7 @@ class Options:
     """Options of one request; `LLM.generate` and the like take them as keywords.
 
     temperature 0 is greedy. truncate: cut a prompt that exceeds the context at its start instead of
-    refusing it.
+    refusing it, so that the answer has room too (half of the context at most).
     """
 
     max_tokens: int = 256
@@ -253,15 +253,23 @@ class LLM:
     # ------------------------------------------------------------------ inside
 
     def _submit(self, ids: list[int], o: Options) -> _Run:
-        room = self.engine.bound.context - 1
-        if len(ids) > room and o.truncate:
-            ids = ids[-room:]
+        if o.truncate:
+            ids = self._truncated(ids, o.max_tokens)
         request = Request(
             tuple(ids), o.max_tokens, o.temperature, o.seed, o.stop, o.ignore_eos, o.logprobs
         )  # fmt: skip
         run = _Run(self.engine.submit(request), time.perf_counter())
         self._active.append(run)
         return run
+
+    def _truncated(self, ids: list[int], max_tokens: int) -> list[int]:
+        """A prompt past the context cut at its start (a begin token stays), so that the answer fits."""
+        context = self.engine.bound.context
+        if len(ids) < context:
+            return ids
+        room = max(context - max_tokens, context // 2)
+        begin = ids[: int(ids[0] == self.tokenizer.bos)]
+        return begin + ids[len(begin) - room :]
 
     def _run(self, prompts: list[list[int]], o: Options) -> list[Answer]:
         runs: list[_Run] = []

@@ -288,10 +288,10 @@ def test_a_truncated_prompt_says_so(llm):
     whole = llm.tokenizer.encode("word " * 3000)
     answer = llm.generate("word " * 3000, truncate=True, max_tokens=5)
     assert len(whole) == 3001
-    assert answer.stats.prompt_tokens == 1023 < len(whole)
-    assert answer.stats.new_tokens == 1, "the context ends there"
-    end = llm.tokenizer.decode(whole[-1023:])
-    assert llm.tokenizer.encode(end) == whole[-1023:]
+    assert answer.stats.prompt_tokens == 1024 - 5 < len(whole)
+    assert answer.stats.new_tokens == 5, "the answer has its room"
+    end = llm.tokenizer.decode(whole[-1019:])
+    assert llm.tokenizer.encode(end) == whole[-1019:]
     assert llm.generate(end, max_tokens=5).tokens == answer.tokens, "it is the start that is cut"
     short = llm.generate("a short one", truncate=True, max_tokens=2)
     assert short.stats.prompt_tokens == len(llm.tokenizer.encode("a short one"))

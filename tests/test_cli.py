@@ -142,8 +142,8 @@ def test_json_schema_as_text_and_as_file(call, tmp_path):
 
 def test_truncate(call):
     data = call(*RUN, "--raw", "--truncate", "-n", "2", "--json", stdin="word " * 3000).data
-    assert data["stats"]["prompt_tokens"] == 1023
-    assert data["finish"] == "length"
+    assert data["stats"]["prompt_tokens"] == 1022
+    assert data["stats"]["new_tokens"] <= 2
 
 
 def test_an_error_in_mid_answer_stands_on_its_own_line(call, monkeypatch):

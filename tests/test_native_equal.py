@@ -261,3 +261,18 @@ def test_commit_refuses_places_that_do_not_exist():
     for row, s in ((5, slot), (-1, slot), (0, slot + 16), (0, slot - 1)):
         with pytest.raises(ValueError, match="commit"):
             d.runner.commit(np.array([row], np.int32), addr, block, s)
+
+
+@pytest.mark.parametrize("n_vocab", [1, 5, 8, 300])
+def test_largest_logits(n_vocab: int) -> None:
+    """Ties go to the lower id, and a small vocabulary is filled up with -1."""
+    from pronghorn.run.native import NativeRunner
+    from pronghorn.run.ref import RefRunner
+
+    x = np.random.default_rng(n_vocab).integers(0, 40, (6, n_vocab)).astype(np.float32)
+    x[0, :] = -np.inf
+    want = RefRunner.top(None, x, 8)  # type: ignore[arg-type]
+    got = NativeRunner.top(None, x, 8)  # type: ignore[arg-type]
+    assert got.dtype == np.int32
+    assert (got == want).all()
+    assert (got[:, n_vocab:] == -1).all()

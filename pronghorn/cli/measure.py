@@ -67,6 +67,9 @@ class Recorder:
     def commit(self, row: Ints, addr: NDArray[np.uint64], block: Ints, slot: Ints) -> None:
         self.inner.commit(row, addr, block, slot)
 
+    def top(self, logits: NDArray[Any], n: int) -> Ints:
+        return self.inner.top(logits, n)
+
 
 @dataclass
 class Script:

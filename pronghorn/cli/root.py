@@ -10,7 +10,7 @@ HELP = """Run language models fast on this machine, and be told what each speed-
 
 [bold]Examples[/bold]
 
-  pronghorn run "The code of the gate is 52817. What is the code of the gate?"
+  pronghorn run "The secret number of Anna is 4821. What is the secret number of Anna?"
 
   pronghorn chat --model org/name
 

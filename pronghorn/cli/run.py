@@ -56,7 +56,7 @@ def run(
 
     [bold]Examples[/bold]
 
-      pronghorn run "The code of the gate is 52817. What is the code of the gate?"
+      pronghorn run "The secret number of Anna is 4821. What is the secret number of Anna?"
 
       pronghorn run --model org/name --temperature 0.8 --seed 7 "Write a haiku"
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # Texts of the project's own, of the kinds that drafters and caches treat differently.
 PROMPTS = (
-    "The code of the river gate is 52817. What is the code of the river gate?",
+    "The secret number of Anna is 4821. What is the secret number of Anna?",
     "Copy this sentence: the old lamp on the hill burns all night for the ships.",
     "Once upon a time there was a miller who had three sons. The eldest son",
     "def total(prices):\n    result = 0\n    for price in prices:\n        result += price\n    return",

@@ -29,6 +29,11 @@ class Runner(Protocol):
         """Copy rows `row` of the last step from the tail to the open places that `Store.reserve` gave."""
         ...
 
+    def top(self, logits: NDArray[Any], n: int) -> Ints:
+        """(rows, n) ids of the largest logits (rows, n_vocab), largest first, ties to the lower id; -1
+        past the end of a small vocabulary."""
+        ...
+
 
 def visible(rows: Rows) -> NDArray[np.bool_]:
     """(n, n): row i sees row j of this step, that is, j is i or an ancestor of it."""

@@ -176,6 +176,12 @@ class NativeRunner:
             out.append(np.ascontiguousarray(np.asarray(pages, bool)).view(np.uint8))
         return out
 
+    def top(self, logits: NDArray[Any], n: int) -> Ints:
+        """See `run.base.Runner`."""
+        out = np.empty((len(logits), n), np.int32)
+        _native.top(np.ascontiguousarray(logits, np.float32), out)
+        return out
+
     def commit(self, row: Ints, addr: NDArray[np.uint64], block: Ints, slot: Ints) -> None:
         """See `run.base.Runner`. Raises `ValueError` for a row that the last step did not have."""
         self.exe.commit(row, addr, slot)

@@ -78,6 +78,10 @@ class RefRunner:
                     page[0][at] = ops.to(v[rows, h], vf.dtype)
                     arena.write(ids, lay.where(0, i, 1), vf.dtype, page)
 
+    def top(self, logits: NDArray[Any], n: int) -> Ints:
+        order = np.argsort(-logits, axis=-1, kind="stable")[:, :n].astype(np.int32)
+        return np.pad(order, ((0, 0), (0, n - order.shape[1])), constant_values=-1)
+
     # ------------------------------------------------------------------ ops
 
     def _matmul(self, key: str, x: Array) -> Array:

@@ -21,6 +21,10 @@ def dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     Raises `ValueError` where the lengths differ, and `TypeError` for another dtype or layout.
     """
 
+def top(logits: npt.NDArray[np.float32], out: npt.NDArray[np.int32]) -> None:
+    """Fill out (rows, n) with the ids of the largest of logits (rows, n_vocab), largest first, ties to the
+    lower id, -1 past the end of a small vocabulary. NaN is never chosen."""
+
 class Executor:
     """Packs a model's weights, plans its tape and runs steps; `run.native` is its caller.
 

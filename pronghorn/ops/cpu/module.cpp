@@ -4,7 +4,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
+#include <cstdint>
 #include <map>
+#include <vector>
 
 #include "executor.h"
 #include "isa.h"
@@ -208,10 +211,36 @@ private:
 
 }  // namespace
 
+// The n largest of each row, by insertion: n is small, and few values pass the least one held.
+void top(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits,
+         nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+    const size_t rows = logits.shape(0), n_vocab = logits.shape(1), n = out.shape(1);
+    if (out.shape(0) != rows) throw nb::value_error("logits and out differ in rows");
+    if (n == 0) return;
+    std::vector<float> best(n);
+    for (size_t r = 0; r < rows; ++r) {
+        const float* x = logits.data() + r * n_vocab;
+        int32_t* ids = out.data() + r * n;
+        size_t held = 0;
+        for (size_t i = 0; i < n_vocab; ++i) {
+            if (held == n ? !(x[i] > best[n - 1]) : std::isnan(x[i])) continue;
+            size_t at = held < n ? held++ : n - 1;
+            for (; at > 0 && x[i] > best[at - 1]; --at) {
+                best[at] = best[at - 1];
+                ids[at] = ids[at - 1];
+            }
+            best[at] = x[i];
+            ids[at] = static_cast<int32_t>(i);
+        }
+        for (; held < n; ++held) ids[held] = -1;
+    }
+}
+
 NB_MODULE(_native, m) {
     nb::register_exception_translator(translate_isa_error);
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
+    m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
     m.def("dot", &dot, nb::arg("a").noconvert(), nb::arg("b").noconvert());
 
     using Matrix = nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>;
