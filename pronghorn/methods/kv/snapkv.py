@@ -4,7 +4,8 @@ Each KV head keeps the rows that the last `window` prompt tokens attend to most,
 themselves. Attention is summed over the window, averaged over `kernel` neighbouring rows so that whole
 phrases stay together, and averaged over the query heads that share the KV head (the paper stores every
 query head). Scores leave out a soft cap where a model has one. The answer's rows are kept
-whole; memory at the end of the prompt's run is that of the whole prompt.
+whole; memory at the end of the prompt's run is that of the whole prompt. A window that is longer than the
+question dilutes its attention: at small budgets `window` and `kernel` decide everything (bench/kv.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ every score of the page from above; the pages of the largest bounds, `tokens` ro
 heads that share a KV head read the same pages, by the largest bound of any of them. Departures: rows of
 the prompt select too, as there are no phases here; bounds are rounded and ties go to the earlier page, so
 that the last bits of a product do not decide. Memory does not fall (it rises by the bounds); what is read
-does.
+does. The native runner calls back into Python for the choice, layer by layer, which costs more than it saves
+at the lengths that bench/kv.py runs.
 """
 
 from __future__ import annotations
