@@ -420,6 +420,12 @@ class Store:
         meta += sum(s.blocks.nbytes + s.fill.nbytes + s.pos.nbytes + s.addr.nbytes for s in kv.sealed)
         return int(pages + meta)
 
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of one row of all layers and heads in the zone where it takes more."""
+        sealed = self.sealed_layout.block * len(self.sealed_layout.groups)
+        return max(self.open_layout.block, sealed) / PAGE
+
     def full_bytes(self, n: int) -> int:
         """Bytes that n rows take in the open zone: what the plain path would hold."""
         return math.ceil(n / PAGE) * self.open_layout.block
