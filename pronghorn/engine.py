@@ -448,6 +448,7 @@ class Engine:
             seq.taps = {}
             if plan is not None:
                 self.store.apply(kv, plan, self.methods.kv.traits.moves)
+        self._make_room()  # pages that a state shared with this sequence may be its own now
 
     def _offer(self, seq: Seq, n: int) -> None:
         """Hand the state of the first n tokens to the reuse method, unless rows of it were dropped."""
@@ -457,7 +458,6 @@ class Engine:
         kv = self.store.fork(seq.kv)
         self.store.cut(kv, n)
         self.methods.reuse.store(tuple(seq.tokens[:n]), kv, PROMPT_GRID)
-        self._make_room()
 
     def _end(self, seq: Seq, finish: str) -> None:
         seq.finish = finish
@@ -477,6 +477,7 @@ class Engine:
         self.texts.pop(seq.id, None)
         seq.kv_bytes = self.store.bytes_of(seq.kv)
         self.store.free(seq.kv)
+        self._make_room()
 
     # ------------------------------------------------------------------ convenience
 
