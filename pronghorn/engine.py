@@ -149,10 +149,10 @@ class Engine:
             )
 
     def _fits(self, request: Request, n_prompt: int, branches: int) -> None:
-        need = n_prompt + branches * request.max_tokens
-        if need > self.kv_rows:
+        new = request.new_rows
+        if n_prompt + branches * new > self.kv_rows:
             raise RequestError(
-                f"{n_prompt} prompt tokens and {branches} x {request.max_tokens} new ones need more KV than "
+                f"{n_prompt} prompt tokens and {branches} x {new} new ones need more KV than "
                 f"the {self.kv_rows} rows that fit the memory limit: raise the limit or ask for fewer tokens"
             )
 
@@ -175,17 +175,18 @@ class Engine:
             if self.busy:
                 raise RuntimeError("the scheduler planned no rows although sequences wait")
             return []
+        joined: list[Seq] = []  # branches that start in this step
         try:
-            events = self._run(works)
+            events = self._run(works, joined)
         except BaseException:  # Ctrl-C included: rows may be booked that were never written
-            for w in works:
-                w.seq.torn = True
-                self._end(w.seq, "cancelled")
+            for seq in [*(w.seq for w in works), *joined]:
+                seq.torn = True
+                self._end(seq, "cancelled")
             raise
         self.seconds["host"] += time.perf_counter() - start
         return events
 
-    def _run(self, works: list[_Work]) -> list[Event]:
+    def _run(self, works: list[_Work], joined: list[Seq]) -> list[Event]:
         self._draft(works)
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]
@@ -198,7 +199,6 @@ class Engine:
         events: list[Event] = []
         accepts: list[Accept] = []
         places = _Places()
-        joined: list[Seq] = []
         for w in works:
             seq, accept, kept = w.seq, Accept([], -1), list(range(w.take))
             if seq.request.score:
@@ -209,8 +209,10 @@ class Engine:
                     places.add(self.store, seq.kv, w.row, kept)
                     self.runner.commit(*places.take())
                     kept = []
-                    branches = [self._branch(seq, s) for s in self.siblings.pop(seq.id)]
+                    branches, seq.branches = self.siblings.pop(seq.id), 1
                     joined += branches
+                    for s in branches:
+                        self._branch(seq, s)
                     events += [self._advance(s, w, out.logits)[1] for s in branches]
                 accept, event = self._advance(seq, w, out.logits)
                 events.append(event)
@@ -230,14 +232,14 @@ class Engine:
         return events
 
     def _schedule(self) -> list[_Work]:
-        if self.waiting:
-            self._make_room(self.waiting[0].need)
         room = Room(STEP_ROWS, self.kv_rows - sum(s.need for s in self.running))
         plan = self.methods.sched.plan(self.waiting, self.running, room)
         for seq in plan.admit:
             self.waiting.remove(seq)
             self.running.append(seq)
             self._attach(seq)
+        if plan.admit:
+            self._make_room()
         works = []
         for seq, n in plan.rows:
             length = seq.kv.length
@@ -249,11 +251,10 @@ class Engine:
                 works.append(_Work(seq, take, length + take == len(seq.tokens), barrier))
         return works
 
-    def _make_room(self, more: int) -> None:
-        """Let the reuse method give up states until what it holds, what is promised to running sequences
-        and `more` rows fit the limit together."""
-        row = self.store.full_bytes(1024) / 1024
-        room = (self.kv_rows - more - sum(s.need for s in self.running)) * row
+    def _make_room(self) -> None:
+        """Let the reuse method give up states until what it holds and what is promised to running
+        sequences fit the limit together."""
+        room = (self.kv_rows - sum(s.need for s in self.running)) * self.store.row_bytes
         own = sum(self.store.bytes_of(s.kv) for s in self.running)
         while self.store.held - own > room and self.methods.reuse.shrink():
             pass
@@ -272,6 +273,8 @@ class Engine:
         self.store.free(seq.kv)
         seq.kv = kv
         seq.counts.reused = span.n
+        # the state may have been offered at the end of its own prompt, before a barrier there was acted on
+        self._barrier(seq, self._next_barrier(seq.n_prompt, span.n - 1))
 
     def _next_barrier(self, n_prompt: int, length: int) -> int:
         own = FOREVER
@@ -361,15 +364,13 @@ class Engine:
                 held = w.seq.taps.get("q")
                 w.seq.taps["q"] = new.copy() if held is None else np.concatenate([held, new], axis=2)
 
-    def _branch(self, leader: Seq, s: Seq) -> Seq:
+    def _branch(self, leader: Seq, s: Seq) -> None:
         """A sibling starts where the leader's prompt ends."""
         self.store.free(s.kv)
         s.kv = self.store.fork(leader.kv)
         s.counts.reused = leader.n_prompt
-        leader.branches = 1
         s.taps = dict(leader.taps)
         self.running.append(s)
-        return s
 
     def _score(self, w: _Work, logits: NDArray[Any]) -> None:
         seq = w.seq
@@ -447,6 +448,7 @@ class Engine:
             seq.taps = {}
             if plan is not None:
                 self.store.apply(kv, plan, self.methods.kv.traits.moves)
+        self._make_room()  # pages that a state shared with this sequence may be its own now
 
     def _offer(self, seq: Seq, n: int) -> None:
         """Hand the state of the first n tokens to the reuse method, unless rows of it were dropped."""
@@ -456,7 +458,6 @@ class Engine:
         kv = self.store.fork(seq.kv)
         self.store.cut(kv, n)
         self.methods.reuse.store(tuple(seq.tokens[:n]), kv, PROMPT_GRID)
-        self._make_room(0)
 
     def _end(self, seq: Seq, finish: str) -> None:
         seq.finish = finish
@@ -466,6 +467,9 @@ class Engine:
             self.running.remove(seq)
         for other in self.siblings.pop(seq.id, []):
             self._end(other, finish)
+        for others in self.siblings.values():
+            if seq in others:
+                others.remove(seq)
         # without barriers a row's value does not depend on when it was computed, so answers are reusable
         plain = self._next_barrier(seq.n_prompt, 0) >= FOREVER
         if plain and seq.kv.length:
@@ -473,6 +477,7 @@ class Engine:
         self.texts.pop(seq.id, None)
         seq.kv_bytes = self.store.bytes_of(seq.kv)
         self.store.free(seq.kv)
+        self._make_room()
 
     # ------------------------------------------------------------------ convenience
 

@@ -304,6 +304,7 @@ class LLM:
             run.text[e.seq.id] = run.text.get(e.seq.id, "") + e.text
             if len(run.seqs) == 1 and e.tokens:
                 run.pieces.append(Piece(e.text, tuple(e.tokens), tuple(e.drafted)))
+        for run in {id(r): r for e in events if (r := owner.get(e.seq.id))}.values():
             if run.done:
                 run.end = now
                 if len(run.seqs) > 1:  # a search chooses at the end
@@ -401,8 +402,7 @@ def make_engine(
         from pronghorn.run.ref import RefRunner
 
         runner = RefRunner(bound, store)
-    row = store.full_bytes(1024) / 1024
-    kv_rows = int((kv_bytes or free_memory() // 4) / row)
+    kv_rows = int((kv_bytes or free_memory() // 4) / store.row_bytes)
     eos = sorted({*checkpoint.eos, *tokenizer.eos})
     return Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip)
 

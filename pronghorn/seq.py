@@ -34,6 +34,11 @@ class Request:
     logprobs: bool = False  # keep the log-probability of every new token
     score: bool = False  # log-probabilities of the prompt's tokens, nothing new
 
+    @property
+    def new_rows(self) -> int:
+        """KV rows that an answer may take."""
+        return 0 if self.score else self.max_tokens
+
 
 @dataclass
 class Counts:
@@ -84,7 +89,7 @@ class Seq:
     @property
     def need(self) -> int:
         """KV rows that the sequence and its branches may come to hold."""
-        return self.n_prompt + self.branches * self.request.max_tokens
+        return self.n_prompt + self.branches * self.request.new_rows
 
     @property
     def n_new(self) -> int:

@@ -20,6 +20,12 @@ def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(e / e.sum(), np.float64)
 
 
+def divided(x: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """x / temperature, up to a constant: the largest becomes 0, so that no temperature overflows it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (x - x.max()) / temperature
+
+
 class NodeTarget:
     """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'.
 
@@ -64,14 +70,14 @@ class NodeTarget:
             divide = self.temperature > 0  # before what truncates, as the field does
             for s in self.shapers:
                 if divide and s.order > 1:
-                    x, divide = x / self.temperature, False
+                    x, divide = divided(x, self.temperature), False
                 x = s.shape(x, path, self.seq.n_prompt)
             if not np.isfinite(x.max()):
                 raise RequestError(
                     "no token can follow: the constraint and the shapers exclude every one, or the model's "
                     "logits are not finite"
                 )
-            self._shaped[row] = x / self.temperature if divide else x
+            self._shaped[row] = divided(x, self.temperature) if divide else x
         return self._shaped[row]
 
     def probs(self, row: int) -> NDArray[np.float64]:

@@ -127,16 +127,18 @@ class Store:
         return new
 
     def cut(self, kv: SeqKV, n: int) -> None:
-        """Keep the first n rows of a sequence that dropped nothing. Below the sealed length n must be a
-        multiple of PAGE: sealed pages are kept or dropped whole."""
+        """Keep the first n rows of a sequence that dropped nothing. Below the sealed length a page must
+        end there: sealed pages are kept or dropped whole."""
         sealed = kv.n_sealed
-        if kv.dropped or not 0 <= n <= kv.length or (n < sealed and n % PAGE):
+        ends = np.concatenate([[0], np.cumsum(kv.sealed[0].fill)])  # alike in all groups
+        if kv.dropped or not 0 <= n <= kv.length or (n < sealed and n not in ends):
             raise ValueError(f"cannot cut {kv.length} rows ({sealed} sealed) to {n}")
         if n < sealed:
+            pages = int(np.searchsorted(ends, n))
             for s in kv.sealed:
-                self.sealed_arena.drop(s.blocks[n // PAGE :])
-                s.blocks, s.fill = s.blocks[: n // PAGE].copy(), s.fill[: n // PAGE].copy()
-                s.pos, s.addr = s.pos[:n].copy(), s.addr[: n // PAGE].copy()
+                self.sealed_arena.drop(s.blocks[pages:])
+                s.blocks, s.fill = s.blocks[:pages].copy(), s.fill[:pages].copy()
+                s.pos, s.addr = s.pos[: pages * PAGE].copy(), s.addr[:pages].copy()
             self._point(kv)
         kv.n_open = max(0, n - sealed)
         keep = -(-kv.n_open // PAGE)
@@ -262,7 +264,7 @@ class Store:
             new_pos = np.arange(n, dtype=np.int32) if moves else old_pos
             used = np.unique(slots // PAGE)  # pages that hold kept rows
             at = np.searchsorted(used, slots // PAGE) * PAGE + slots % PAGE
-            for i, (layer, _) in enumerate(members):
+            for i, (layer, _) in enumerate(members if n else ()):
                 if self.fmt.group <= 1 and not (moves and (new_pos != old_pos).any()):
                     self._move_raw(s.blocks[used], at, new, g, i)
                     k, v = self._unpack(new, g, i)
@@ -419,6 +421,12 @@ class Store:
         meta = kv.open_pos.nbytes + kv.open.nbytes + kv.open_addr.nbytes + kv.table.nbytes
         meta += sum(s.blocks.nbytes + s.fill.nbytes + s.pos.nbytes + s.addr.nbytes for s in kv.sealed)
         return int(pages + meta)
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of one row of all layers and heads in the zone where it takes more."""
+        sealed = self.sealed_layout.block * len(self.sealed_layout.groups)
+        return max(self.open_layout.block, sealed) / PAGE
 
     def full_bytes(self, n: int) -> int:
         """Bytes that n rows take in the open zone: what the plain path would hold."""

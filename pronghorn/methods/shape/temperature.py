@@ -30,7 +30,9 @@ class Temperature:
 
     def shape(self, logits: NDArray[np.float64], path: Ints, n_prompt: int) -> NDArray[np.float64]:
         if self.value > 0:
-            logits /= self.value
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits -= logits.max()  # so that no value overflows the largest
+                logits /= self.value
             return logits
         best = int(np.argmax(logits))
         top = logits[best]
