@@ -110,7 +110,11 @@ def methods(r: random.Random) -> tuple[list[str], list[str]]:
     ]  # fmt: skip
     chunk, rows = r.choice([1, 7, 16, 17, 33, 256]), r.choice([2, 19, 64, 512])
     fcfs = f"fcfs:chunk={chunk},rows={rows},max_running={r.choice([1, 3, 32])}"
-    exact = [*pick(r, specs("draft"), 0.8), *pick(r, ["prefix", "prefix:rows=150"], 0.8), *pick(r, [fcfs], 0.8)]
+    exact = [
+        *pick(r, specs("draft"), 0.8),
+        *pick(r, ["prefix", "prefix:rows=150"], 0.8),
+        *pick(r, [fcfs], 0.8),
+    ]
     return asked, exact
 
 
