@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +109,11 @@ def methods(r: random.Random) -> tuple[list[str], list[str]]:
     ]  # fmt: skip
     chunk, rows = r.choice([1, 7, 16, 17, 33, 256]), r.choice([2, 19, 64, 512])
     fcfs = f"fcfs:chunk={chunk},rows={rows},max_running={r.choice([1, 3, 32])}"
-    exact = [*pick(r, specs("draft"), 0.8), *pick(r, ["prefix", "prefix:rows=150"], 0.8), *pick(r, [fcfs], 0.8)]
+    exact = [
+        *pick(r, specs("draft"), 0.8),
+        *pick(r, ["prefix", "prefix:rows=150"], 0.8),
+        *pick(r, [fcfs], 0.8),
+    ]
     return asked, exact
 
 
@@ -214,13 +217,16 @@ def play(seed: int, backend: str, n: int) -> Counter[str]:
     return seen
 
 
-@pytest.mark.parametrize(("backend", "seeds"), [("native", 60), ("ref64", 6)])
-def test_random_use(backend: str, seeds: int):
-    seen: Counter[str] = Counter()
-    for seed in range(seeds):
-        try:
-            seen += play(seed, backend, 9)
-        except BaseException as e:
-            e.add_note(f"seed {seed}: {methods(random.Random(seed))}")
-            raise
+@pytest.mark.parametrize("seed", range(50))
+def test_random_use(seed: int):
+    play(seed, "native", 9)
+
+
+@pytest.mark.parametrize("seed", range(100, 106))
+def test_random_use_of_the_oracle(seed: int):
+    play(seed, "ref64", 7)
+
+
+def test_random_use_reaches_what_it_is_for():
+    seen = sum((play(seed, "native", 9) for seed in range(200, 208)), Counter[str]())
     assert {"stop", "length", "cancelled", "reused", "accepted"} <= set(seen)

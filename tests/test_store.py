@@ -93,9 +93,7 @@ class World:
     def __init__(self, seed: int, fmt: Any, selector: Any, rows: str) -> None:
         self.r, self.noise = random.Random(seed), np.random.default_rng(seed)
         self.ops = Ops("float64")
-        self.store = Store(
-            self.ops, LAYERS, HEADS, DIM, "float64", fmt, selector, rows, [ROPE] * LAYERS
-        )
+        self.store = Store(self.ops, LAYERS, HEADS, DIM, "float64", fmt, selector, rows, [ROPE] * LAYERS)
         self.held: list[tuple[SeqKV, Oracle]] = []
         self.did: set[str] = set()
 
