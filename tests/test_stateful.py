@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,13 +155,13 @@ def text_of(seq: Seq) -> str:
 class Alone:
     """What each request answers by itself: fresh engines without the exact methods."""
 
-    def __init__(self, asked: list[str], backend: str) -> None:
-        self.asked, self.backend = asked, backend
+    def __init__(self, asked: list[str], backend: str, model: dict[str, Any]) -> None:
+        self.asked, self.backend, self.model = asked, backend, model
         self.known: dict[Request, list[Seq]] = {}
 
     def __call__(self, request: Request) -> list[Seq]:
         if request not in self.known:
-            e = engine([*self.asked, "match"], self.backend)
+            e = engine([*self.asked, "match"], self.backend, **self.model)
             seqs = e.submit(request)
             while e.busy:
                 e.step()
@@ -172,14 +173,14 @@ class Alone:
 # ------------------------------------------------------------------------------- the run
 
 
-def play(seed: int, backend: str, n: int) -> Counter[str]:
-    """One engine's life; returns how often what came up."""
+def play(seed: int, backend: str, n: int, **model: Any) -> Counter[str]:
+    """One engine's life; returns how often what came up. `model`: changes to the model's config."""
     r = random.Random(seed)
     asked, exact = methods(r)
     rows = r.choice([300, 450, 700, 100_000])
-    size = int(engine([*asked, "match"], backend).store.row_bytes)
-    e = engine([*asked, "match", *exact], backend, kv_bytes=rows * size)
-    alone = Alone(asked, backend)
+    size = int(engine([*asked, "match"], backend, **model).store.row_bytes)
+    e = engine([*asked, "match", *exact], backend, kv_bytes=rows * size, **model)
+    alone = Alone(asked, backend, model)
     todo = requests(r, n, min(e.kv_rows, 400))
     groups: list[list[Seq]] = []
     shown: dict[Seq, str] = {}
@@ -219,7 +220,8 @@ def play(seed: int, backend: str, n: int) -> Counter[str]:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_random_use(seed: int):
-    play(seed, "native", 9)
+    window = {"model_type": "mistral", "sliding_window": 24} if seed % 5 == 0 else {}
+    play(seed, "native", 9, **window)
 
 
 @pytest.mark.parametrize("seed", range(100, 106))
