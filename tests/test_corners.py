@@ -130,6 +130,13 @@ def test_prompts_as_long_as_the_context(backend: str):
         fresh().submit(Request(prompt(65), 0, score=True))
 
 
+def test_an_answer_takes_no_more_room_than_the_context_has():
+    e = engine(["match"], kv_bytes=1 << 18, max_position_embeddings=64)
+    assert e.kv_rows < 1000
+    (group,) = e.run([Request(prompt(60), 10**9, ignore_eos=True)])
+    assert (group[0].n_new, group[0].finish) == (4, "length")
+
+
 def test_scoring_asks_for_no_room_for_an_answer():
     e = engine(kv_bytes=1 << 18)
     (group,) = e.run([Request(prompt(e.kv_rows), score=True)])
@@ -294,4 +301,26 @@ def test_a_stream_gives_the_text_of_the_best_branch_once():
         pieces = list(s)
         assert "".join(p.text for p in pieces) == s.answer.text
         assert [t for p in pieces for t in p.tokens] == list(s.answer.tokens)
+    m.close()
+
+
+def test_a_stream_cancelled_by_another_says_so(monkeypatch: pytest.MonkeyPatch):
+    m = LLM(threads=1)
+    one, other = (
+        m.stream(text, max_tokens=300, temperature=1.0, ignore_eos=True) for text in ("Once", "The river")
+    )
+    next(one)
+    next(other)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(m.engine.runner, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            list(one)
+    with pytest.raises(RequestError, match="cut short"):
+        list(other)
+    assert not m.engine.busy
+    assert m.generate("Once", max_tokens=3, ignore_eos=True).stats.new_tokens == 3
     m.close()
