@@ -109,6 +109,9 @@ class Engine:
         """Queue a request; returns its sequences (several under a search). Raises `RequestError`."""
         ids = [request.ids[i] for i in self.methods.prune.keep(request.ids)] if request.ids else []
         self._check(request, ids)
+        if not request.score and (self.bound.hard_context or not self.moves):
+            most = self.bound.context - len(ids)  # an answer ends with the context, so does its memory
+            request = replace(request, max_tokens=min(request.max_tokens, most))
         n = 1 if request.score else self.methods.search.branches(request)
         if n > 1:
             request = replace(request, logprobs=True)  # what a search chooses by

@@ -315,6 +315,8 @@ class LLM:
         best = run.seqs[self.methods.search.choose(run.seqs)[0]]
         if best.error:
             raise RequestError(best.error)
+        if best.finish == "cancelled":
+            raise RequestError("the request was cancelled: a step that it shared was cut short; ask again")
         c, n = best.counts, best.n_new
         first = (run.first or run.end) - run.start
         after, later = run.end - run.start - first, n - run.burst.get(best.id, 0)

@@ -23,7 +23,7 @@ def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
 def divided(x: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     """x / temperature, up to a constant: the largest becomes 0, so that no temperature overflows it."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray((x - x.max()) / temperature, np.float64)
+        return np.asarray((x - x.max()) / temperature)
 
 
 class NodeTarget:

@@ -31,7 +31,8 @@ class Temperature:
     def shape(self, logits: NDArray[np.float64], path: Ints, n_prompt: int) -> NDArray[np.float64]:
         if self.value > 0:
             with np.errstate(over="ignore", invalid="ignore"):
-                logits -= logits.max()  # so that no value overflows the largest
+                if not np.isfinite(logits.max() / self.value):
+                    logits -= logits.max()  # what is common to all does not matter; 0 cannot overflow
                 logits /= self.value
             return logits
         best = int(np.argmax(logits))
