@@ -14,7 +14,7 @@ namespace {
 constexpr int MAX_ROWS = 12;
 constexpr int wide(int rows) { return rows == 1 ? 8 : rows <= 6 ? 4 : 2; }
 #elif defined(__AVX2__)
-constexpr int MAX_ROWS = 6;
+constexpr int MAX_ROWS = 4;
 constexpr int wide(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #elif defined(__aarch64__)
 constexpr int MAX_ROWS = 6;
@@ -111,16 +111,21 @@ __attribute__((noinline)) void micro(const Block& b) {
             }
             x += 4;
 #else
+            // All even inputs of a step, then all odd ones: more at once does not fit the registers.
             using T = typename Stored<K>::type;
-            PH_UNROLL for (int p = 0; p < P; ++p) {
-                PH_UNROLL for (int i = 0; i < PARTS; ++i) {
-                    Part even, odd;
-                    ld_pairs(reinterpret_cast<const T*>(w + p * panel) + 2 * LANES * i, even, odd);
-                    PH_UNROLL for (int r = 0; r < R; ++r) {
-                        const float* xr = reinterpret_cast<const float*>(x + r * ldx);
-                        Part& t = sum[r][p].p[i];
-                        t = fma(all(xr[1]), odd, fma(all(xr[0]), even, t));
+            PH_UNROLL for (int odd = 0; odd < 2; ++odd) {
+                V wv[P];
+                PH_UNROLL for (int p = 0; p < P; ++p) {
+                    PH_UNROLL for (int i = 0; i < PARTS; ++i) {
+                        Part both[2];
+                        ld_pairs(reinterpret_cast<const T*>(w + p * panel) + 2 * LANES * i, both[0],
+                                 both[1]);
+                        wv[p].p[i] = both[odd];
                     }
+                }
+                PH_UNROLL for (int r = 0; r < R; ++r) {
+                    const V xv = vall(reinterpret_cast<const float*>(x + r * ldx)[odd]);
+                    PH_UNROLL for (int p = 0; p < P; ++p) sum[r][p] = vfma(xv, wv[p], sum[r][p]);
                 }
             }
             x += 8;
