@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from pronghorn.ops.cpu import _native
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.run.ref import RefRunner
-from pronghorn.types import Rows, Selection
+from pronghorn.types import KVPlan, Rows, Selection
 from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 ISAS = _native.isas()
@@ -85,9 +85,7 @@ def test_random_steps_equal_the_oracle(seed, monkeypatch):
     store = {"fmt": Int8KV()} if int8 else {"rows": str(rng.choice(["seq", "layer", "head"]))}
     bound = build(m, seed)
     ref = Driver(RefRunner(bound, store_for(bound, Ops(wide), **store)), 4)
-    fast = Driver(
-        NativeRunner(bound, store_for(bound, Ops("float32"), **store), 1 + int(rng.integers(3))), 4
-    )
+    fast = Driver(NativeRunner(bound, store_for(bound, Ops("float32"), **store), 1 + int(rng.integers(3))), 4)
     for _ in range(6):
         some = rng.permutation(4)[: int(rng.integers(1, 5))]
         chunks = [random_chunk(rng, int(s), m) for s in some]
@@ -101,21 +99,6 @@ def test_random_steps_equal_the_oracle(seed, monkeypatch):
             if rng.integers(2):
                 for d in (ref, fast):
                     d.runner.store.seal(d.kvs[int(s)])
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dim", [1, 2, 3, 5])
-def test_narrow_heads_read_inside_their_page(dim, isa, monkeypatch):
-    """Values of a head of fewer than 8 channels: 16 at a time leave the page before its last row. Pages
-    at the end of a mapping, where reading on is a fault."""
-    monkeypatch.setenv("PRONGHORN_ISA", isa)
-    m = Model(layers=1, heads=1, n_kv=1, dim=dim, wpe=True)
-    bound = build(m)
-    ref = Driver(RefRunner(bound, store_for(bound, Ops("float64"))), 1)
-    fast = native(m)
-    for n in (33, 15, 1):
-        chunk = [Chunk(0, tokens(n))]
-        assert np.abs(ref.step(chunk)[0] - fast.step(chunk)[0]).max() < 3e-5
 
 
 def test_a_long_context():
@@ -269,9 +252,13 @@ def test_a_planned_runner_takes_no_more():
 def test_tapes_that_point_nowhere_are_refused(op):
     exe = _native.Executor("", 1, 5, 1, 1, 1, 4, [4, 4])
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0], [0])
-    with pytest.raises((ValueError, IndexError)):
+
+    def plan() -> None:
         exe.add_op(*op)
         exe.finish()
+
+    with pytest.raises((ValueError, IndexError)):
+        plan()
 
 
 # ---------------------------------------------------------------------------------- selectors
@@ -305,7 +292,7 @@ def test_selections_of_another_shape_are_refused(answer, refused):
     d.step([Chunk(0, tokens(100))])
     d.runner.store.seal(d.kvs[0])
     if refused:
-        with pytest.raises(Exception):  # noqa: B017  the kind depends on what NumPy makes of it
+        with pytest.raises((ValueError, RuntimeError, TypeError)):  # NumPy's choice
             d.step([Chunk(0, tokens(3))])
     kind.answer = staticmethod(lambda n, p: np.ones((n, p), bool))
     assert np.isfinite(d.step([Chunk(0, tokens(3))])[0]).all()
@@ -325,8 +312,11 @@ def test_a_failed_selection_leaves_no_old_one_behind():
     d = native(Model(layers=3), 3, selector=Fails(tokens=16, dense_layers=0), rows="head")
     for i, n in enumerate((200, 90, 400)):
         d.step([Chunk(i, tokens(n))])
+    store = d.runner.store
     for kv in d.kvs:
-        d.runner.store.seal(kv)
+        store.seal(kv)
+        n = [min(kv.length, 20 + 70 * g) for g in range(len(kv.sealed))]
+        store.apply(kv, KVPlan({g: np.arange(m, dtype=np.int32) for g, m in enumerate(n)}), False)
     good = d.step([Chunk(i, tokens(4), commit=[]) for i in range(3)])
     for fail_at in range(1, 18):
         calls.update(n=0, fail_at=fail_at)
@@ -341,20 +331,20 @@ def test_a_failed_selection_leaves_no_old_one_behind():
 def test_an_error_is_not_kept():
     """The exception of a step, with the frames that it holds, goes when its handler is done."""
 
-    class Mark(Exception):
+    class MarkError(Exception):
         pass
 
     class Fails(Quest):
         def select(self, q, index, ops):
-            raise Mark
+            raise MarkError
 
     d = native(Model(), selector=Fails(tokens=16, dense_layers=0))
     d.step([Chunk(0, tokens(70))])
     d.runner.store.seal(d.kvs[0])
-    with pytest.raises(Mark):
+    with pytest.raises(MarkError):
         d.step([Chunk(0, tokens(1))])
     gc.collect()
-    assert not [o for o in gc.get_objects() if isinstance(o, Mark)]
+    assert not [o for o in gc.get_objects() if isinstance(o, MarkError)]
 
 
 def test_a_selector_cannot_run_a_step_inside_a_step():
@@ -384,7 +374,7 @@ def test_two_python_threads_cannot_share_a_runner():
             try:
                 d.runner.run(rows_of(300), d.kvs, False)
                 done.append(1)
-            except RuntimeError as e:
+            except RuntimeError as e:  # noqa: PERF203
                 errors.append(str(e))
 
     threads = [threading.Thread(target=loop) for _ in range(3)]
@@ -450,11 +440,34 @@ from tests.test_native_fuzz import native, rows_of
 def alone(body: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
     """The code in a process of its own; a hang is a failure."""
     code = ALONE.format(body=body)
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    env = {**os.environ, "PYTHONPATH": root}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     return subprocess.run(
         [sys.executable, "-c", code], env=env, timeout=timeout, capture_output=True, text=True
     )
+
+
+def test_narrow_heads_read_inside_their_page():
+    """Values are read 16 at a time: for fewer than 8 channels that leaves the page well before its last
+    row. Here nothing may be read behind the page."""
+    done = alone("""
+import ctypes, mmap
+from pronghorn.ops.cpu import _native
+memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + mmap.PAGESIZE
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+for isa in _native.isas():
+    os.environ["PRONGHORN_ISA"] = isa
+    for dim in (1, 2, 3, 5, 7, 9, 17):
+        d = native(Model(layers=1, heads=1, n_kv=1, dim=dim, wpe=True))
+        d.step([Chunk(0, tokens(16))])
+        want = d.step([Chunk(0, [5], commit=[])])[0]
+        size = d.runner.store.open_layout.block
+        ctypes.memmove(end - size, int(d.kvs[0].open_addr[0]), size)
+        d.kvs[0].open_addr = np.array([end - size], np.uint64)
+        assert np.array_equal(d.step([Chunk(0, [5], commit=[])])[0], want)
+print("inside")
+""")
+    assert (done.returncode, done.stdout) == (0, "inside\n"), done.stderr
 
 
 def test_the_child_of_a_fork_works_and_ends():
@@ -494,6 +507,7 @@ def test_runners_come_and_go():
     assert time.perf_counter() - begin < 30
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="needs address space without end")
 def test_a_system_out_of_threads():
     """The error is raised, not the process ended."""
     done = alone("""
