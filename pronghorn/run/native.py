@@ -36,6 +36,9 @@ class NativeRunner:
 
     Weights are packed at load: "float32", "bfloat16", and "int8" with fields w (n_out, n_in) int8 and
     scale (n_out,) float32. Raises `UnsupportedError` for another kind of matrix or of stored KV.
+
+    One step at a time: a second thread that calls while one runs gets a `RuntimeError`. In the child of
+    a fork, where the team's threads are not, steps run on the calling thread alone.
     """
 
     def __init__(self, bound: Bound, store: Store, threads: int = 0) -> None:

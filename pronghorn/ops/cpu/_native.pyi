@@ -68,7 +68,8 @@ class Executor:
         logits: npt.NDArray[np.float32], taps: list[npt.NDArray[np.float32]],
         select: Callable[[int, int, npt.NDArray[np.float32]], list[npt.NDArray[np.uint8]]],
     ) -> None:  # fmt: skip
-        """One step; writes logits (n_want, n_vocab) and taps. Raises `ValueError` for rows out of range."""
+        """One step; writes logits (n_want, n_vocab) and taps. Raises `ValueError` for rows out of range,
+        `TypeError` for another dtype, `RuntimeError` while another call is at work."""
 
     def commit(
         self, row: npt.NDArray[np.int32], addr: npt.NDArray[np.uint64], slot: npt.NDArray[np.int32]

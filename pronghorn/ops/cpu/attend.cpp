@@ -16,9 +16,9 @@ void Executor::attend(Lane& lane, const TapeOp& op) {
 
 // Asks for pages, sequence by sequence, on the thread that called `run`.
 void Executor::select(const TapeOp& op) {
+    for (Picks& p : picks_) p.clear();  // all at once: a question may throw
     for (std::size_t i = 0; i < picks_.size(); ++i) {
         const SeqView& s = step_->seqs[i];
-        picks_[i].clear();
         const int n = s.row1 - s.row0;
         bool any = false;
         for (int g : group_) any |= s.table[4 * g + 3] > 0;

@@ -35,6 +35,7 @@ Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vect
 Executor::~Executor() = default;
 
 int Executor::add_matrix(const Source& source) {
+    need(!finished_, "a matrix after finish");
     mats_.push_back(ph::prepare(source));
     source_ = source;
     n_panels_ = mats_.back().mat.n_panels;
@@ -44,6 +45,7 @@ int Executor::add_matrix(const Source& source) {
 }
 
 int Executor::add_rows(const Source& s) {
+    need(!finished_, "a matrix after finish");
     PackedMatrix m;
     m.mat.kind = s.kind;
     m.mat.n_out = s.n_out;
@@ -55,6 +57,7 @@ int Executor::add_rows(const Source& s) {
 }
 
 int Executor::add_vector(const float* values, int n) {
+    need(!finished_, "a vector after finish");
     Vector v;
     v.data = zeroed(sizeof(float) * ((std::size_t(n) + 15) / 16 * 16));
     v.n = n;
@@ -64,6 +67,7 @@ int Executor::add_vector(const float* values, int n) {
 }
 
 int Executor::add_table(const float* freq, int half, float gain) {
+    need(!finished_, "a table after finish");
     Table t;
     t.half = half;
     t.gain = gain;
@@ -75,6 +79,7 @@ int Executor::add_table(const float* freq, int half, float gain) {
 }
 
 void Executor::add_op(TapeOp op) {
+    need(!finished_, "an op after finish");
     if (op.what == Do::Tap) {
         op.ints = {n_taps_++};
         tap_reg_.push_back(op.in.at(0));
@@ -88,7 +93,9 @@ void Executor::add_op(TapeOp op) {
 
 void Executor::set_zones(Zone open, Zone sealed, std::vector<int> group, std::vector<int> index) {
     const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;
+    need(!finished_, "a store after finish");
     need(group.size() == heads && index.size() == heads, "the store's groups");
+    for (int i : index) need(i >= 0, "the store's groups");
     need(open.kind != I8, "the open zone is float32 or bfloat16");
     open_ = open;
     sealed_ = sealed;
@@ -104,6 +111,7 @@ void Executor::set_zones(Zone open, Zone sealed, std::vector<int> group, std::ve
 }
 
 void Executor::set_select(const std::vector<int>& layers) {
+    need(!finished_, "a selection after finish");
     for (int layer : layers) {
         need(layer >= 0 && layer < shape_.n_layers, "a selected layer that does not exist");
         selects_[layer] = 1;
@@ -131,7 +139,6 @@ float* Executor::ThreadScratch::floats(std::size_t n) {
 // ---------------------------------------------------------------------------------- a step
 
 void Executor::run(const StepIn& step) {
-    need(finished_, "run before finish");
     tail_rows_ = 0;
     prepare(step);
     step_ = &step;
@@ -142,6 +149,11 @@ void Executor::run(const StepIn& step) {
 
 void Executor::prepare(const StepIn& s) {
     const int n = s.n;
+    for (const Part& part : parts_) {
+        const TapeOp& op = ops_[part.ops[0]];
+        need(part.phase != Phase::Moe || std::size_t(n) * op.ints[0] < Team::MOST,
+             "too many rows in a step");
+    }
     run_.resize(n);
     depth_.resize(n);
     wanted_.clear();
@@ -173,6 +185,7 @@ void Executor::prepare(const StepIn& s) {
             items_.push_back({i, r, std::min(r + block, s.seqs[i].row1)});
         }
     }
+    need(items_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
     const std::size_t floats = attend_scratch(std::size_t(block) * g, shape_.head_dim, score_stride_);
     for (ThreadScratch& t : scratch_) t.floats(std::max<std::size_t>(floats, shape_.head_dim));
 
@@ -215,7 +228,7 @@ void Executor::prepare(const StepIn& s) {
 }
 
 void Executor::work(Lane& lane) {
-    switch (job_.load(std::memory_order_relaxed)) {
+    switch (job_.load(std::memory_order_acquire)) {  // and with it the plan, which a latecomer walks
         case Job::Step: return execute(lane);
         case Job::Commit:
             return team_.each(lane, shape_.n_layers * shape_.n_kv, [&](int i) { commit_head(i); });

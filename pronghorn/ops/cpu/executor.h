@@ -88,6 +88,7 @@ public:
     void commit(int n, const std::int32_t* row, const std::uint64_t* addr,
                 const std::int32_t* slot);
 
+    bool finished() const { return finished_; }
     int n_threads() const { return team_.size(); }
     const Shape& shape() const { return shape_; }
     int n_tables() const { return int(tables_.size()); }

@@ -149,7 +149,9 @@ template <int FN>
 PH_INLINE V activated(const V& x) {
     const V one = vall(1.0f), half = vall(0.5f);
     if constexpr (FN == SILU) {
-        return vdiv(x, vadd(one, vexp(vsub(vall(0.0f), x))));
+        // below -88 our exp stands still, and 1e38 over it would not be 0
+        const V y = vmax(vall(-88.0f), x);
+        return vdiv(y, vadd(one, vexp(vsub(vall(0.0f), y))));
     } else if constexpr (FN == GELU) {
         return vmul(vmul(half, x), vadd(one, verf(vmul(x, vall(0.70710678118654752f)))));
     } else if constexpr (FN == GELU_TANH) {

@@ -143,7 +143,7 @@ __attribute__((noinline)) void gather(const Work& w, int query, int c, const KvP
             sum[i][d] = vld(w.sums + size_t(query + i) * w.padded + c + d * 16);
         }
     }
-    const bool over = c + D * 16 > dim;  // the last channels' load would leave the row
+    const bool over = c + D * 16 > dim;  // the last channels' load leaves the row
     for (int j = 0; j < n; ++j) {
         const KvPage& page = pages[j];
         const float* p = w.s + query * w.a.stride + page.at - page.lo;
@@ -152,8 +152,9 @@ __attribute__((noinline)) void gather(const Work& w, int query, int c, const KvP
             V vv[D];
             PH_UNROLL for (int d = 0; d < D - 1; ++d) vv[d] = vld(v + d * 16);
             // Inside the page the next row's values go to channels that nobody reads.
-            vv[D - 1] = over && l == 15 ? vld_part(v + (D - 1) * 16, dim - c - (D - 1) * 16)
-                                        : vld(v + (D - 1) * 16);
+            vv[D - 1] = over && l * dim + c + D * 16 > PAGE * dim
+                            ? vld_part(v + (D - 1) * 16, dim - c - (D - 1) * 16)
+                            : vld(v + (D - 1) * 16);
             PH_UNROLL for (int i = 0; i < Q; ++i) {
                 float x = p[i * w.a.stride + l];
                 if constexpr (K == I8) x *= page.vs[l];

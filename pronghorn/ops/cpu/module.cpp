@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -56,7 +57,7 @@ ph::Source source_of(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, n
                      const Floats& scale) {
     need(kind >= ph::F32 && kind <= ph::I8, "a kind that does not exist");
     const std::size_t size = kind == ph::F32 ? 4 : kind == ph::BF16 ? 2 : 1;
-    need(w.itemsize() == size && w.shape(0) > 0 && w.shape(1) > 0 && w.shape(0) < (1u << 30) &&
+    need(w.itemsize() == size && w.shape(0) > 0 && w.shape(1) > 0 && w.shape(0) < (1u << 28) &&
              w.shape(1) < (1u << 30),
          "a matrix whose dtype or shape does not fit its kind");
     need(kind != ph::I8 || scale.shape(0) == w.shape(0), "one scale per output");
@@ -78,6 +79,23 @@ class Native : public ph::Executor {
 public:
     using ph::Executor::Executor;
 
+    // One call at a time: while one works without the GIL, another thread, or a selector that it asks,
+    // would write over what it reads.
+    class Turn {
+    public:
+        explicit Turn(Native& of) : of_(of) {
+            if (of.busy_.exchange(true)) {
+                throw std::runtime_error("this runner is at work: one step at a time");
+            }
+        }
+        ~Turn() { of_.busy_ = false; }
+        Turn(const Turn&) = delete;
+        Turn& operator=(const Turn&) = delete;
+
+    private:
+        Native& of_;
+    };
+
     void keep_alive(nb::object o) { kept_.push_back(std::move(o)); }
 
     void run(const Ints& ids, const Ints& pos, const Ints& seq, const Ints& parent,
@@ -86,6 +104,8 @@ public:
              const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits,
              const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps,
              const nb::object& select) {
+        const Turn turn(*this);
+        need(finished(), "run before finish");
         ph::StepIn s;
         const std::size_t n = ids.shape(0);
         for (const Ints* a : {&pos, &seq, &parent, &want}) {
@@ -98,7 +118,7 @@ public:
         s.seq = seq.data();
         s.parent = parent.data();
         s.want = want.data();
-        sequences(s, kvs);
+        const std::vector<Arrays> held = sequences(s, kvs);
         rows(s);
         std::size_t n_want = 0;
         for (std::size_t i = 0; i < n; ++i) n_want += s.want[i] != 0;
@@ -121,6 +141,7 @@ public:
     }
 
     void commit(const Ints& row, const Flat<std::uint64_t, 1>& addr, const Ints& slot) {
+        const Turn turn(*this);
         need(row.shape(0) == addr.shape(0) && row.shape(0) == slot.shape(0),
              "commit: arrays of different lengths");
         const nb::gil_scoped_release release;
@@ -147,17 +168,43 @@ private:
         return picks;
     }
 
-    void sequences(ph::StepIn& s, const nb::list& kvs) {
+    // What a step reads of a sequence, held: another thread may give the sequence new arrays meanwhile.
+    struct Arrays {
+        Flat<std::uint64_t, 1> open;
+        Ints pos;
+        Flat<std::int64_t, 2> table;
+    };
+
+    // Without conversion, which would point to a copy that is gone when the step begins.
+    template <typename T>
+    static T array_of(nb::handle kv, const char* name) {
+        T out;
+        need(nb::try_cast(kv.attr(name), out, false),
+             std::string("a sequence's ") + name + ": another dtype or layout");
+        return out;
+    }
+
+    std::vector<Arrays> sequences(ph::StepIn& s, const nb::list& kvs) const {
+        std::vector<Arrays> held;
         for (const nb::handle kv : kvs) {
-            const auto open = nb::cast<Flat<std::uint64_t, 1>>(kv.attr("open_addr"));
-            const auto pos = nb::cast<Ints>(kv.attr("open_pos"));
-            const auto table = nb::cast<Flat<std::int64_t, 2>>(kv.attr("table"));
+            held.push_back({array_of<Flat<std::uint64_t, 1>>(kv, "open_addr"),
+                            array_of<Ints>(kv, "open_pos"),
+                            array_of<Flat<std::int64_t, 2>>(kv, "table")});
+            const auto& [open, pos, table] = held.back();
             const int n_open = nb::cast<int>(kv.attr("n_open"));
             need(n_open >= 0 && std::size_t(n_open) <= open.shape(0) * ph::PAGE &&
                      std::size_t(n_open) <= pos.shape(0),
                  "a sequence with fewer open pages than open rows");
             need(int(table.shape(0)) == n_groups() && table.shape(1) == 4,
                  "a sequence of another store");
+            for (int i = 0; i < (n_open + ph::PAGE - 1) / ph::PAGE; ++i) {
+                need(open(i) != 0, "a sequence with an open page that does not exist");
+            }
+            for (int g = 0; g < n_groups(); ++g) {
+                const std::int64_t n = table(g, 3);
+                need(n >= 0 && n < (1 << 26) && (!n || (table(g, 0) && table(g, 1) && table(g, 2))),
+                     "a sequence with sealed pages that do not exist");
+            }
             ph::SeqView view;
             view.open = open.data();
             view.open_pos = pos.data();
@@ -165,6 +212,7 @@ private:
             view.table = table.data();
             s.seqs.push_back(view);
         }
+        return held;
     }
 
     void rows(ph::StepIn& s) const {
@@ -207,6 +255,7 @@ private:
     }
 
     std::vector<nb::object> kept_;
+    std::atomic<bool> busy_{false};
 };
 
 }  // namespace
@@ -254,6 +303,7 @@ NB_MODULE(_native, m) {
              })
         .def("add_matrix",
              [](Native& self, int kind, const Matrix& w, const Floats& scale) {
+                 const Native::Turn turn(self);
                  const ph::Source s = source_of(kind, w, scale);
                  const nb::gil_scoped_release release;
                  return self.add_matrix(s);
@@ -292,8 +342,13 @@ NB_MODULE(_native, m) {
              })
         .def("set_select", &Native::set_select)
         .def("finish", &Native::finish)
-        .def("run", &Native::run)
-        .def("commit", &Native::commit)
+        // Without conversion: results written to a converted copy would be lost.
+        .def("run", &Native::run, nb::arg("ids").noconvert(), nb::arg("pos").noconvert(),
+             nb::arg("seq").noconvert(), nb::arg("parent").noconvert(), nb::arg("want").noconvert(),
+             nb::arg("kvs"), nb::arg("freqs").noconvert(), nb::arg("freq_of").noconvert(),
+             nb::arg("logits").noconvert(), nb::arg("taps").noconvert(), nb::arg("select"))
+        .def("commit", &Native::commit, nb::arg("row").noconvert(), nb::arg("addr").noconvert(),
+             nb::arg("slot").noconvert())
         .def_prop_ro("n_threads", [](const Native& self) { return self.n_threads(); })
         .def_prop_ro("weight_bytes", [](const Native& self) { return self.weight_bytes(); });
 }

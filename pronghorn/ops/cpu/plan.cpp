@@ -51,6 +51,7 @@ void Executor::check_op(const TapeOp& op) const {
         need(m.n_panels > 0 && m.n_in == in && m.n_out == out, "a matrix's shape");
     };
     const int heads = shape_.n_heads * shape_.head_dim, kv = shape_.n_kv * shape_.head_dim;
+    need(op.out >= -1 && op.out < n_regs, "a register that does not exist");
     switch (op.what) {
         case Do::Embed:
             counts(0, 0, 1);

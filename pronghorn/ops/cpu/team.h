@@ -9,12 +9,15 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include <sys/types.h>
 
 namespace ph {
 
@@ -38,7 +41,9 @@ public:
     // first exception of an item.
     void run();
 
-    // Items 0 to n - 1 (fewer than 2^24), in any order and on any thread; returns when all are done.
+    static constexpr std::size_t MOST = 1u << 24;  // items of a phase stay below
+
+    // Items 0 to n - 1, in any order and on any thread; returns when all are done.
     template <typename F>
     void each(Lane& lane, int n, const F& f) {
         share(lane, n, true, f);
@@ -76,7 +81,7 @@ private:
             return;
         }
         wait([&] {
-            return gate_.load(std::memory_order_acquire) >> NEXT_BITS != mine >> NEXT_BITS;
+            return gate_.load() >> NEXT_BITS != mine >> NEXT_BITS;
         });
     }
 
@@ -93,8 +98,10 @@ private:
     void open(std::uint64_t value);
     void keep(std::exception_ptr error);
     void worker(int id);
+    void end();
 
     int n_;
+    const pid_t process_;  // threads do not follow into the child of a fork
     std::function<void(Lane&)> work_;
     std::vector<std::thread> threads_;
     std::mutex error_lock_;
@@ -116,7 +123,8 @@ inline void pause() {
 }
 
 // A phase, or the caller's next step, is microseconds away: spins for some 100 us, then sleeps.
-// (Giving way in between would hand a whole time slice to any other busy process.)
+// (Giving way in between would hand a whole time slice to any other busy process.) `over` loads in the
+// total order of all threads, as `open` stores: then a sleeper that is not seen sees the news itself.
 template <typename F>
 void Team::wait(const F& over) {
     constexpr int SPINS = 1 << 13;

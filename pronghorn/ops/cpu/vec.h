@@ -283,12 +283,13 @@ PH_INLINE V poly(const V& x, const float (&c)[N]) {
     return y;
 }
 
-// exp, under 2 ulp; 0 below -86, where it is not needed; clamped at exp(88).
+// exp, under 2 ulp; 0 below -86, where it is not needed; clamped at exp(88). NaN stays NaN: of two
+// operands x86 takes the second where one is NaN, so x0 comes second.
 PH_INLINE V vexp(const V& x0) {
     constexpr float c[] = {5.000000083e-01f, 1.666666685e-01f, 4.166625298e-02f,
                            8.333265863e-03f, 1.394726611e-03f, 1.991772500e-04f};
     const V low = vall(-86.0f);
-    const V x = vmin(vmax(x0, low), vall(88.0f));
+    const V x = vmin(vall(88.0f), vmax(low, x0));
     // Adding 1.5 * 2^23 rounds to an integer n and leaves it in the low bits.
     const V magic = vall(12582912.0f);
     const V t = vadd(vmul(x, vall(1.44269504088896f)), magic);
