@@ -355,3 +355,9 @@ def test_memory_that_holds_nothing():
     llm = load(TINY, kv_bytes=1)
     refused(lambda: llm.generate("a"), RequestError, "KV", "raise the limit")
     llm.close()
+
+
+def test_rotary_settings_that_divide_by_zero():
+    from pronghorn.model.rope import Rope
+
+    refused(lambda: Rope(2, 1e4, "dynamic", 2.0, 64), CheckpointError, "dynamic")

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.errors import CheckpointError
+
 Floats = NDArray[np.float32]
 
 
@@ -37,6 +39,10 @@ class Rope:
     short: tuple[float, ...] = ()
     long: tuple[float, ...] = ()
     truncate: bool = True  # yarn: round the correction range to whole dimensions
+
+    def __post_init__(self) -> None:
+        if self.kind == "dynamic" and self.dim <= 2:
+            raise CheckpointError("dynamic rotary scaling needs more than two rotated values per head")
 
     @property
     def varies(self) -> bool:
