@@ -29,7 +29,7 @@ from _report import Spread, machine, said, spread, table
 from _tasks import DID, KEYS, WHO, registry
 
 from pronghorn.compose import names
-from pronghorn.llm import LLM, Answer, Piece
+from pronghorn.llm import LLM, Answer
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = {
@@ -94,16 +94,12 @@ def answer(llm: LLM, prompt: str, n: int, temperature: float, endless: bool) -> 
     """The answer, and the tokens after the first burst with the seconds that they took."""
     times: list[float] = []
     after = 0
-    found = None
     chat = [{"role": "user", "content": prompt}]
-    for item in llm.chat_stream(chat, max_tokens=n, temperature=temperature, seed=1, ignore_eos=endless):
-        if isinstance(item, Piece):
-            after += len(item.tokens) if times else 0
-            times.append(time.perf_counter())
-        else:
-            found = item
-    assert found is not None
-    return found, after, times[-1] - times[0]
+    stream = llm.chat_stream(chat, max_tokens=n, temperature=temperature, seed=1, ignore_eos=endless)
+    for piece in stream:
+        after += len(piece.tokens) if times else 0
+        times.append(time.perf_counter())
+    return stream.answer, after, times[-1] - times[0]
 
 
 def measure(task: Task, temperature: float, rounds: int, n: int, threads: int) -> list[Result]:

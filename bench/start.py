@@ -62,7 +62,7 @@ def main() -> None:
         print(json.dumps({"seconds": rows, "machine": where, "commands": how}))
         return
     print(f"{args.runs} whole processes of each kind in turn; {said(where)}")
-    print(f"first token: {shlex.join(commands['first token'])}")
+    print(f"first token: {shlex.join(['python', *commands['first token'][1:]])}")
     for name, s in result.items():
         print(f"{name:18} {_shown(s)}")
 
