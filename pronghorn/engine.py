@@ -487,7 +487,14 @@ class Engine:
     def run(self, requests: Sequence[Request]) -> list[list[Seq]]:
         """Submit, step until done, and let the search choose: for each request its sequences, best
         first."""
-        groups = [self.submit(r) for r in requests]
+        groups: list[list[Seq]] = []
+        try:
+            for r in requests:
+                groups.append(self.submit(r))  # noqa: PERF401 - a refusal must not strand the earlier ones
+        except RequestError:
+            for seq in (s for g in groups for s in g):
+                self.cancel(seq)
+            raise
         while any(not s.finish for g in groups for s in g):
             self.step()
         return [[g[i] for i in self.methods.search.choose(g)] for g in groups]

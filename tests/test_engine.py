@@ -278,3 +278,11 @@ def test_padding_of_the_output_layer_is_never_drawn(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(e.runner, "run", padded)
     assert generate(e, prompt(9), 20) == generate(engine(), prompt(9), 20)
     assert max(generate(e, prompt(9), 20, temperature=5.0)) < 256
+
+
+def test_a_refusal_strands_no_other_request():
+    e = engine()
+    with pytest.raises(RequestError, match="empty"):
+        e.run([Request(prompt(9), max_tokens=5), Request(())])
+    assert not e.busy
+    assert e.store.held == 0
