@@ -439,18 +439,17 @@ class Engine:
         )
 
     def _barrier(self, seq: Seq, barrier: int) -> None:
-        """Once a barrier is reached: offer the state for reuse, seal, let the policy choose."""
+        """Once a barrier is reached: offer the state for reuse, let the policy choose, seal the rest."""
         kv = seq.kv
         if kv.length < barrier:
             return
         if kv.length >= seq.n_prompt and not seq.offered:
             self._offer(seq, seq.n_prompt)
-        self.store.seal(kv)
+        plan = None
         if int(self.methods.kv.barrier(seq.n_prompt, barrier - 1)) == barrier:
             plan = self.methods.kv.plan(self.store.view(kv, seq.n_prompt), seq.taps)
             seq.taps = {}
-            if plan is not None:
-                self.store.apply(kv, plan, self.methods.kv.traits.moves)
+        self.store.seal(kv, plan, self.methods.kv.traits.moves)  # what the plan leaves out is never packed
         self._make_room()  # pages that a state shared with this sequence may be its own now
 
     def _offer(self, seq: Seq, n: int) -> None:

@@ -75,6 +75,11 @@ class SeqKV:
         """Sealed rows of the fullest group."""
         return max(s.n for s in self.sealed)
 
+    @property
+    def n_rows(self) -> int:
+        """Stored rows of the fullest group."""
+        return self.n_sealed + self.n_open
+
     def free(self) -> None:
         self.store.free(self)
 
@@ -186,48 +191,67 @@ class Store:
 
     # ------------------------------------------------------------------ barriers
 
-    def seal(self, kv: SeqKV) -> None:
-        """Pack and index every open row; the open zone is empty afterwards."""
-        n = kv.n_open
-        if not n:
-            return
-        pages = -(-n // PAGE)
-        pos = kv.open_pos[:n]
-        for g, members in enumerate(self.sealed_layout.groups):
-            s = kv.sealed[g]
-            spare = self._spare(s)  # free rows of the last sealed page that can be filled up
-            new = self.sealed_arena.alloc(-(-max(0, n - spare) // PAGE))
-            first = len(s.blocks) - (1 if spare else 0)
-            blocks = np.concatenate([s.blocks, new])
-            held = s.n
-            total = held + n
-            fill = np.concatenate([s.fill, _ints(len(new))])
-            room = np.full(len(blocks), PAGE, np.int32)
-            room[:first] = s.fill[:first]
-            left = total - int(room[:first].sum())
-            for i in range(first, len(blocks)):
-                fill[i] = min(PAGE, left)
-                left -= int(fill[i])
-            touched = blocks[first:]
-            for i, (layer, head) in enumerate(members):
-                k, v = self.read_open(kv, layer, head, pages)
-                k, v = k[:n], v[:n]
-                if spare:
-                    k0, v0 = self._unpack(s.blocks[first:], g, i)
-                    used = PAGE - spare
-                    k = self.ops.xp.concat([k0[0, :used], k])
-                    v = self.ops.xp.concat([v0[0, :used], v])
-                self._write(touched, g, i, k, v, fill[first:])
-            new_pos = _ints(len(blocks) * PAGE)
-            new_pos[: len(s.pos)] = s.pos
-            slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
-            new_pos[slots[held:]] = pos
-            s.blocks, s.fill, s.pos = blocks, fill, new_pos
-            s.addr = self.sealed_arena.address(blocks)
+    def seal(self, kv: SeqKV, plan: KVPlan | None = None, moves: bool = False) -> None:
+        """Pack and index the open rows; the open zone is empty afterwards.
+
+        plan: the rows to keep, sealed ones first, then open ones; rows that it leaves out are never
+        packed. moves: re-rotate what is kept to contiguous positions from 0.
+        """
+        keep = plan.keep if plan is not None else {}
+        for g in keep:
+            if len(keep[g]) and not 0 <= keep[g][0] <= keep[g][-1] < kv.sealed[g].n + kv.n_open:
+                raise ValueError(f"a plan keeps rows {keep[g][0]} to {keep[g][-1]} of {kv.n_rows}")
+        held = [s.n for s in kv.sealed]
+        sealed = {g: rows[: np.searchsorted(rows, held[g])] for g, rows in keep.items()}
+        self.apply(kv, KVPlan(sealed), moves)
+        for g, s in enumerate(kv.sealed):
+            rows = np.arange(kv.n_open, dtype=np.int32)
+            if g in keep:
+                rows = keep[g][len(sealed[g]) :] - held[g]
+                kv.dropped = kv.dropped or len(rows) < kv.n_open
+            self._append(kv, g, s, rows, moves and g in keep)
         self.open_arena.drop(kv.open)
         kv.open, kv.open_addr, kv.open_pos = _ints(), np.zeros(0, np.uint64), _ints()
         kv.n_open = 0
+        if moves and keep:
+            kv.next_pos = kv.n_sealed
         self._point(kv)
+
+    def _append(self, kv: SeqKV, g: int, s: Sealed, rows: Ints, moves: bool) -> None:
+        """Pack the open rows `rows` behind a group's sealed ones."""
+        n = len(rows)
+        if not n:
+            return
+        spare = self._spare(s)  # free rows of the last sealed page that can be filled up
+        new = self.sealed_arena.alloc(-(-max(0, n - spare) // PAGE))
+        first = len(s.blocks) - (1 if spare else 0)
+        blocks = np.concatenate([s.blocks, new])
+        held = s.n
+        fill = np.concatenate([s.fill, _ints(len(new))])
+        left = n + int(fill[first:].sum())
+        for i in range(first, len(blocks)):
+            fill[i] = min(PAGE, left)
+            left -= int(fill[i])
+        old_pos = kv.open_pos[rows]
+        pos = np.arange(held, held + n, dtype=np.int32) if moves else old_pos
+        pages = -(-kv.n_open // PAGE)
+        touched = blocks[first:]
+        for i, (layer, head) in enumerate(self.sealed_layout.groups[g]):
+            k, v = (self._take(a, rows) for a in self.read_open(kv, layer, head, pages))
+            if moves:
+                k = self.ops.to(self._rerotate(k, pos - old_pos, layer), self.ops.name)
+            if spare:
+                k0, v0 = self._unpack(s.blocks[first:], g, i)
+                used = PAGE - spare
+                k = self.ops.xp.concat([k0[0, :used], k])
+                v = self.ops.xp.concat([v0[0, :used], v])
+            self._write(touched, g, i, k, v, fill[first:])
+        new_pos = _ints(len(blocks) * PAGE)
+        new_pos[: len(s.pos)] = s.pos
+        slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
+        new_pos[slots[held:]] = pos
+        s.blocks, s.fill, s.pos = blocks, fill, new_pos
+        s.addr = self.sealed_arena.address(blocks)
 
     def _spare(self, s: Sealed) -> int:
         """Rows that fit into the last page; copies that page when it is shared. A format that packs rows
@@ -239,7 +263,7 @@ class Store:
         return PAGE - int(s.fill[-1])
 
     def view(self, kv: SeqKV, n_prompt: int) -> KVView:
-        """What a policy sees: every sealed row, read on demand."""
+        """What a policy sees: every stored row, sealed ones first, read on demand."""
         return KVView(self, kv, n_prompt)
 
     def apply(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.kv.layout import PAGE
 from pronghorn.types import Ints, KVPlan
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def rounded(score: Floats, digits: int = 4) -> Floats:
 
 
 class KVView:
-    """The sealed rows of a sequence at a barrier, by layer and KV head.
+    """The stored rows of a sequence at a barrier, by layer and KV head: sealed ones, then open ones.
 
     Arrays are padded to the longest head: L layers, H KV heads, n rows. `valid` tells rows from padding.
     Policies score heads; where the store groups heads coarsely, scores are averaged over a group.
@@ -41,9 +42,12 @@ class KVView:
         self._store, self._kv = store, kv
         self.n_prompt, self.length, self.next_pos = n_prompt, kv.length, kv.next_pos
         self.n_layers, self.n_kv = store.n_layers, store.n_kv
-        self.n = kv.n_sealed
+        self.n = kv.n_rows
         self.scale = np.array([scale for scale, _ in store.attention])
         self.window = np.array([window for _, window in store.attention], np.int32)
+
+    def _rows(self, g: int) -> int:
+        return self._kv.sealed[g].n + self._kv.n_open
 
     def _each(self) -> list[tuple[int, int, int]]:
         return [(layer, head, g) for (layer, head), (g, _) in self._store.group_of.items()]
@@ -53,7 +57,7 @@ class KVView:
         """(L, H, n) bool."""
         out = np.zeros((self.n_layers, self.n_kv, self.n), bool)
         for layer, head, g in self._each():
-            out[layer, head, : self._kv.sealed[g].n] = True
+            out[layer, head, : self._rows(g)] = True
         return out
 
     @cached_property
@@ -63,6 +67,7 @@ class KVView:
         for layer, head, g in self._each():
             s = self._kv.sealed[g]
             out[layer, head, : s.n] = s.pos[s.slots()]
+            out[layer, head, s.n : self._rows(g)] = self._kv.open_pos[: self._kv.n_open]
         return out
 
     @cached_property
@@ -73,9 +78,12 @@ class KVView:
         v = np.zeros_like(k)
         for layer, head, g in self._each():
             slots = self._kv.sealed[g].slots()
-            pk, pv = self._store.sealed_rows(self._kv, layer, head)
-            k[layer, head, : len(slots)] = ops.numpy(pk).reshape(-1, k.shape[-1])[slots]
-            v[layer, head, : len(slots)] = ops.numpy(pv).reshape(-1, k.shape[-1])[slots]
+            n, n_open = len(slots), self._kv.n_open
+            pair = self._store.sealed_rows(self._kv, layer, head)
+            fresh = self._store.read_open(self._kv, layer, head, -(-n_open // PAGE))
+            for out, packed, open_ in zip((k, v), pair, fresh, strict=True):
+                out[layer, head, :n] = ops.numpy(packed).reshape(-1, out.shape[-1])[slots]
+                out[layer, head, n : n + n_open] = ops.numpy(open_)[:n_open]
         return k, v
 
     @property
@@ -97,7 +105,7 @@ class KVView:
             s = np.where(np.broadcast_to(always, shape), np.inf, s)
         keep: dict[int, Ints] = {}
         for g, members in enumerate(self._store.sealed_layout.groups):
-            n = self._kv.sealed[g].n
+            n = self._rows(g)
             mean = np.mean([s[layer, head, :n] for layer, head in members], axis=0)
             top = np.argsort(-mean, kind="stable")[: max(budget, 1)]
             keep[g] = np.sort(top).astype(np.int32)
@@ -108,9 +116,9 @@ class KVView:
         k = np.broadcast_to(keep, (self.n_layers, self.n_kv, self.n))
         return KVPlan(
             {
-                g: np.flatnonzero(
-                    np.any([k[x, h, : self._kv.sealed[g].n] for x, h in members], axis=0)
-                ).astype(np.int32)
+                g: np.flatnonzero(np.any([k[x, h, : self._rows(g)] for x, h in members], axis=0)).astype(
+                    np.int32
+                )
                 for g, members in enumerate(self._store.sealed_layout.groups)
             }
         )
