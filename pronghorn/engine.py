@@ -2,7 +2,7 @@
 
     submit    tokens in, constraint opened, stored prefix matched
     step      schedule -> clip to barriers -> draft -> run all rows -> shape, mask, verify -> commit ->
-              at a barrier: seal, index, plan, apply
+              at a barrier: plan, seal and index what is kept
 
 The engine imports no method and asks for no name. It reads traits, and every slot has a null object.
 

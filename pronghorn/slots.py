@@ -291,7 +291,7 @@ class KVPolicy(Protocol):
         ...
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        """Called at a barrier, everything sealed. None keeps all."""
+        """Called at a barrier, before open rows are sealed: what it drops is never packed. None keeps all."""
         ...
 
 
