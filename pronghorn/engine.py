@@ -13,7 +13,6 @@ not depend on the drafter, on the tree's shape or on how the prompt was cut into
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -90,6 +89,7 @@ class Engine:
         self.siblings: dict[int, list[Seq]] = {}  # sequence id -> branches that wait for its prompt
         self.texts: dict[int, TextStream] = {}
         self.moves = any(t.moves for t in methods.traits)
+        self.bounded = bound.hard_context or not self.moves  # a text ends with the context
         # a row whose rotation depends on the prompt's length is of no use to another prompt
         self.shareable = not any(r.varies for r in bound.ropes)
         self.seals = methods.kvfmt.group > 0 or not methods.select.dense
@@ -97,9 +97,6 @@ class Engine:
         self.q_rows = max((int(t.removeprefix("q.last")) for t in taps if t.startswith("q.")), default=0)
         self.hidden = any(t.startswith("hidden.") for t in taps)
         self.top = max((int(t.removeprefix("top")) for t in taps if t.startswith("top")), default=0)
-        self.steps = 0
-        self.rows_run = 0
-        self.seconds = {"run": 0.0, "host": 0.0}
         self._ids = 0
         self._buffer = np.zeros((6, 256), np.int32)
 
@@ -109,7 +106,7 @@ class Engine:
         """Queue a request; returns its sequences (several under a search). Raises `RequestError`."""
         ids = [request.ids[i] for i in self.methods.prune.keep(request.ids)] if request.ids else []
         self._check(request, ids)
-        if not request.score and (self.bound.hard_context or not self.moves):
+        if not request.score and self.bounded:
             most = self.bound.context - len(ids)  # an answer ends with the context, so does its memory
             request = replace(request, max_tokens=min(request.max_tokens, most))
         n = 1 if request.score else self.methods.search.branches(request)
@@ -145,7 +142,7 @@ class Engine:
         if request.temperature > 0 and self.methods.verify.traits.greedy:
             raise RequestError("this verifier works at temperature 0 only: use another, or temperature 0")
         room = limit if request.score else limit - 1
-        if n > room and (self.bound.hard_context or not self.moves):
+        if n > room and self.bounded:
             raise RequestError(
                 f"the prompt has {n} tokens and the model's context is {limit}: shorten it, or ask for "
                 "truncation"
@@ -172,7 +169,6 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one step; returns what became known. Safe to call when idle."""
-        start = time.perf_counter()
         works = self._schedule()
         if not works:
             if self.busy:
@@ -180,24 +176,18 @@ class Engine:
             return []
         joined: list[Seq] = []  # branches that start in this step
         try:
-            events = self._run(works, joined)
+            return self._run(works, joined)
         except BaseException:  # Ctrl-C included: rows may be booked that were never written
             for seq in [*(w.seq for w in works), *joined]:
                 seq.torn = True
                 self._end(seq, "cancelled")
             raise
-        self.seconds["host"] += time.perf_counter() - start
-        return events
 
     def _run(self, works: list[_Work], joined: list[Seq]) -> list[Event]:
         self._draft(works)
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]
-        before = time.perf_counter()
         out = self.runner.run(rows, kvs, taps)
-        self.seconds["run"] += time.perf_counter() - before
-        self.steps += 1
-        self.rows_run += rows.n
         self._collect(works, out.taps)
         events: list[Event] = []
         accepts: list[Accept] = []
@@ -294,9 +284,6 @@ class Engine:
             if not w.last or seq.request.score or seq.id in self.siblings:
                 continue
             left = seq.request.max_tokens - seq.n_new - 1
-            after = seq.kv.next_pos + w.take
-            if self.bound.hard_context or not self.moves:
-                left = min(left, self.bound.context - after - 1)
             if self.clip:
                 left = min(left, w.barrier - seq.kv.length - w.take)
             able.append(w)
@@ -410,7 +397,7 @@ class Engine:
                 text += stream.push(token)
                 if stream.stopped:
                     finish = "stop"
-                elif seq.n_new >= seq.request.max_tokens or self._full(seq, taken):
+                elif seq.n_new >= seq.request.max_tokens:  # `submit` ended it with the context
                     finish = "length"
             if finish:
                 break
@@ -420,12 +407,6 @@ class Engine:
         seq.counts.accepted += min(taken, len(accept.path))
         tokens = new[:taken]
         return accept, Event(seq, tokens, seq.drafted[-taken:], text, finish)
-
-    def _full(self, seq: Seq, taken: int) -> bool:
-        """The context ends with the token just chosen."""
-        if self.moves and not self.bound.hard_context:
-            return False
-        return len(seq.tokens) >= self.bound.context
 
     def _observe(self, works: list[_Work], accepts: list[Accept], logits: NDArray[Any]) -> None:
         """Tell the drafter what became of its drafts."""

@@ -5,6 +5,7 @@ Nothing here has behaviour beyond small checks; nothing imports a method or a ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -39,7 +40,6 @@ class Traits:
                "top8" (ids of the 8 largest raw logits of every wanted row).
     rows:      the finest unit whose kept KV rows may differ: "seq", "layer" or "head".
     drops:     stored KV shrinks.       moves: logical positions of stored rows change.
-    agnostic:  a dropping method whose choice does not depend on later tokens (may be shared).
     recompute: rows at the end of a reused prefix to run again.
     models:    companion models it needs.
     greedy:    works only at temperature 0.
@@ -50,7 +50,6 @@ class Traits:
     rows: str = "seq"
     drops: bool = False
     moves: bool = False
-    agnostic: bool = False
     recompute: int = 0
     models: tuple[str, ...] = ()
     greedy: bool = False
@@ -116,6 +115,21 @@ class Draft(NamedTuple):
         parent = self.parent[keep]
         parent = np.where(parent < 0, -1, new[parent]).astype(np.int32)
         return Draft(self.tokens[keep], parent, self.q[keep] if len(self.q) else self.q)
+
+    def walk(self, choose: Callable[[int], int]) -> Accept:
+        """From the last token go to the child that holds what is chosen there, for as long as there is
+        one. choose: row (0 the last token, i + 1 node i) -> token; of equal siblings the first counts."""
+        child: dict[tuple[int, int], int] = {}
+        for i in range(self.n):
+            child.setdefault((int(self.parent[i]), int(self.tokens[i])), i)
+        path: list[int] = []
+        node = -1
+        while True:
+            token = choose(node + 1)
+            if (node, token) not in child:
+                return Accept(path, token)
+            node = child[node, token]
+            path.append(node)
 
     @staticmethod
     def chain(tokens: Any) -> Draft:

@@ -22,14 +22,4 @@ class Greedy:
             raise MethodError(
                 f"greedy verifies at temperature 0 only, not {p.temperature:g}: use the verifier match"
             )
-        child: dict[tuple[int, int], int] = {}
-        for i in range(draft.n):
-            child.setdefault((int(draft.parent[i]), int(draft.tokens[i])), i)
-        path: list[int] = []
-        node = -1
-        while True:
-            best = p.draw(node + 1)  # at temperature 0: the argmax
-            if (node, best) not in child:
-                return Accept(path, best)
-            node = child[node, best]
-            path.append(node)
+        return draft.walk(p.draw)  # at temperature 0 a draw is the argmax

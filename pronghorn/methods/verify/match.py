@@ -19,14 +19,4 @@ class Match:
     traits = Traits(Guarantee.EXACT)
 
     def verify(self, p: Target, draft: Draft) -> Accept:
-        child: dict[tuple[int, int], int] = {}
-        for i in range(draft.n):
-            child.setdefault((int(draft.parent[i]), int(draft.tokens[i])), i)
-        path: list[int] = []
-        node = -1
-        while True:
-            token = p.draw(node + 1)
-            if (node, token) not in child:
-                return Accept(path, token)
-            node = child[node, token]
-            path.append(node)
+        return draft.walk(p.draw)
