@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.ops.codes import Grid
+
 Array = Any  # an array of the runner's namespace: numpy.ndarray or torch.Tensor
 Ints = NDArray[np.int32]
 
@@ -173,11 +175,13 @@ class Field(NamedTuple):
 @dataclass(frozen=True)
 class Packed:
     """A weight as a format stores it. `kind` names the layout that a runner's kernel reads;
-    `shape` is the logical (n_out, n_in); `fields` the arrays."""
+    `shape` is the logical (n_out, n_in); `fields` the arrays; `grid` what codes mean where there are
+    codes (`ops.codes`)."""
 
     kind: str
     shape: tuple[int, ...]
     fields: dict[str, Array] = field(default_factory=dict)
+    grid: Grid | None = None
 
     @property
     def nbytes(self) -> int:

@@ -41,7 +41,8 @@ def test_every_file_of_the_core_is_counted():
         for p in ROOT.glob(pattern)
         if p.stem != "__init__"
     }
-    assert found - set(CORE) <= {"llm.py", "__main__.py", "run/native.py"}, "a new core file has no budget"
+    outside = {"llm.py", "__main__.py", "run/native.py", "ops/codes.py", "ops/panels.py"}
+    assert found - set(CORE) <= outside, "a new core file has no budget"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("methods/*/*.py")), ids=lambda p: p.stem)

@@ -1,0 +1,169 @@
+"""The layout in which kernels read small integers.
+
+A matrix lies in panels of 16 outputs, each one stream of memory from its first input to its last. A panel is
+a row of blocks of 256 inputs, the last one as short as its inputs; a block is
+
+    scales    (n_groups, 16)   of the grid's scale dtype, int8 for "two"
+    offsets   (n_groups, 16)   where the grid has them
+    over      (16,) float16    where the scale is "two"
+    under     (16,) float16    where the offset is "two"
+    -- filled up to 64 bytes --
+    codes     units of 32 inputs
+
+and has no scales where one serves a whole row: those lie apart, float32. A unit is 8 steps of 4 inputs, a
+step 16 outputs x 4 inputs, 64 codes. Codes of 8 bits lie step after step. The low 4 bits of a code of 4, 5
+or 6 bits lie in 4 vectors of 64 bytes, of which vector v has step v below and step v + 4 above; the low 2
+bits of a code of 2 or 3 in 2 vectors, of which v has steps v, v + 2, v + 4, v + 6 from the lowest bits up.
+What a code has beyond them follows: for 5 and 3 bits one vector whose bit s belongs to step s, for 6 bits 2
+vectors like those of 2 bits. Inputs and outputs past the end are code 0 with scale 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.ops.codes import NONE, SUPER, Codes, Grid
+from pronghorn.types import Packed
+
+PANEL, UNIT, LINE = 16, 32, 64
+LOW = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}  # bits of a code that lie in the first vectors
+HIGH = {2: 0, 3: 1, 4: 0, 5: 1, 6: 2, 8: 0}
+
+
+def _lines(n: int) -> int:
+    return -(-n // LINE) * LINE
+
+
+def _parts(grid: Grid, n_groups: int) -> list[tuple[str, int, str]]:
+    """Arrays before a block's codes: name, groups, dtype."""
+    if grid.group == 0:
+        return []
+    scale = "int8" if grid.scale == "two" else grid.scale
+    out = [("scale", n_groups, scale)]
+    if grid.offset:
+        out.append(("offset", n_groups, scale if grid.offset == "value" else "uint8"))
+    if grid.scale == "two":
+        out.append(("over", 1, "float16"))
+    if grid.offset == "two":
+        out.append(("under", 1, "float16"))
+    return out
+
+
+def _before(grid: Grid, n_groups: int) -> int:
+    """Bytes before a block's codes."""
+    return _lines(sum(n * PANEL * _dtype(d).itemsize for _, n, d in _parts(grid, n_groups)))
+
+
+def _dtype(name: Any) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    made: np.dtype[Any] = np.dtype(name)
+    return made
+
+
+def stride(grid: Grid, n_in: int) -> int:
+    """Bytes from panel to panel: an odd number of cache lines, so that panels read side by side do not
+    meet in one set of the cache."""
+    n = 0
+    for at in range(0, n_in, SUPER):
+        some = min(SUPER, n_in - at)
+        n += _before(grid, grid.n_groups(some)) + -(-some // UNIT) * UNIT * PANEL * grid.bits // 8
+    return n if n // LINE % 2 else n + LINE
+
+
+def pack(codes: Codes) -> Packed:
+    """Kind "codes", with fields panels uint8 (n_panels, stride), and scale float32 (n_out,) where one
+    serves a row."""
+    grid, (n_out, n_in) = codes.grid, codes.shape
+    n_panels, n_units = -(-n_out // PANEL), -(-n_in // UNIT)
+    padded = np.zeros((n_panels * PANEL, n_units * UNIT), np.uint8)
+    padded[:n_out, :n_in] = codes.code
+    steps = np.ascontiguousarray(
+        padded.reshape(n_panels, PANEL, n_units, 8, 4).transpose(0, 2, 3, 1, 4)
+    ).reshape(n_panels, n_units, 8, LINE)
+    units = np.concatenate(
+        [_together(steps, 0, LOW[grid.bits]), _together(steps, LOW[grid.bits], HIGH[grid.bits])], axis=2
+    ).reshape(n_panels, n_units, -1)
+    panels = np.zeros((n_panels, stride(grid, n_in)), np.uint8)
+    at = 0
+    for k in range(0, n_in, SUPER):
+        some = min(SUPER, n_in - k)
+        n_groups = grid.n_groups(some)
+        to = at
+        for name, n, dtype in _parts(grid, n_groups):
+            first = k // SUPER if name in ("over", "under") else k // grid.group
+            part = np.zeros((n_panels * PANEL, n), _dtype(dtype))
+            part[:n_out] = getattr(codes, name)[:, first : first + n]
+            part = np.ascontiguousarray(part.reshape(n_panels, PANEL, n).transpose(0, 2, 1))
+            raw = part.reshape(n_panels, -1).view(np.uint8)
+            panels[:, to : to + raw.shape[1]] = raw
+            to += raw.shape[1]
+        at += _before(grid, n_groups)
+        raw = units[:, k // UNIT : k // UNIT + -(-some // UNIT)].reshape(n_panels, -1)
+        panels[:, at : at + raw.shape[1]] = raw
+        at += raw.shape[1]
+    fields: dict[str, Any] = {"panels": panels}
+    if grid.group == 0:
+        fields["scale"] = np.ascontiguousarray(codes.scale[:, 0], np.float32)
+    return Packed("codes", codes.shape, fields, grid)
+
+
+def unpack(packed: Packed) -> Codes:
+    """What `pack` was given."""
+    grid = packed.grid
+    assert grid is not None
+    (n_out, n_in), panels = packed.shape, np.asarray(packed.fields["panels"])
+    n_panels = len(panels)
+    found: dict[str, list[NDArray[Any]]] = {"scale": [], "offset": [], "over": [], "under": []}
+    code = np.empty((n_out, n_in), np.uint8)
+    at = 0
+    for k in range(0, n_in, SUPER):
+        some = min(SUPER, n_in - k)
+        n_groups, n_units = grid.n_groups(some), -(-some // UNIT)
+        to = at
+        for name, n, dtype in _parts(grid, n_groups):
+            size = n * PANEL * _dtype(dtype).itemsize
+            raw = np.ascontiguousarray(panels[:, to : to + size]).view(_dtype(dtype))
+            part = raw.reshape(n_panels, n, PANEL).transpose(0, 2, 1).reshape(-1, n)
+            found[name].append(part[:n_out])
+            to += size
+        at += _before(grid, n_groups)
+        size = n_units * UNIT * PANEL * grid.bits // 8
+        units = panels[:, at : at + size].reshape(n_panels, n_units, grid.bits, LINE)
+        low = LOW[grid.bits]
+        steps = _apart(units[:, :, :low], low)
+        if HIGH[grid.bits]:
+            steps |= _apart(units[:, :, low:], HIGH[grid.bits]) << np.uint8(low)
+        rows = steps.reshape(n_panels, n_units, 8, PANEL, 4).transpose(0, 3, 1, 2, 4)
+        code[:, k : k + some] = rows.reshape(n_panels * PANEL, n_units * UNIT)[:n_out, :some]
+        at += size
+    if grid.group == 0:
+        found["scale"] = [np.asarray(packed.fields["scale"], np.float32)[:, None]]
+    joined = {name: np.concatenate(parts, axis=1) if parts else NONE for name, parts in found.items()}
+    return Codes(grid, code, **joined)
+
+
+def _together(steps: NDArray[np.uint8], low: int, bits: int) -> NDArray[np.uint8]:
+    """Bits low, low + 1, ... of the codes of 8 steps (.., 8, 64), as `bits` vectors (.., bits, 64)."""
+    if bits == 8:
+        return steps
+    mask = np.uint8((1 << bits) - 1)
+    out = np.zeros((*steps.shape[:2], bits, LINE), np.uint8)
+    for s in range(8 if bits else 0):
+        out[:, :, s % bits] |= ((steps[:, :, s] >> np.uint8(low)) & mask) << np.uint8(s // bits * bits)
+    return out
+
+
+def _apart(vectors: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The opposite: `bits` bits for each of 8 steps."""
+    if bits == 8:
+        return np.array(vectors)
+    mask = np.uint8((1 << bits) - 1)
+    parts = [(vectors[:, :, s % bits] >> np.uint8(s // bits * bits)) & mask for s in range(8)]
+    out: NDArray[np.uint8] = np.stack(parts, axis=2)
+    return out
