@@ -6,6 +6,7 @@ NumPy in float64 is the oracle; NumPy in float32 and PyTorch (CPU, CUDA) run the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class RefRunner:
             if p.grid is not None:  # decoded once, not in each product
                 p, fmt = AsStored().pack(unpack(p).dense()), AsStored()
             fields = {name: self._widen(a) for name, a in p.fields.items()}
-            self.mats[key] = (Packed(p.kind, p.shape, fields), fmt)
+            self.mats[key] = (replace(p, fields=fields), fmt)
         self.vecs = {key: self._widen(v) for key, v in bound.vecs.items()}
         self.selected = frozenset(store.selector.layers(bound.n_layers))
         self.tail: dict[int, tuple[Array, Array]] = {}  # layer -> k, v (n, n_kv, dim)
