@@ -33,7 +33,8 @@ class Grid:
     offset: "" for none; "value": b is stored, in the scale's dtype; "zero": b = -a * zero with a uint8
         zero for each group; "two": b = -under[o, i // 256] times a uint8 for each group.
     activations: bits to which the inputs of a product are rounded, 8 or 16, with a scale of their own for
-        each group of a row (of 32 where groups are of 16, of 128 where a group is a whole row).
+        each group of a row (of 32 where groups are of 16, of 128 where a group is a whole row); groups of
+        16 take 8.
     """
 
     bits: int
@@ -55,7 +56,7 @@ class Grid:
             and (self.scale == "float32") == (self.group == 0)
             and self.offset in (("", "two") if two else ("", "value", "zero"))
             and not (self.group == 0 and self.offset)
-            and self.activations in (8, 16)
+            and (self.activations == 8 or (self.activations == 16 and self.group != 16))
         )
         if not ok:
             raise ValueError(f"no such grid: {self}")

@@ -11,9 +11,11 @@
 namespace ph::PH_ISA {
 namespace {
 
+// Rows and panels of a block: as many sums as registers hold, or half of them where the float sums of
+// short groups stay in registers too.
 #if defined(__AVX512F__)
-constexpr int MOST_ROWS = 12;
-constexpr int across(int rows) { return rows <= 2 ? 8 : rows <= 6 ? 4 : 2; }
+constexpr int MOST_ROWS = 8;
+constexpr int across(int rows) { return rows <= 2 ? 8 : rows == 4 ? 4 : 2; }
 #elif defined(__AVX2__)
 constexpr int MOST_ROWS = 4;
 constexpr int across(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
@@ -33,6 +35,7 @@ struct Tile {
     float* y;
     size_t ldy;
     bool first, last;
+    size_t ahead;        // bytes of a panel that are asked for in advance
     const float* scale;  // of a row of weights, or null
     const float* bias;
 };
@@ -44,65 +47,82 @@ PH_INLINE V half_scales(const Grid& g, const char* p) {
 
 // Where a block keeps what belongs to group j of its n.
 struct Params {
-    const char* at;
+    const Grid& g;
     int n;
-    PH_INLINE V scale(const Grid& g, int j) const {
+    PH_INLINE V scale(const char* at, int j) const {
+        if (g.scale == BY_ROW) return vall(1.0f);
         if (g.scale != BY_TWO) return half_scales(g, at + size_t(j) * 32);
         const V s = vld(reinterpret_cast<const int8_t*>(at + size_t(j) * 16));
-        return vmul(vhalf(reinterpret_cast<const uint16_t*>(at + over(g))), s);
+        return vmul(vhalf(reinterpret_cast<const uint16_t*>(at + over())), s);
     }
-    PH_INLINE V offset(const Grid& g, int j, const V& a) const {
+    PH_INLINE V offset(const char* at, int j) const {
         const char* o = at + size_t(n) * (g.scale == BY_TWO ? 16 : 32);
         if (g.offset == OF_VALUE) return half_scales(g, o + size_t(j) * 32);
         const V z = vbytes(reinterpret_cast<const uint8_t*>(o + size_t(j) * 16));
         const V by = g.offset == OF_ZERO
-                         ? a
-                         : vhalf(reinterpret_cast<const uint16_t*>(at + over(g) + 32));
+                         ? scale(at, j)
+                         : vhalf(reinterpret_cast<const uint16_t*>(at + over() + 32));
         return vsub(vall(0.0f), vmul(by, z));
     }
-    PH_INLINE size_t over(const Grid& g) const { return size_t(n) * (g.offset ? 32 : 16); }
+    PH_INLINE size_t over() const { return size_t(n) * (g.offset ? 32 : 16); }
+};
+
+// N addresses a stride apart, by a third as many registers: compilers would take N.
+template <typename T, int N>
+struct Strided {
+    T* p[(N + 2) / 3];
+    size_t step;
+    PH_INLINE Strided(T* first, size_t stride) : step(stride) {
+        PH_UNROLL for (int i = 0; i < N; i += 3) p[i / 3] = first + i * stride;
+        hide();
+    }
+    PH_INLINE T* operator[](int i) const { return p[i / 3] + i % 3 * step; }
+    PH_INLINE void move(size_t by) {
+        PH_UNROLL for (T*& one : p) one += by;
+        hide();
+    }
+    PH_INLINE void hide() {
+        PH_UNROLL for (T*& one : p) __asm__("" : "+r"(one));
+    }
 };
 
 template <int BITS, bool TABLE, int X, bool HALF, int R, int P>
 __attribute__((noinline)) void tile(const Tile& t) {
     constexpr bool SMALL = BITS < 8 && !TABLE;
-    constexpr bool KEEP = R * P * PARTS <= 8;  // float sums stay in registers
-    constexpr int AHEAD = 4096;                // bytes of a panel that are asked for in advance
+        constexpr bool KEEP = R * P * PARTS <= 12;  // float sums stay in registers
     const Grid& g = *t.grid;
-    const size_t panel = t.panel, ldx = t.ldx, ldy = t.ldy;
-    const int adjust = (SMALL ? 0 : BIAS) - g.zero;
+    const N adjust = nall((SMALL ? 0 : BIAS) - g.zero);
     const int per_group = HALF ? 16 : t.at.group;
     V sum[KEEP ? R : 1][KEEP ? P : 1];
-    PH_UNROLL for (int r = 0; r < R; ++r) {
-        PH_UNROLL for (int p = 0; p < P; ++p) {
-            float* y = t.y + r * ldy + p * 16;
-            if constexpr (KEEP) sum[r][p] = t.first ? vall(0.0f) : vld(y);
-            else if (t.first) vst(y, vall(0.0f));
+    {
+        const Strided<float, R> y(t.y, t.ldy);
+        PH_UNROLL for (int r = 0; r < R; ++r) {
+            PH_UNROLL for (int p = 0; p < P; ++p) {
+                if constexpr (KEEP) sum[r][p] = t.first ? vall(0.0f) : vld(y[r] + p * 16);
+                else if (t.first) vst(y[r] + p * 16, vall(0.0f));
+            }
         }
     }
     N acc[R][P];
-    const char* w = t.w;
+    const char* block = t.w;
     for (int k = t.k0; k < t.k1; k += SUPER) {
         const int some = t.k1 - k < SUPER ? t.k1 - k : SUPER;
-        const int n_groups = groups_of(some, g.group);
-        const char* codes = w + before_codes(g, n_groups);
-        const char* unit = codes;
+        const Params params{g, groups_of(some, g.group)};
+        Strided<const char, P> unit(block + before_codes(g, params.n), t.panel);
 
         const auto begin = [&](int group) __attribute__((always_inline)) {
+            const Strided<const char, R> x(t.x + t.at.sum + size_t(group) * 4, t.ldx);
             PH_UNROLL for (int r = 0; r < R; ++r) {
-                const int* sums = reinterpret_cast<const int*>(t.x + r * ldx + t.at.sum);
-                const N z = nall(adjust * sums[group]);
+                const N z = nmul(*reinterpret_cast<const int*>(x[r]), adjust);
                 PH_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = z;
             }
         };
-        const auto steps = [&]<int S>(const char* x) __attribute__((always_inline)) {
+        const auto steps = [&]<int S>(const Strided<const char, R>& x) __attribute__((always_inline)) {
             W wv[P];
-            PH_UNROLL for (int p = 0; p < P; ++p) {
-                wv[p] = step<BITS, TABLE, S>(unit + p * panel, g.level);
-            }
+            PH_UNROLL for (int p = 0; p < P; ++p) wv[p] = step<BITS, TABLE, S>(unit[p], g.level);
             PH_UNROLL for (int r = 0; r < R; ++r) {
                 int four[X / 8];
-                memcpy(four, x + r * ldx + S * (X / 2), X / 2);
+                memcpy(four, x[r] + S * (X / 2), X / 2);
                 const Sums x0 = iall(four[0]), x1 = iall(four[X / 8 - 1]);
                 PH_UNROLL for (int p = 0; p < P; ++p) {
                     PH_EACH {
@@ -115,43 +135,45 @@ __attribute__((noinline)) void tile(const Tile& t) {
         };
         // in_block: the group's number in this block; group: in the row.
         const auto end = [&](int in_block, int group) __attribute__((always_inline)) {
-            PH_UNROLL for (int p = 0; p < P; ++p) {
-                const Params params{w + p * panel, n_groups};
-                V a = vall(1.0f), b = a;
-                if (n_groups) a = params.scale(g, in_block);
-                if (g.offset) b = params.offset(g, in_block, a);
-                PH_UNROLL for (int r = 0; r < R; ++r) {
-                    const char* x = t.x + r * ldx;
-                    const int of = HALF ? group / 2 : group;
-                    float* y = t.y + r * ldy + p * 16;
-                    V s;
-                    if constexpr (KEEP) s = sum[r][p];
-                    else s = vld(y);
-                    V f = nfloat(acc[r][p]);
-                    if (n_groups) f = vmul(f, a);
-                    s = vfma(f, vall(reinterpret_cast<const float*>(x + t.at.scale)[of]), s);
-                    if (g.offset) {
-                        s = vfma(b, vall(reinterpret_cast<const float*>(x + t.at.part)[group]), s);
-                    }
-                    if constexpr (KEEP) sum[r][p] = s;
-                    else vst(y, s);
+            const Strided<const char, P> at(block, t.panel);
+            const Strided<float, R> y(t.y, t.ldy);
+            const size_t of = HALF ? group / 2 : group;
+            const Strided<const char, R> by(t.x + t.at.scale + of * 4, t.ldx);
+            V a[P];
+            PH_UNROLL for (int p = 0; p < P; ++p) a[p] = params.scale(at[p], in_block);
+            PH_UNROLL for (int r = 0; r < R; ++r) {
+                const V xv = vall(*reinterpret_cast<const float*>(by[r]));
+                PH_UNROLL for (int p = 0; p < P; ++p) {
+                    const V f = vmul(nfloat(acc[r][p]), a[p]);
+                    if constexpr (KEEP) sum[r][p] = vfma(f, xv, sum[r][p]);
+                    else vst(y[r] + p * 16, vfma(f, xv, vld(y[r] + p * 16)));
+                }
+            }
+            if (!g.offset) return;
+            const Strided<const char, R> part(t.x + t.at.part + size_t(group) * 4, t.ldx);
+            PH_UNROLL for (int p = 0; p < P; ++p) a[p] = params.offset(at[p], in_block);
+            PH_UNROLL for (int r = 0; r < R; ++r) {
+                const V xv = vall(*reinterpret_cast<const float*>(part[r]));
+                PH_UNROLL for (int p = 0; p < P; ++p) {
+                    if constexpr (KEEP) sum[r][p] = vfma(a[p], xv, sum[r][p]);
+                    else vst(y[r] + p * 16, vfma(a[p], xv, vld(y[r] + p * 16)));
                 }
             }
         };
 
+        Strided<const char, R> x(t.x + size_t(k) * (X / 8), t.ldx);
         const int first = k / per_group;
         for (int at = 0, j = 0; at < some; ++j) {
             const int stop = at + (HALF ? 32 : per_group) < some ? at + (HALF ? 32 : per_group) : some;
             begin(first + j);
-            for (; at < stop; at += UNIT, unit += 64 * BITS) {
+            for (; at < stop; at += UNIT) {
                 if constexpr (R > 1) {
                     PH_UNROLL for (int p = 0; p < P; ++p) {
                         PH_UNROLL for (int i = 0; i < BITS; ++i) {
-                            __builtin_prefetch(unit + p * panel + AHEAD + i * 64);
+                            __builtin_prefetch(unit[p] + t.ahead + i * 64);
                         }
                     }
                 }
-                const char* x = t.x + size_t(k + at) * (X / 8);
                 steps.template operator()<0>(x);
                 if constexpr (!HALF) steps.template operator()<4>(x);
                 steps.template operator()<1>(x);
@@ -162,31 +184,34 @@ __attribute__((noinline)) void tile(const Tile& t) {
                 if constexpr (!HALF) steps.template operator()<7>(x);
                 if constexpr (HALF) {
                     end(j, first + j);
-                    if (at + 16 >= some) continue;
-                    begin(first + ++j);
-                    steps.template operator()<4>(x);
-                    steps.template operator()<5>(x);
-                    steps.template operator()<6>(x);
-                    steps.template operator()<7>(x);
-                    end(j, first + j);
+                    if (at + 16 < some) {
+                        begin(first + ++j);
+                        steps.template operator()<4>(x);
+                        steps.template operator()<5>(x);
+                        steps.template operator()<6>(x);
+                        steps.template operator()<7>(x);
+                        end(j, first + j);
+                    }
                 }
+                x.move(UNIT * (X / 8));
+                unit.move(64 * BITS);
             }
             if constexpr (!HALF) end(j, first + j);
         }
-        w = unit;
+        block = unit[0];
     }
+    const Strided<float, R> y(t.y, t.ldy);
     PH_UNROLL for (int p = 0; p < P; ++p) {
         V scale = vall(1.0f), bias = vall(0.0f);
         if (t.last && t.scale) scale = vld(t.scale + p * 16);
         if (t.last && t.bias) bias = vld(t.bias + p * 16);
         PH_UNROLL for (int r = 0; r < R; ++r) {
-            float* y = t.y + r * ldy + p * 16;
             V s;
             if constexpr (KEEP) s = sum[r][p];
-            else s = vld(y);
+            else s = vld(y[r] + p * 16);
             if (t.last && t.scale) s = vmul(s, scale);
             if (t.last && t.bias) s = vadd(s, bias);
-            vst(y, s);
+            vst(y[r] + p * 16, s);
         }
     }
 }
@@ -210,48 +235,38 @@ void panels(Tile t, int n_panels) {
     if constexpr (WIDE > 1) tiles<BITS, TABLE, X, HALF, R, 1>(t, n_panels);
 }
 
-// Rows go in blocks of a few sizes; a rest of other size goes in two.
+// Rows go in blocks of a few sizes, a rest of another size in several; many rows of short groups by sixes,
+// whose float sums stay in registers. Returns how many went.
 template <int BITS, bool TABLE, int X, bool HALF>
 int rows_at_once(const Tile& t, int n, int n_panels) {
     constexpr bool RARE = HALF || X == 16;
-    if constexpr (MOST_ROWS >= 12 && !RARE) {
-        if (n >= 12) return panels<BITS, TABLE, X, HALF, 12>(t, n_panels), 12;
-    }
-    if constexpr (MOST_ROWS >= 12) {
-        if (n >= 8) return panels<BITS, TABLE, X, HALF, 8>(t, n_panels), 8;
-        if constexpr (!RARE) {
-            if (n >= 6) return panels<BITS, TABLE, X, HALF, 6>(t, n_panels), 6;
-        }
+    if constexpr (MOST_ROWS == 8 && !RARE) {
+        const bool by_sixes = n > 8 && t.at.group < 128;
+        if (n >= 8 && !by_sixes) return panels<BITS, TABLE, X, HALF, 8>(t, n_panels), 8;
+        if (n >= 6 && n != 7) return panels<BITS, TABLE, X, HALF, 6>(t, n_panels), 6;
     }
     if (n >= 4) return panels<BITS, TABLE, X, HALF, 4>(t, n_panels), 4;
-    if constexpr (MOST_ROWS >= 12 && !RARE) {
-        if (n >= 3) return panels<BITS, TABLE, X, HALF, 3>(t, n_panels), 3;
-    }
     if (n >= 2) return panels<BITS, TABLE, X, HALF, 2>(t, n_panels), 2;
     return panels<BITS, TABLE, X, HALF, 1>(t, n_panels), 1;
 }
 
 template <bool RARE>
 constexpr bool one_block(int n) {
-    if (n == 3 || n == 6 || n == 12) return !RARE && n <= MOST_ROWS && MOST_ROWS >= 12;
-    return n <= MOST_ROWS && (n & (n - 1)) == 0;
+    return n == 1 || n == 2 || n == 4 || (!RARE && MOST_ROWS == 8 && (n == 6 || n == 8));
 }
 
 template <int BITS, bool TABLE, int X, bool HALF>
 void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
     constexpr int TOGETHER = 192;     // rows whose inputs stay in the second-level cache
-    constexpr int CUT = 2 * SUPER;    // inputs between visits to memory
+        constexpr int CUT = 4 * SUPER;    // inputs between visits to memory
     const Mat& m = *l.mat;
     const int spare = m.n_panels * 16 - m.n_out;
     const int whole = p1 == m.n_panels && spare ? p1 - 1 : p1;
-    const bool many = n > 4 * MOST_ROWS;
+    const bool many = n > 32;
     const auto rows = [&](Tile t, int from, int to, int n_panels) {
         while (from < to) {
             t.x = x + from * ldx;
-            // 13 to 16 rows go as two blocks of like size
-            const int left = to - from;
-            const int want = left > MOST_ROWS && left <= 16 ? 8 : left;
-            const int done = rows_at_once<BITS, TABLE, X, HALF>(t, want, n_panels);
+            const int done = rows_at_once<BITS, TABLE, X, HALF>(t, to - from, n_panels);
             t.y += done * t.ldy;
             from += done;
         }
@@ -259,6 +274,7 @@ void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) 
     Tile t;
     t.grid = &m.grid;
     t.panel = m.panel;
+    t.ahead = many ? 0 : 4096;
     t.ldx = ldx;
     t.at = codes_row(form_of(m), m.n_in);
     const auto place = [&](int p, int k0, int k1, float* y, size_t ldy) {
@@ -301,12 +317,9 @@ template <int BITS, bool TABLE>
 void by_inputs(const Linear& l, const void* x, size_t ldx, int n, int p0, int p1) {
     const Grid& g = l.mat->grid;
     const char* from = static_cast<const char*>(x);
-    if (g.act == 8) {
-        if (g.group == 16) return product<BITS, TABLE, 8, true>(l, from, ldx, n, p0, p1);
-        return product<BITS, TABLE, 8, false>(l, from, ldx, n, p0, p1);
-    }
-    if (g.group == 16) return product<BITS, TABLE, 16, true>(l, from, ldx, n, p0, p1);
-    return product<BITS, TABLE, 16, false>(l, from, ldx, n, p0, p1);
+    if (g.act == 16) return product<BITS, TABLE, 16, false>(l, from, ldx, n, p0, p1);
+    if (g.group == 16) return product<BITS, TABLE, 8, true>(l, from, ldx, n, p0, p1);
+    return product<BITS, TABLE, 8, false>(l, from, ldx, n, p0, p1);
 }
 
 }  // namespace

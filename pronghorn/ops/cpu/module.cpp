@@ -81,7 +81,7 @@ ph::CodesSource codes_of(const Flat<std::uint8_t, 2>& panels, const Floats& scal
     need((bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8) &&
              (group == 0 || group == 16 || group == 32 || group == 64 || group == 128) &&
              (!g.table || bits == 4) && grid[3] >= ph::BY_HALF && grid[3] <= ph::BY_TWO &&
-             grid[4] >= ph::NO_OFFSET && grid[4] <= ph::OF_TWO && (g.act == 8 || g.act == 16) &&
+             grid[4] >= ph::NO_OFFSET && grid[4] <= ph::OF_TWO && (g.act == 8 || (g.act == 16 && group != 16)) &&
              (group == 0) == (g.scale == ph::BY_ROW) && (group || !g.offset) &&
              (g.offset != ph::OF_TWO || g.scale == ph::BY_TWO) &&
              (g.offset != ph::OF_VALUE || g.scale != ph::BY_TWO),

@@ -165,6 +165,22 @@ PH_INLINE N nall(int x) {
     PH_EACH a.p[i] = iall(x);
     return a;
 }
+// x times each of b.
+PH_INLINE N nmul(int x, const N& b) {
+    N a;
+#if defined(__AVX512F__)
+    a.p[0] = _mm512_mullo_epi32(_mm512_set1_epi32(x), b.p[0]);
+#elif defined(__AVX2__)
+    PH_EACH a.p[i] = _mm256_mullo_epi32(_mm256_set1_epi32(x), b.p[i]);
+#elif defined(__aarch64__)
+    PH_EACH a.p[i] = vmulq_n_s32(b.p[i], x);
+#else
+    int first[4];
+    memcpy(first, &b, sizeof first);  // all of b are alike
+    a = nall(x * first[0]);
+#endif
+    return a;
+}
 PH_INLINE V nfloat(const N& a) {
     V v;
     PH_EACH v.p[i] = ifloat(a.p[i]);
