@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pronghorn.errors import CheckpointError
 from pronghorn.model import names
 from pronghorn.model.arch import require_architecture
+from pronghorn.model.quantized.stored import NonFiniteError, Tensor, dense
 
 Array = NDArray[Any]
 
@@ -38,20 +39,35 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's description, and the function that makes it an array of `info.shape`."""
+    """A tensor's description, and the function that makes it: of `info.shape`, whatever holds it."""
 
     info: TensorInfo
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class ArrayEntry(Entry):
+    """One that makes an array, whatever it stands for."""
+
     read: Callable[[], Array]
 
 
-class Tensors(Mapping[str, Array]):
-    """Lazy tensors by canonical name. Each access reads afresh: nothing is kept alive here."""
+class Tensors(Mapping[str, Any]):
+    """Lazy tensors by canonical name. Each access reads afresh: nothing is kept alive here.
+
+    A tensor is an array of floats; where the file holds small integers, a matrix is `ops.codes.Codes`, or
+    `quantized.stored.Turned` where arrays would be (n_in, n_out); fp8 is a `types.Packed` "float8".
+    """
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._entries = dict(entries)
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> Any:
         return self._entries[name].read()
+
+    def dense(self, name: str) -> Array:
+        """The values of one tensor, float32 for those stored as small integers."""
+        return dense(self._entries[name].read())
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -72,9 +88,9 @@ class Checkpoint:
     """A readable checkpoint: config and tensors in Hugging Face's vocabulary (see `names`).
 
     `config` is a flat config.json; `tensors` map canonical names to arrays of float32, float16,
-    ml_dtypes.bfloat16 (quantized tensors come as float32); `eos` are the ids that end a text;
-    `bos` is -1 when absent; `gguf_metadata` holds the tokenizer.* keys of a GGUF file and is empty
-    otherwise.
+    ml_dtypes.bfloat16, or to matrices of small integers as stored (see `Tensors`); `eos` are the ids
+    that end a text; `bos` is -1 when absent; `gguf_metadata` holds the tokenizer.* keys of a GGUF file
+    and is empty otherwise.
     """
 
     path: Path
@@ -273,7 +289,12 @@ def find_nonfinite(
     done = 0
     bad: list[str] = []
     for info in infos:
-        if not _all_finite(checkpoint.tensors[info.name]):
+        try:
+            tensor = checkpoint.tensors[info.name]
+            finite = not isinstance(tensor, np.ndarray) or _all_finite(tensor)
+        except NonFiniteError:
+            finite = False
+        if not finite:
             bad.append(info.name)
         done += info.nbytes
         if progress is not None:

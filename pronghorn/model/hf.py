@@ -19,7 +19,16 @@ import numpy as np
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
 from pronghorn.model.arch import require_architecture
-from pronghorn.model.checkpoint import Array, Checkpoint, Entry, TensorInfo, finish, map_file, view
+from pronghorn.model.checkpoint import (
+    Array,
+    ArrayEntry,
+    Checkpoint,
+    Entry,
+    TensorInfo,
+    finish,
+    map_file,
+    view,
+)
 
 MAX_HEADER = 100 << 20  # the limit of the safetensors library itself
 MAX_JSON = 64 << 20
@@ -163,7 +172,7 @@ def _shards(index: Path) -> list[str]:
     return shards
 
 
-def read_safetensors(path: Path) -> dict[str, Entry]:
+def read_safetensors(path: Path) -> dict[str, ArrayEntry]:
     """Entries of one file by stored name, in the order of their data.
 
     Raises CheckpointError when the header disagrees with itself or with the file's size.
@@ -186,13 +195,13 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
     spans = [(name, *_span(path, name, value, room)) for name, value in header.items()]
     spans.sort(key=lambda span: (span[3], span[4]))
     at = 0
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ArrayEntry] = {}
     for name, code, shape, start, stop in spans:
         if start < at:
             raise CheckpointError(f"{path}: tensor {names.shown(name)} overlaps the one before it")
         at = stop
         info = TensorInfo(name, shape, code, stop - start)
-        entries[name] = Entry(info, _reader(data, base + start, shape, _DTYPES[code]))
+        entries[name] = ArrayEntry(info, _reader(data, base + start, shape, _DTYPES[code]))
     return entries
 
 
@@ -237,7 +246,7 @@ def _reader(data: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any
     return lambda: view(data, start, shape, dtype)
 
 
-def _rename(stored: str, entry: Entry, model_type: str) -> Iterable[tuple[str, Entry]]:
+def _rename(stored: str, entry: ArrayEntry, model_type: str) -> Iterable[tuple[str, ArrayEntry]]:
     """Canonical names of one stored tensor: none, one, or one for each fused expert."""
     name = names.canonical(stored, model_type)
     if not name:
@@ -245,7 +254,7 @@ def _rename(stored: str, entry: Entry, model_type: str) -> Iterable[tuple[str, E
     info = entry.info
     fused = names.fused_experts(name, info.shape)
     if fused is None:
-        yield name, Entry(TensorInfo(name, info.shape, info.dtype, info.nbytes), entry.read)
+        yield name, ArrayEntry(TensorInfo(name, info.shape, info.dtype, info.nbytes), entry.read)
         return
     layer, parts = fused
     n_experts, n_rows, n_cols = info.shape
@@ -257,7 +266,7 @@ def _rename(stored: str, entry: Entry, model_type: str) -> Iterable[tuple[str, E
             each = names.expert_name(layer, model_type, expert, part)
             yield (
                 each,
-                Entry(
+                ArrayEntry(
                     TensorInfo(each, (rows, n_cols), info.dtype, nbytes),
                     _slice(entry.read, expert, i * rows, (i + 1) * rows),
                 ),
