@@ -240,9 +240,10 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
 
     A tensor of the path from embedding to logits that nothing expects would be dropped silently and the
     output be wrong: a bias that the config does not call for, a layer past the last one. Harmless
-    leftovers never come here: readers drop them (`names.canonical`). With tied embeddings lm_head.weight
-    may be missing, and may be left unused. The message lists the first few faults and the config fields
-    behind them.
+    leftovers never come here: readers drop them (`names.canonical`); but a bias of nothing but zeros, which
+    early GPTQ checkpoints have for each layer, may be unused. With tied embeddings lm_head.weight may be
+    missing, and may be left unused. The message lists the first few faults and the config fields behind
+    them.
     """
     faults: list[str] = []
     tied = checkpoint.config["tie_word_embeddings"]
@@ -260,7 +261,10 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
     faults += [
         f"{name} is stored, but the config does not call for it"
         for name in checkpoint.tensors
-        if name not in expected and name.startswith(_PATH) and not (name == "lm_head.weight" and tied)
+        if name not in expected
+        and name.startswith(_PATH)
+        and not (name == "lm_head.weight" and tied)
+        and not _adds_nothing(checkpoint.tensors, name)
     ]
     if faults:
         rest = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
@@ -268,6 +272,10 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
             f"{checkpoint.path}: config and tensors disagree: {'; '.join(faults[:4])}{rest}. "
             "Use the config.json that belongs to these weights"
         )
+
+
+def _adds_nothing(tensors: Tensors, name: str) -> bool:
+    return name.endswith(".bias") and len(tensors.info(name).shape) == 1 and not tensors.dense(name).any()
 
 
 def _disagreement(config: Mapping[str, Any], name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:

@@ -47,6 +47,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -60,20 +61,43 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
     generation: dict[str, Any] = {}
     if (folder / "generation_config.json").exists():
         generation = read_json(folder / "generation_config.json", MAX_JSON)
+    quantization = _quantization(folder, config)
     model_type = names.normalise_config(config, str(folder / "config.json"))["model_type"]
     require_architecture(model_type)
-    entries: dict[str, Entry] = {}
+    arrays: dict[str, ArrayEntry] = {}
     for file in _files(folder, only):
         for stored, entry in read_safetensors(file).items():
             for name, part in _rename(stored, entry, model_type):
-                if name in entries:
+                if name in arrays:
                     raise CheckpointError(f"{file}: tensor {name} appears a second time")
-                entries[name] = part
-            names.check_count(len(entries))
+                arrays[name] = part
+            names.check_count(len(arrays))
+    entries: dict[str, Entry] = dict(arrays)
+    if quantization is not None:
+        from pronghorn.model.quantized.scheme import gather
+
+        entries = gather(arrays, quantization, model_type, str(folder / "config.json"))
+    for name, made in entries.items():
+        if isinstance(made, ArrayEntry) and made.info.dtype.startswith("F8"):
+            raise UnsupportedError(
+                f"{folder}: tensor {name} has dtype {made.info.dtype} without a scale that the "
+                "quantization_config in config.json explains; Pronghorn does not read it"
+            )
     eos = token_ids(generation.get("eos_token_id")) or token_ids(_text(config, "eos_token_id"))
     bos = token_ids(_text(config, "bos_token_id")) or token_ids(generation.get("bos_token_id"))
     path = folder / only if only else folder
     return finish(path, "hf", config, entries, eos, bos[0] if bos else -1)
+
+
+def _quantization(folder: Path, config: dict[str, Any]) -> Mapping[str, Any] | None:
+    """What the folder says about quantized weights; removes it from the config. Early checkpoints of GPTQ
+    say it in a file of its own."""
+    from pronghorn.model.quantized.scheme import take_settings
+
+    found = take_settings(config)
+    if found is None and (folder / "quantize_config.json").exists():
+        found = {"quant_method": "gptq", **read_json(folder / "quantize_config.json", MAX_JSON)}
+    return found
 
 
 def _text(config: Mapping[str, Any], key: str) -> Any:

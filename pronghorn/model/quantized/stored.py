@@ -20,11 +20,12 @@ Array = NDArray[Any]
 class Turned:
     """A matrix (n_in, n_out) as GPT-2 names its weights, held the way that products read it."""
 
-    T: Codes
+    T: Codes | Packed
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.T.shape[1], self.T.shape[0]
+        n_out, n_in = self.T.shape
+        return n_in, n_out
 
 
 Tensor: TypeAlias = Array | Codes | Turned | Packed
@@ -49,7 +50,7 @@ def dense(tensor: Tensor) -> Array:
     if isinstance(tensor, Codes):
         return tensor.dense()
     if isinstance(tensor, Turned):
-        turned: Array = tensor.T.dense().T
+        turned: Array = dense(tensor.T).T
         return turned
     if isinstance(tensor, Packed):
         fields = tensor.fields
