@@ -20,7 +20,8 @@ from pronghorn.errors import CheckpointError
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Op, Param, Tape
 from pronghorn.ops.codes import Codes
-from pronghorn.ops.panels import pack, unpack
+from pronghorn.ops.panels import pack
+from pronghorn.ops.values import dense
 from pronghorn.slots import AsCoded, AsStored, WeightFormat
 from pronghorn.types import Packed
 
@@ -158,14 +159,6 @@ def bind(
         tape.n_heads, tape.n_kv, tape.head_dim, tape.n_vocab, tape.context, tape.hard_context,
         "float32" if wide else "bfloat16",
     )  # fmt: skip
-
-
-def dense(value: Any) -> NDArray[Any]:
-    """Numbers, whatever a checkpoint has."""
-    if isinstance(value, Packed):
-        value = unpack(value)
-    array: NDArray[Any] = value.dense() if isinstance(value, Codes) else value
-    return array
 
 
 def _is_wide(fmt: WeightFormat, value: Any) -> bool:

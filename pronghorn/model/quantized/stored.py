@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
+from pronghorn.ops import values
 from pronghorn.ops.codes import Codes
 from pronghorn.types import Packed
 
@@ -47,16 +47,7 @@ def require_finite(name: str, *factors: Array) -> None:
 
 def dense(tensor: Tensor) -> Array:
     """The values: float arrays as they are, everything else in float32."""
-    if isinstance(tensor, Codes):
-        return tensor.dense()
     if isinstance(tensor, Turned):
-        turned: Array = dense(tensor.T).T
+        turned: Array = values.dense(tensor.T).T
         return turned
-    if isinstance(tensor, Packed):
-        fields = tensor.fields
-        if tensor.kind != "float8":
-            raise CheckpointError(f"a checkpoint holds no weights of kind {tensor.kind!r}")
-        values = np.asarray(fields["w"]).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-        out: Array = values * np.asarray(fields["scale"], np.float32)[:, None]
-        return out
-    return tensor
+    return values.dense(tensor)
