@@ -32,7 +32,7 @@ def words(rows: list[list[int]], bits: int) -> np.ndarray:
 
 
 def some_scales(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, bits: int) -> np.ndarray:
-    return (rng.uniform(0.02, 0.1, shape) * 2.0 ** (3 - bits)).astype(dtype)
+    return (rng.uniform(0.005, 0.02, shape) * 2.0 ** (3 - bits)).astype(dtype)
 
 
 def gptq(
@@ -228,10 +228,12 @@ def tensors(parts: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return out
 
 
-def checkpoint(scheme: str, folder: Path, **changes: Any) -> dict[str, np.ndarray]:
-    """A small llama in `folder` whose layers are of the scheme; the values of its quantized tensors."""
+def checkpoint(
+    scheme: str, folder: Path, architecture: str = "llama", **changes: Any
+) -> dict[str, np.ndarray]:
+    """A small model in `folder` whose layers are of the scheme; the values of its quantized tensors."""
     make, config = SCHEMES[scheme]
-    checkpoints.write("llama", folder, **{**WIDE, **changes})
+    checkpoints.write(architecture, folder, **{**WIDE, **changes})
     held = load_file(folder / "model.safetensors")
     rng = np.random.default_rng(7)
     values: dict[str, np.ndarray] = {}

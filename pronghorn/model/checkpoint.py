@@ -232,6 +232,7 @@ def view(data: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     return part.view(dtype).reshape(shape)
 
 
+_WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _PATH = ("model.layers.", "model.norm.", "transformer.h.", "transformer.ln_f.", "lm_head.")
 
 
@@ -254,7 +255,7 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
             continue
         info = checkpoint.tensors.info(name)
         have = info.shape
-        if info.dtype[0] in "IU" or info.dtype == "BOOL":
+        if info.dtype in _WHOLE:
             faults.append(f"{name} holds whole numbers ({info.dtype}), perhaps quantized weights")
         elif have != tuple(want):
             faults.append(_disagreement(checkpoint.config, name, have, tuple(want)))
