@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from parity.drive import greedy, runner_for
 from test_quantized_gguf import HALVES, random_blocks
 
+from pronghorn.cli.info import look, tell
 from pronghorn.compose import parse
 from pronghorn.model.arch import build_tape
 from pronghorn.model.bind import bind
@@ -150,3 +151,25 @@ def test_a_format_that_the_user_names_takes_over(name: str, runner: str, made: C
     want = logits(made(name), "numpy64")
     got = logits(made(name), runner, formats=("weight.int8",))
     assert 0 < np.abs(got - want).max() < 0.2 * want.std()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "bits", "small"),
+    [
+        ("gptq", "gptq int4", 4.25, True), ("gptq-order", "gptq int4", 4.85, False),
+        ("awq", "awq int4", 4.16, True), ("packed-8", "int8", 8.1, True), ("float8", "F8_E4M3", 8.2, True),
+        ("fp8-blocks", "F8_E4M3", 8, False), ("Q4_K", "Q4_K", 4.5, True), ("Q6_K", "Q6_K", 6.5625, True),
+    ],
+)  # fmt: skip
+def test_info_shows_what_is_stored(
+    name: str, dtype: str, bits: float, small: bool, made: Callable[[str], Path], capsys: Any
+) -> None:
+    found = look(str(made(name)))
+    row = found.stored[0] if name in BLOCKS else next(s for s in found.stored if s.dtype == dtype)
+    assert row.dtype == dtype and row.bits == pytest.approx(bits, abs=0.15)
+    checkpoint = load_checkpoint(made(name))
+    held = bind(build_tape(checkpoint.config), checkpoint.tensors).weight_bytes
+    assert found.weight_bytes == pytest.approx(held, rel=0.05), "what is held, but for filling up"
+    assert (found.weight_bytes < 3 * sum(s.nbytes for s in found.stored if s.dtype != "F32")) == small
+    tell(found)
+    assert f"{row.bits:.2f}" in capsys.readouterr().out

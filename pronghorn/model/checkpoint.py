@@ -33,8 +33,9 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # as stored: "BF16", "F32", "Q4_0"
-    nbytes: int  # as stored
+    dtype: str  # as stored: "BF16", "F32", "Q4_0", "gptq int4"
+    nbytes: int  # as stored, with scales and all
+    small: bool = False  # stays that small when loaded: codes or fp8, no array of floats
 
 
 @dataclass(frozen=True)

@@ -174,13 +174,14 @@ def _parts(
                 )
         if place.change == "transpose":
             shape = shape[::-1]
-        info = TensorInfo(place.name, shape, stored.dtype, stored.nbytes)
         here = replace(stored, name=place.name)
+        info = TensorInfo(place.name, shape, stored.dtype, stored.nbytes, _is_codes(here))
         return [(place.name, Entry(info, _reader(data, here, place.change, head)))]
     if place.expert >= 0:
         each = names.expert_name(place.name, model_type, place.expert, place.part)
-        info = TensorInfo(each, stored.shape, stored.dtype, stored.nbytes)
-        return [(each, Entry(info, _reader(data, replace(stored, name=each), "", 0)))]
+        here = replace(stored, name=each)
+        info = TensorInfo(each, stored.shape, stored.dtype, stored.nbytes, _is_codes(here))
+        return [(each, Entry(info, _reader(data, here, "", 0)))]
     if len(stored.shape) != 3 or stored.shape[0] != config.get("num_experts"):
         raise CheckpointError(
             f"config says num_experts {config.get('num_experts')} but {stored.name} is {stored.shape}"
@@ -192,14 +193,14 @@ def _parts(
     for expert in range(n_experts):
         each = names.expert_name(place.name, model_type, expert, place.part)
         piece = Stored(each, (rows, cols), stored.dtype, stored.start + expert * nbytes, nbytes)
-        info = TensorInfo(each, (rows, cols), stored.dtype, nbytes)
+        info = TensorInfo(each, (rows, cols), stored.dtype, nbytes, _is_codes(piece))
         out.append((each, Entry(info, _reader(data, piece, "", 0))))
     return out
 
 
 def _reader(data: Array, stored: Stored, change: str, head: int) -> Callable[[], Tensor]:
     """Reads a tensor that already has its canonical name, and undoes what llama.cpp did to it."""
-    if stored.dtype not in _PLAIN and len(stored.shape) == 2 and stored.name not in _TABLES:
+    if _is_codes(stored):
         return lambda: _codes(data, stored, change, head)
     if change == "pairs":
         return lambda: to_halves(read_tensor(data, stored), head)
@@ -208,6 +209,11 @@ def _reader(data: Array, stored: Stored, change: str, head: int) -> Callable[[],
     if change == "transpose":
         return lambda: read_tensor(data, stored).T
     return lambda: read_tensor(data, stored)
+
+
+def _is_codes(stored: Stored) -> bool:
+    """Whether a tensor, by its canonical name, is a matrix of a product in blocks of small integers."""
+    return stored.dtype not in _PLAIN and len(stored.shape) == 2 and stored.name not in _TABLES
 
 
 def _codes(data: Array, stored: Stored, change: str, head: int) -> Tensor:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from pronghorn.errors import UnsupportedError
 from pronghorn.model.checkpoint import Entry
 from pronghorn.model.names import shown
-from pronghorn.model.quantized.module import FLOATS, Module, Scheme, group_size, matrix, n_groups, setting
+from pronghorn.model.quantized.module import (
+    FLOATS,
+    Module,
+    Scheme,
+    group_size,
+    matrix,
+    n_groups,
+    setting,
+    stays_small,
+)
 from pronghorn.model.quantized.stored import Array, Tensor
 from pronghorn.model.quantized.words import stream
 
@@ -43,7 +52,8 @@ def scheme(config: Mapping[str, Any], where: str) -> Scheme:
         groups = n_groups(n_in, group)
         module.require("qzeros", ("I32",), (groups, n_words))
         module.require("scales", FLOATS, (groups, n_words * 8))
-        return module.entry((n_words * 8, n_in), "awq int4", lambda: _tensor(module, group))
+        small = stays_small(module, "scales", group, zeros=True)
+        return module.entry((n_words * 8, n_in), "awq int4", small, lambda: _tensor(module, group))
 
     return Scheme(("qweight",), ("qweight", "qzeros", "scales"), (), read)
 

@@ -37,7 +37,8 @@ from pronghorn.model.quantized.module import (
     n_groups,
     scattered,
     setting,
-)  # fmt: skip
+    stays_small,
+)
 from pronghorn.model.quantized.stored import Array, Tensor
 from pronghorn.model.quantized.words import lanes
 
@@ -164,9 +165,12 @@ def _entry(module: Module, weights: Weights) -> Entry:
         raise module.wrong("weight_zero_point is missing")
     if "weight_g_idx" in module.parts:
         module.require("weight_g_idx", ("I32", "I64"), (n_in,))
-    return module.entry(
-        (n_out, n_in), f"int{bits}", lambda: _tensor(module, n_out, n_in, bits, weights.group)
-    )
+    group = weights.group
+    small = stays_small(module, "weight_scale", group, zeros="weight_zero_point" in module.parts)
+    if "weight_g_idx" in module.parts:
+        small &= checked_groups(module, "weight_g_idx", n_in, group) is None
+    label = f"int{bits}"
+    return module.entry((n_out, n_in), label, small, lambda: _tensor(module, n_out, n_in, bits, group))
 
 
 def _n_in(module: Module, n_out: int, n_words: int, per: int) -> int:

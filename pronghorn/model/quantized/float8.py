@@ -61,7 +61,7 @@ def float8(module: Module, part: str, block: tuple[int, ...]) -> Entry:
         allowed = ((-(-n_out // block[0]), -(-n_in // block[1])),)
     if info.shape not in allowed:
         raise module.wrong(f"{part} is {info.shape} for a weight of {(n_out, n_in)}, expected {allowed[-1]}")
-    return module.entry((n_out, n_in), E4M3, lambda: _tensor(module, part, block))
+    return module.entry((n_out, n_in), E4M3, not block, lambda: _tensor(module, part, block))
 
 
 def _tensor(module: Module, part: str, block: tuple[int, ...]) -> Tensor:

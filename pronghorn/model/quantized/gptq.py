@@ -29,7 +29,8 @@ from pronghorn.model.quantized.module import (
     n_groups,
     scattered,
     setting,
-)  # fmt: skip
+    stays_small,
+)
 from pronghorn.model.quantized.stored import Tensor
 from pronghorn.model.quantized.words import stream
 
@@ -49,7 +50,7 @@ def scheme(config: Mapping[str, Any], where: str) -> Scheme:
             "use the checkpoint in format gptq or gptq_v2"
         )
     plus = 1 if version == "gptq" else 0
-    symmetric = config.get("sym", True) is True
+    symmetric, reordered = config.get("sym", True) is True, config.get("desc_act") is True
 
     def read(module: Module) -> Entry:
         n_words, n_out = module.shape("qweight", ("I32",))
@@ -62,9 +63,11 @@ def scheme(config: Mapping[str, Any], where: str) -> Scheme:
             module.require("qzeros", ("I32",), (groups, n_out * bits // 32))
         if "g_idx" in module.parts:
             module.require("g_idx", ("I32", "I64"), (n_in,))
-        return module.entry(
-            (n_out, n_in), f"gptq int{bits}", lambda: _tensor(module, n_in, bits, group, plus)
-        )
+        small = stays_small(module, "scales", group, zeros=not symmetric)
+        if reordered:
+            small &= checked_groups(module, "g_idx", n_in, group) is None
+        label = f"gptq int{bits}"
+        return module.entry((n_out, n_in), label, small, lambda: _tensor(module, n_in, bits, group, plus))
 
     return Scheme(("qweight",), ("qweight", "qzeros", "scales", "g_idx"), (), read)
 

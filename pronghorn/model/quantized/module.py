@@ -57,10 +57,10 @@ class Module:
     def read(self, part: str) -> Array:
         return self.parts[part].read()
 
-    def entry(self, shape: tuple[int, int], label: str, read: Callable[[], Tensor]) -> Entry:
+    def entry(self, shape: tuple[int, int], label: str, small: bool, read: Callable[[], Tensor]) -> Entry:
         """`label` is the dtype that people see; bytes are those of all parts."""
         nbytes = sum(part.info.nbytes for part in self.parts.values())
-        return Entry(TensorInfo(self.name, shape, label, nbytes), read)
+        return Entry(TensorInfo(self.name, shape, label, nbytes, small), read)
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,11 @@ def matrix(
         return Codes(Grid(bits, fine, scale=kind), code, scale, NONE, NONE, NONE)
     grid = Grid(bits, fine, False, (), kind, "zero")
     return Codes(grid, code, scale, np.ascontiguousarray(zero), NONE, NONE)
+
+
+def stays_small(module: Module, scales: str, group: int, zeros: bool) -> bool:
+    """Whether `matrix` will make codes, as far as can be said before anything is read."""
+    return module.parts[scales].info.dtype != "F32" or (group == 0 and not zeros)
 
 
 def _narrow(scale: Array) -> Array | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pronghorn.errors import CheckpointError, UnsupportedError
-from pronghorn.model.checkpoint import ArrayEntry, Entry, TensorInfo
+from pronghorn.model.checkpoint import ArrayEntry, Entry
 from pronghorn.model.names import shown
 from pronghorn.model.quantized import awq, compressed, float8, gptq
 from pronghorn.model.quantized.module import Module, Scheme
@@ -47,7 +48,7 @@ def gather(
 
     `settings` is the quantization_config, `where` names the file in errors. Raises CheckpointError for
     layers whose arrays do not fit together, UnsupportedError for methods that are not read. Reads nothing
-    but the few numbers of a weight_shape.
+    but shapes that are stored as arrays, and groups of inputs where they may be out of order.
     """
     method = settings.get("quant_method")
     if not isinstance(method, str) or method not in _METHODS:
@@ -76,9 +77,7 @@ def _matrix(scheme: Scheme, layer: str, stored: Mapping[str, ArrayEntry], model_
     if model_type != "gpt2" or ".h." not in layer:
         return entry
     info = entry.info  # GPT-2 names its matrices as (n_in, n_out); their codes are as everywhere
-    return Entry(
-        TensorInfo(info.name, info.shape[::-1], info.dtype, info.nbytes), lambda: _turned(entry.read())
-    )
+    return Entry(replace(info, shape=info.shape[::-1]), lambda: _turned(entry.read()))
 
 
 def _turned(tensor: Tensor) -> Tensor:
