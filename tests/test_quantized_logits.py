@@ -19,7 +19,7 @@ from pronghorn.cli.info import look, tell
 from pronghorn.compose import parse
 from pronghorn.model.arch import build_tape
 from pronghorn.model.bind import bind
-from pronghorn.model.checkpoint import load_checkpoint, validate
+from pronghorn.model.checkpoint import Tensors, load_checkpoint, validate
 from pronghorn.model.convert import convert
 from pronghorn.model.quantized.blocks import BLOCKS
 from pronghorn.model.quantized.stored import Turned, dense
@@ -173,3 +173,44 @@ def test_info_shows_what_is_stored(
     assert (found.weight_bytes < 3 * sum(s.nbytes for s in found.stored if s.dtype != "F32")) == small
     tell(found)
     assert f"{row.bits:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "gptq"])
+def test_each_matrix_is_decoded_once(name: str, made: Callable[[str], Path]) -> None:
+    """Decoding costs: neither binding nor giving the file's pages back does it."""
+    checkpoint = load_checkpoint(made(name))
+    read: list[str] = []
+
+    class Counted(Tensors):
+        def __getitem__(self, key: str) -> Any:
+            read.append(key)
+            return super().__getitem__(key)
+
+    tensors = Counted(checkpoint.tensors._entries, checkpoint.tensors._files)
+    bound = bind(build_tape(checkpoint.config), tensors)
+    small = {key for key in tensors if tensors.info(key).small}
+    assert len(small) >= 14 and not small & set(read)
+    runner_for(bound, "native")
+    tensors.release()
+    assert sorted(key for key in read if key in small) == sorted(small)
+
+
+def test_pages_are_given_back(made: Callable[[str], Path]) -> None:
+    """Of a file that was read, no page stays; its tensors can be read again all the same."""
+    path = made("Q8_0")
+    checkpoint = load_checkpoint(path)
+
+    def resident() -> int:
+        here, kib = False, 0
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split()[0]:
+                here = line.endswith(path.name) and str(path) in line
+            elif here and line.startswith("Rss:"):
+                kib += int(line.split()[1])
+        return kib
+
+    before = {key: checkpoint.tensors.dense(key).sum() for key in checkpoint.tensors}
+    held = resident()
+    checkpoint.tensors.release()
+    assert resident() < held / 4
+    assert {key: checkpoint.tensors.dense(key).sum() for key in checkpoint.tensors} == before

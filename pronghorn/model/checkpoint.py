@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,10 @@ class Tensors(Mapping[str, Any]):
     `quantized.stored.Turned` where arrays would be (n_in, n_out); fp8 is a `types.Packed` "float8".
     """
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, Entry], files: Sequence[Array] = ()) -> None:
+        """files: the bytes of each mapped file."""
         self._entries = dict(entries)
+        self._files = files
 
     def __getitem__(self, name: str) -> Any:
         return self._entries[name].read()
@@ -82,6 +84,15 @@ class Tensors(Mapping[str, Any]):
     def info(self, name: str) -> TensorInfo:
         """Name, shape, stored dtype and stored bytes, without reading the data."""
         return self._entries[name].info
+
+    def release(self) -> None:
+        """Give mapped pages back to the system, once a runner has packed what it reads. They are read
+        again from the files if anybody asks."""
+        for data in self._files:
+            mapped: Any = data.base
+            mapped = mapped.obj if isinstance(mapped, memoryview) else mapped
+            if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,7 @@ def finish(
     entries: Mapping[str, Entry],
     eos: tuple[int, ...],
     bos: int,
+    files: Sequence[Array],
     gguf_metadata: dict[str, Any] | None = None,
 ) -> Checkpoint:
     """Last step of every reader: normalise the config, check it against the number of tensors.
@@ -192,7 +204,7 @@ def finish(
                 f"{path}: config says {key} {value} but the checkpoint holds {len(entries)} tensors"
             )
     names.fill_layers(config)
-    return Checkpoint(path, kind, config, Tensors(entries), eos, bos, gguf_metadata or {})
+    return Checkpoint(path, kind, config, Tensors(entries, files), eos, bos, gguf_metadata or {})
 
 
 def map_file(path: Path) -> Array:
@@ -242,7 +254,7 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
 
     A tensor of the path from embedding to logits that nothing expects would be dropped silently and the
     output be wrong: a bias that the config does not call for, a layer past the last one. Harmless
-    leftovers never come here: readers drop them (`names.canonical`); but a bias of nothing but zeros, which
+    leftovers never come here: readers drop them (`names.canonical`); but biases of nothing but zeros, which
     early GPTQ checkpoints have for each layer, may be unused. With tied embeddings lm_head.weight may be
     missing, and may be left unused. The message lists the first few faults and the config fields behind
     them.
@@ -277,7 +289,11 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
 
 
 def _adds_nothing(tensors: Tensors, name: str) -> bool:
-    return name.endswith(".bias") and len(tensors.info(name).shape) == 1 and not tensors.dense(name).any()
+    layer, _, last = name.rpartition(".")
+    weight = f"{layer}.weight"
+    if last != "bias" or weight not in tensors or not tensors.info(weight).dtype.startswith("gptq"):
+        return False
+    return len(tensors.info(name).shape) == 1 and not tensors.dense(name).any()
 
 
 def _disagreement(config: Mapping[str, Any], name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:

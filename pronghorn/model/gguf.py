@@ -114,7 +114,7 @@ def load_gguf(path: Path) -> Checkpoint:
     vocabulary = {key: value for key, value in meta.items() if key.startswith("tokenizer.")}
     config = names.normalise_config(config, str(path))
     entries = _entries(contents, arch, config)
-    return finish(path, "gguf", config, entries, _eos(meta, config), _bos(meta), vocabulary)
+    return finish(path, "gguf", config, entries, _eos(meta, config), _bos(meta), (contents.data,), vocabulary)
 
 
 def _eos(meta: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -65,8 +65,9 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
     model_type = names.normalise_config(config, str(folder / "config.json"))["model_type"]
     require_architecture(model_type)
     arrays: dict[str, ArrayEntry] = {}
-    for file in _files(folder, only):
-        for stored, entry in read_safetensors(file).items():
+    files = [(file, map_file(file)) for file in _files(folder, only)]
+    for file, data in files:
+        for stored, entry in read_safetensors(file, data).items():
             for name, part in _rename(stored, entry, model_type):
                 if name in arrays:
                     raise CheckpointError(f"{file}: tensor {name} appears a second time")
@@ -86,7 +87,7 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
     eos = token_ids(generation.get("eos_token_id")) or token_ids(_text(config, "eos_token_id"))
     bos = token_ids(_text(config, "bos_token_id")) or token_ids(generation.get("bos_token_id"))
     path = folder / only if only else folder
-    return finish(path, "hf", config, entries, eos, bos[0] if bos else -1)
+    return finish(path, "hf", config, entries, eos, bos[0] if bos else -1, [data for _, data in files])
 
 
 def _quantization(folder: Path, config: dict[str, Any]) -> Mapping[str, Any] | None:
@@ -196,12 +197,11 @@ def _shards(index: Path) -> list[str]:
     return shards
 
 
-def read_safetensors(path: Path) -> dict[str, ArrayEntry]:
-    """Entries of one file by stored name, in the order of their data.
+def read_safetensors(path: Path, data: Array) -> dict[str, ArrayEntry]:
+    """Entries of one file, whose bytes are `data`, by stored name, in the order of their data.
 
     Raises CheckpointError when the header disagrees with itself or with the file's size.
     """
-    data = map_file(path)
     if data.size < 8:
         raise CheckpointError(f"{path} has {data.size} bytes: too short for a safetensors header")
     n_header = int.from_bytes(data[:8].tobytes(), "little")
