@@ -232,6 +232,17 @@ def test_bits_are_those_of_the_entry_that_fits():
     check(quantized.packed(np.random.default_rng(0), 32, 256, 4, 256), config)
 
 
+def test_entries_that_mean_the_same_are_no_riddle_and_others_are():
+    config = quantized.compressed_config("pack-quantized", strategy="group", group_size=256)
+    rows = quantized.compressed_config("pack-quantized", strategy="channel", symmetric=False)
+    config["config_groups"]["group_1"] = rows["config_groups"]["group_0"]
+    check(quantized.packed(np.random.default_rng(0), 32, 256, 4, -1), config)
+    parts, _ = quantized.integers(np.random.default_rng(0), 32, 256, bits=4)
+    config["config_groups"]["group_1"]["weights"] = {"num_bits": 8, "strategy": "channel"}
+    with pytest.raises(UnsupportedError, match="2 entries of config_groups fit"):
+        load(parts, config)
+
+
 # Whole checkpoints.
 
 

@@ -120,15 +120,15 @@ def _weights(given: object, where: str) -> Weights:
 
 def _read(module: Module, entries: tuple[Weights, ...]) -> Entry:
     floating = "weight" in module.parts and module.parts["weight"].info.dtype.startswith("F8")
-    fits: list[Entry] = []
+    fits: dict[object, Entry] = {}
     wrong: CheckpointError | None = None
     for weights in entries:
         if weights.floating != floating:
             continue
         try:
-            fits.append(_entry(module, weights))
-        except UnsupportedError:
-            raise
+            entry = _entry(module, weights)
+            key = (weights.bits, n_groups(entry.info.shape[1], weights.group), weights.block)
+            fits.setdefault(key, entry)
         except CheckpointError as error:
             wrong = error
     if not fits:
@@ -137,7 +137,7 @@ def _read(module: Module, entries: tuple[Weights, ...]) -> Entry:
         raise UnsupportedError(
             f"{module.name}: {len(fits)} entries of config_groups fit its shapes; its bits are uncertain"
         )
-    return fits[0]
+    return next(iter(fits.values()))
 
 
 def _entry(module: Module, weights: Weights) -> Entry:
