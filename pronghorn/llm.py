@@ -399,7 +399,7 @@ def make_engine(
         from pronghorn.run.native import NativeRunner
 
         runner = NativeRunner(bound, store, threads)
-        bound.mats.release()
+        checkpoint.tensors.release()
     else:
         from pronghorn.run.ref import RefRunner
 

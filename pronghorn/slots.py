@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.ops.panels import unpack
+from pronghorn.ops.values import dense
 from pronghorn.types import (
     FOREVER,
     Accept,
@@ -376,7 +376,7 @@ class AsStored:
 
 @dataclass(frozen=True)
 class AsCoded:
-    """Matrices that a checkpoint holds as small integers, as they are."""
+    """Matrices that a checkpoint holds as small integers or in fp8, as they are."""
 
     traits = EXACT
 
@@ -387,10 +387,10 @@ class AsCoded:
         raise NotImplementedError("what is not coded yet is another format's")
 
     def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
-        return ops.matmul(x, ops.cast(unpack(w).dense()))
+        return ops.matmul(x, ops.cast(ops.array(dense(w))))
 
     def take(self, w: Packed, rows: Array, ops: Any) -> Array:
-        return ops.cast(unpack(w).dense())[rows]
+        return ops.cast(ops.array(dense(w)))[rows]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 from pronghorn.errors import CheckpointError, PronghornError, UnsupportedError
-from pronghorn.model.checkpoint import load_checkpoint
+from pronghorn.model.checkpoint import find_nonfinite, load_checkpoint
+from pronghorn.model.quantized.stored import Turned
+from pronghorn.ops.codes import Codes
 
 SETTINGS = {
     "block_count": 1,
@@ -94,6 +96,93 @@ def test_experts_one_tensor_each_as_older_files_have_them(tmp_path):
         checkpoint.tensors["model.layers.0.block_sparse_moe.experts.1.w3.weight"],
         tensors["blk.0.ffn_up.1.weight"],
     )
+
+
+def quantized(a: np.ndarray, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
+    """As `write` takes it: the bytes and their type."""
+    number = GGMLQuantizationType[kind]
+    return quants.quantize(a, number), number
+
+
+def values(a: np.ndarray, kind: str) -> np.ndarray:
+    return quants.dequantize(*quantized(a, kind))
+
+
+def test_quantized_matrices_stay_small_integers(tmp_path):
+    q = some(32, 32)
+    stored = q.reshape(4, 2, 4, 32).swapaxes(1, 2).reshape(32, 32)
+    path = write(
+        tmp_path / "m.gguf", "llama",
+        {"token_embd.weight": quantized(some(50, 32), "Q5_1"),
+         "blk.0.attn_q.weight": quantized(stored, "Q4_0"),
+         "blk.0.attn_norm.weight": quantized(some(32), "Q8_0")},
+    )  # fmt: skip
+    tensors = load_checkpoint(path).tensors
+    embed, q_proj = tensors["model.embed_tokens.weight"], tensors["model.layers.0.self_attn.q_proj.weight"]
+    assert isinstance(embed, Codes) and isinstance(q_proj, Codes)
+    np.testing.assert_array_equal(embed.dense(), values(some(50, 32), "Q5_1"))
+    np.testing.assert_array_equal(q_proj.dense(), values(q, "Q4_0"))
+    norm = tensors["model.layers.0.input_layernorm.weight"]
+    assert isinstance(norm, np.ndarray), "a vector is no matrix of a product"
+    np.testing.assert_array_equal(norm, values(some(32)[None], "Q8_0")[0])
+    assert tensors.info("model.embed_tokens.weight").dtype == "Q5_1"
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3moe"])
+def test_quantized_experts_stacked_or_not(arch, tmp_path):
+    up = some(3, 64, 32)
+    if arch == "llama":
+        tensors = {f"blk.0.ffn_up.{e}.weight": quantized(up[e], "Q8_0") for e in range(3)}
+        name = "model.layers.0.block_sparse_moe.experts.{}.w3.weight"
+    else:
+        tensors = {"blk.0.ffn_up_exps.weight": quantized(up, "Q8_0")}
+        name = "model.layers.0.mlp.experts.{}.up_proj.weight"
+    path = write(tmp_path / "m.gguf", arch, {**EMBED, **tensors}, expert_count=3, expert_used_count=1,
+                 expert_feed_forward_length=64)  # fmt: skip
+    checkpoint = load_checkpoint(path)
+    for e in range(3):
+        codes = checkpoint.tensors[name.format(e)]
+        assert isinstance(codes, Codes) and codes.shape == (64, 32)
+        np.testing.assert_array_equal(codes.dense(), values(up[e], "Q8_0"))
+
+
+def test_quantized_gpt2(tmp_path):
+    """Its matrices are named as (n_in, n_out), its positions are no matrix at all."""
+    fc = some(128, 32)
+    path = write(
+        tmp_path / "m.gguf", "gpt2",
+        {**EMBED, "blk.0.ffn_up.weight": quantized(fc, "Q4_1"),
+         "position_embd.weight": quantized(some(16, 32), "Q8_0")},
+        **{"attention.layer_norm_epsilon": 1e-5},
+    )  # fmt: skip
+    tensors = load_checkpoint(path).tensors
+    turned = tensors["transformer.h.0.mlp.c_fc.weight"]
+    assert isinstance(turned, Turned) and turned.shape == (32, 128)
+    np.testing.assert_array_equal(turned.T.dense(), values(fc, "Q4_1"))
+    np.testing.assert_array_equal(tensors.dense("transformer.h.0.mlp.c_fc.weight"), values(fc, "Q4_1").T)
+    np.testing.assert_array_equal(tensors["transformer.wpe.weight"], values(some(16, 32), "Q8_0"))
+
+
+def test_tensors_are_decoded_when_asked_for(tmp_path):
+    """A scale that is not a number is found when its tensor is read, not before, and is named."""
+    raw, kind = quantized(some(64, 32), "Q8_0")
+    raw[5, :2] = np.array([np.nan], "<f2").view(np.uint8)
+    path = write(tmp_path / "m.gguf", "llama", {**EMBED, "blk.0.ffn_up.weight": (raw, kind)})
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.tensors["model.embed_tokens.weight"].shape == (50, 32)
+    with pytest.raises(CheckpointError, match=r"'model\.layers\.0\.mlp\.up_proj\.weight' holds NaN"):
+        checkpoint.tensors["model.layers.0.mlp.up_proj.weight"]
+    assert find_nonfinite(checkpoint) == ("model.layers.0.mlp.up_proj.weight",)
+
+
+def test_rows_that_make_no_whole_blocks_are_refused(tmp_path):
+    path = write(tmp_path / "m.gguf", "llama", {**EMBED, "blk.0.ffn_up.weight": some(8, 48)})
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"blk.0.ffn_up.weight") + 19 + 4 + 16  # past its name and dimensions
+    raw[at : at + 4] = (8).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"\(8, 48\) does not divide into Q8_0 blocks"):
+        load_checkpoint(path)
 
 
 def test_partial_rope(tmp_path):

@@ -559,8 +559,8 @@ def test_head_size_of_a_config_without_one_is_that_of_its_class(architecture, tm
 
 
 def test_quantized_by_another_library(copy):
-    edit_config(copy, quantization_config={"quant_method": "gptq"})
-    refuse(copy, "gptq.*GGUF", UnsupportedError)
+    edit_config(copy, quantization_config={"quant_method": "bitsandbytes"})
+    refuse(copy, "'bitsandbytes'; Pronghorn reads gptq, awq.*GGUF", UnsupportedError)
 
 
 def test_unknown_architecture_names_the_nearest_and_the_known_ones(copy):

@@ -28,6 +28,11 @@ class Stored:
     parameters: int
     nbytes: int
 
+    @property
+    def bits(self) -> float:
+        """Of one parameter, with its share of the scales."""
+        return self.nbytes * 8 / max(1, self.parameters)
+
 
 @dataclass(frozen=True)
 class Info:
@@ -139,12 +144,14 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _weight_bytes(checkpoint: Checkpoint, tape: Tape) -> int:
-    """In memory with no weight format chosen: matrices stay, everything else is float32."""
+    """In memory with no weight format chosen: matrices stay, those of small integers up to what fills
+    their last panels; everything else is float32."""
     total = 0
     for name, shape in tape.expected().items():
         if name in checkpoint.tensors:
-            narrow = len(shape) > 1 and checkpoint.tensors.info(name).dtype in ("BF16", "F16")
-            total += _product(shape) * (2 if narrow else 4)
+            held = checkpoint.tensors.info(name)
+            narrow = len(shape) > 1 and held.dtype in ("BF16", "F16")
+            total += held.nbytes if held.small else _product(shape) * (2 if narrow else 4)
     return total
 
 
@@ -189,8 +196,12 @@ def tell(found: Info) -> None:
         ("chat template", "yes" if found.chat_template else "no"),
     ]
     show.facts(found.path, pairs)
-    rows = [[s.dtype, f"{s.tensors:,}", f"{s.parameters:,}", show.size(s.nbytes)] for s in found.stored]
-    show.table("As stored", ["dtype", "tensors", "parameters", "bytes"], rows, right=(1, 2, 3))
+    rows = [
+        [s.dtype, f"{s.tensors:,}", f"{s.parameters:,}", show.size(s.nbytes), f"{s.bits:.2f}"]
+        for s in found.stored
+    ]
+    columns = ["dtype", "tensors", "parameters", "bytes", "bits each"]
+    show.table("As stored", columns, rows, right=(1, 2, 3, 4))
     if found.weight_bytes:
         show.facts("Memory here", _memory(found))
     if found.supported:

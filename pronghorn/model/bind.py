@@ -8,7 +8,6 @@ than one lies in memory twice.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
+from pronghorn.model.checkpoint import Tensors
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Op, Param, Tape
-from pronghorn.ops.codes import Codes
-from pronghorn.ops.panels import pack, unpack
+from pronghorn.ops.panels import pack
+from pronghorn.ops.values import dense
 from pronghorn.slots import AsCoded, AsStored, WeightFormat
 from pronghorn.types import Packed
 
@@ -40,6 +40,8 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
     def __getitem__(self, key: str) -> tuple[Packed, WeightFormat]:
         param, fmt = self._chosen[key]
         value = param.take(self._tensors)
+        if isinstance(fmt, AsCoded) and isinstance(value, np.ndarray):
+            fmt = AsStored()  # what a checkpoint holds in a form that codes do not have
         if isinstance(fmt, AsCoded):
             return (value if isinstance(value, Packed) else pack(value)), fmt
         value = dense(value)
@@ -51,21 +53,6 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
 
     def __len__(self) -> int:
         return len(self._chosen)
-
-    def release(self) -> None:
-        """Give mapped checkpoint pages back to the system, once a runner has packed what it reads. They
-        are read again from the file if anybody asks. Files with matrices that are read where they lie
-        stay."""
-        given, read = {}, set()
-        for name in {param.name for param, _ in self._chosen.values()}:
-            value = self._tensors[name]
-            if isinstance(value, Packed):
-                read |= {id(_map_of(a)) for a in value.fields.values()}
-            elif (m := _map_of(value)) is not None:
-                given[id(m)] = m
-        for key, m in given.items():
-            if key not in read and hasattr(mmap, "MADV_DONTNEED"):
-                m.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -143,14 +130,14 @@ def bind(
         for i, p in enumerate(op.params):
             if p.key in chosen or p.key in vecs:
                 continue
-            value = p.take(tensors)
             if i < n_mats:
-                null = AsCoded() if isinstance(value, Codes | Packed) else AsStored()
+                small = _is_small(tensors, p.name)
+                null = AsCoded() if small else AsStored()
                 fmt = next((f for f in formats if f.claims(p.name, p.view_shape)), null)
                 chosen[p.key] = (p, fmt)
-                wide |= not isinstance(fmt, AsCoded) and _is_wide(fmt, value)
+                wide |= not isinstance(fmt, AsCoded) and _is_wide(fmt, p, tensors, small)
             else:
-                vecs[p.key] = np.asarray(dense(value), np.float32)
+                vecs[p.key] = np.asarray(dense(p.take(tensors)), np.float32)
                 check_finite(p.name, vecs[p.key])
     return Bound(
         tuple(ops), tuple(tape.widths), Matrices(tensors, chosen), vecs, tuple(tape.ropes), tuple(kv_ropes),
@@ -160,27 +147,17 @@ def bind(
     )  # fmt: skip
 
 
-def dense(value: Any) -> NDArray[Any]:
-    """Numbers, whatever a checkpoint has."""
-    if isinstance(value, Packed):
-        value = unpack(value)
-    array: NDArray[Any] = value.dense() if isinstance(value, Codes) else value
-    return array
+def _is_small(tensors: Mapping[str, Any], name: str) -> bool:
+    """Whether a tensor is codes or packed; those of a checkpoint are not read for that, which costs."""
+    if isinstance(tensors, Tensors):
+        return tensors.info(name).small
+    return not isinstance(tensors[name], np.ndarray)
 
 
-def _is_wide(fmt: WeightFormat, value: Any) -> bool:
+def _is_wide(fmt: WeightFormat, p: Param, tensors: Mapping[str, Any], small: bool) -> bool:
     """What one row says of all."""
-    few = dense(value[:1] if isinstance(value, np.ndarray | Codes) else value)[:1]
+    few = np.zeros((1, p.view_shape[1]), np.float32) if small else p.take(tensors)[:1]
     return fmt.pack(np.zeros_like(few)).kind in ("float32", "float16")
-
-
-def _map_of(array: Any) -> mmap.mmap | None:
-    """The mapped file that an array lies in."""
-    base = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    base = base.obj if isinstance(base, memoryview) else base
-    return base if isinstance(base, mmap.mmap) else None
 
 
 def _hidden(taps: Sequence[str], n_layers: int) -> set[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pronghorn.errors import CheckpointError
 from pronghorn.model import names
 from pronghorn.model.arch import require_architecture
+from pronghorn.model.quantized.stored import NonFiniteError, Tensor, dense
 
 Array = NDArray[Any]
 
@@ -32,26 +33,44 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # as stored: "BF16", "F32", "Q4_0"
-    nbytes: int  # as stored
+    dtype: str  # as stored: "BF16", "F32", "Q4_0", "gptq int4"
+    nbytes: int  # as stored, with scales and all
+    small: bool = False  # stays that small when loaded: codes or fp8, no array of floats
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's description, and the function that makes it an array of `info.shape`."""
+    """A tensor's description, and the function that makes it: of `info.shape`, whatever holds it."""
 
     info: TensorInfo
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class ArrayEntry(Entry):
+    """One that makes an array, whatever it stands for."""
+
     read: Callable[[], Array]
 
 
-class Tensors(Mapping[str, Array]):
-    """Lazy tensors by canonical name. Each access reads afresh: nothing is kept alive here."""
+class Tensors(Mapping[str, Any]):
+    """Lazy tensors by canonical name. Each access reads afresh: nothing is kept alive here.
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    A tensor is an array of floats; where the file holds small integers, a matrix is `ops.codes.Codes`, or
+    `quantized.stored.Turned` where arrays would be (n_in, n_out); fp8 is a `types.Packed` "float8".
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], files: Sequence[Array] = ()) -> None:
+        """files: the bytes of each mapped file."""
         self._entries = dict(entries)
+        self._files = files
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> Any:
         return self._entries[name].read()
+
+    def dense(self, name: str) -> Array:
+        """The values of one tensor, float32 for those stored as small integers."""
+        return dense(self._entries[name].read())
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -66,15 +85,24 @@ class Tensors(Mapping[str, Array]):
         """Name, shape, stored dtype and stored bytes, without reading the data."""
         return self._entries[name].info
 
+    def release(self) -> None:
+        """Give mapped pages back to the system, once a runner has packed what it reads. They are read
+        again from the files if anybody asks."""
+        for data in self._files:
+            mapped: Any = data.base
+            mapped = mapped.obj if isinstance(mapped, memoryview) else mapped
+            if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A readable checkpoint: config and tensors in Hugging Face's vocabulary (see `names`).
 
     `config` is a flat config.json; `tensors` map canonical names to arrays of float32, float16,
-    ml_dtypes.bfloat16 (quantized tensors come as float32); `eos` are the ids that end a text;
-    `bos` is -1 when absent; `gguf_metadata` holds the tokenizer.* keys of a GGUF file and is empty
-    otherwise.
+    ml_dtypes.bfloat16, or to matrices of small integers as stored (see `Tensors`); `eos` are the ids
+    that end a text; `bos` is -1 when absent; `gguf_metadata` holds the tokenizer.* keys of a GGUF file
+    and is empty otherwise.
     """
 
     path: Path
@@ -159,6 +187,7 @@ def finish(
     entries: Mapping[str, Entry],
     eos: tuple[int, ...],
     bos: int,
+    files: Sequence[Array],
     gguf_metadata: dict[str, Any] | None = None,
 ) -> Checkpoint:
     """Last step of every reader: normalise the config, check it against the number of tensors.
@@ -175,7 +204,7 @@ def finish(
                 f"{path}: config says {key} {value} but the checkpoint holds {len(entries)} tensors"
             )
     names.fill_layers(config)
-    return Checkpoint(path, kind, config, Tensors(entries), eos, bos, gguf_metadata or {})
+    return Checkpoint(path, kind, config, Tensors(entries, files), eos, bos, gguf_metadata or {})
 
 
 def map_file(path: Path) -> Array:
@@ -216,6 +245,7 @@ def view(data: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     return part.view(dtype).reshape(shape)
 
 
+_WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _PATH = ("model.layers.", "model.norm.", "transformer.h.", "transformer.ln_f.", "lm_head.")
 
 
@@ -224,9 +254,10 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
 
     A tensor of the path from embedding to logits that nothing expects would be dropped silently and the
     output be wrong: a bias that the config does not call for, a layer past the last one. Harmless
-    leftovers never come here: readers drop them (`names.canonical`). With tied embeddings lm_head.weight
-    may be missing, and may be left unused. The message lists the first few faults and the config fields
-    behind them.
+    leftovers never come here: readers drop them (`names.canonical`); but biases of nothing but zeros, which
+    early GPTQ checkpoints have for each layer, may be unused. With tied embeddings lm_head.weight may be
+    missing, and may be left unused. The message lists the first few faults and the config fields behind
+    them.
     """
     faults: list[str] = []
     tied = checkpoint.config["tie_word_embeddings"]
@@ -237,14 +268,17 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
             continue
         info = checkpoint.tensors.info(name)
         have = info.shape
-        if info.dtype[0] in "IU" or info.dtype == "BOOL":
+        if info.dtype in _WHOLE:
             faults.append(f"{name} holds whole numbers ({info.dtype}), perhaps quantized weights")
         elif have != tuple(want):
             faults.append(_disagreement(checkpoint.config, name, have, tuple(want)))
     faults += [
         f"{name} is stored, but the config does not call for it"
         for name in checkpoint.tensors
-        if name not in expected and name.startswith(_PATH) and not (name == "lm_head.weight" and tied)
+        if name not in expected
+        and name.startswith(_PATH)
+        and not (name == "lm_head.weight" and tied)
+        and not _adds_nothing(checkpoint.tensors, name)
     ]
     if faults:
         rest = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
@@ -252,6 +286,14 @@ def validate(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) ->
             f"{checkpoint.path}: config and tensors disagree: {'; '.join(faults[:4])}{rest}. "
             "Use the config.json that belongs to these weights"
         )
+
+
+def _adds_nothing(tensors: Tensors, name: str) -> bool:
+    layer, _, last = name.rpartition(".")
+    weight = f"{layer}.weight"
+    if last != "bias" or weight not in tensors or not tensors.info(weight).dtype.startswith("gptq"):
+        return False
+    return len(tensors.info(name).shape) == 1 and not tensors.dense(name).any()
 
 
 def _disagreement(config: Mapping[str, Any], name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:
@@ -273,7 +315,12 @@ def find_nonfinite(
     done = 0
     bad: list[str] = []
     for info in infos:
-        if not _all_finite(checkpoint.tensors[info.name]):
+        try:
+            tensor = checkpoint.tensors[info.name]
+            finite = not isinstance(tensor, np.ndarray) or _all_finite(tensor)
+        except NonFiniteError:
+            finite = False
+        if not finite:
             bad.append(info.name)
         done += info.nbytes
         if progress is not None:

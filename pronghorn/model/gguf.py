@@ -2,14 +2,14 @@
 
 The container is parsed here rather than by the gguf package, whose reader trusts every count in the
 file. Here each count is bounded by the bytes that remain before anything loops or allocates.
-Quantized tensors are expanded by `gguf.quants` to float32, one at a time, when they are asked for.
+Quantized matrices come as codes (`quantized.blocks`), made one at a time when they are asked for.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from pronghorn.model import gguf_map, names
 from pronghorn.model.checkpoint import Array, Checkpoint, Entry, TensorInfo, finish, map_file, view
 from pronghorn.model.hf import token_ids
 from pronghorn.model.llama2c import to_halves
+from pronghorn.model.quantized.blocks import BLOCKS, decode
+from pronghorn.model.quantized.stored import Tensor, Turned, dense
 
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 20
@@ -42,20 +44,25 @@ _SCALARS = {
     12: "d",
 }
 
-# Tensor types that can be read, by number: name, items per block, bytes per block.
-_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    28: ("F64", 1, 8),
-    30: ("BF16", 1, 2),
+# Tensor types that can be read, by number.
+_TYPES: dict[int, str] = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    20: "IQ4_NL",
+    23: "IQ4_XS",
+    28: "F64",
+    30: "BF16",
+    39: "MXFP4",
 }
 _PLAIN: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -63,6 +70,7 @@ _PLAIN: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_TABLES = ("transformer.wpe.weight",)  # no matrix of a product: its rows are added as they are
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def load_gguf(path: Path) -> Checkpoint:
     vocabulary = {key: value for key, value in meta.items() if key.startswith("tokenizer.")}
     config = names.normalise_config(config, str(path))
     entries = _entries(contents, arch, config)
-    return finish(path, "gguf", config, entries, _eos(meta, config), _bos(meta), vocabulary)
+    return finish(path, "gguf", config, entries, _eos(meta, config), _bos(meta), (contents.data,), vocabulary)
 
 
 def _eos(meta: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -127,7 +135,8 @@ def _rope_factors(contents: Contents) -> dict[str, list[float]]:
         if stored.name in gguf_map.ROPE_TENSORS:
             if len(stored.shape) != 1 or stored.shape[0] > 4096 or stored.dtype != "F32":
                 raise CheckpointError(f"{stored.name} has shape {stored.shape} in {stored.dtype}")
-            out[stored.name] = [float(v) for v in read_tensor(contents.data, stored)]
+            factors = view(contents.data, stored.start, stored.shape, _PLAIN["F32"])
+            out[stored.name] = [float(v) for v in factors]
     return out
 
 
@@ -165,12 +174,14 @@ def _parts(
                 )
         if place.change == "transpose":
             shape = shape[::-1]
-        info = TensorInfo(place.name, shape, stored.dtype, stored.nbytes)
-        return [(place.name, Entry(info, _reader(data, stored, place.change, head)))]
+        here = replace(stored, name=place.name)
+        info = TensorInfo(place.name, shape, stored.dtype, stored.nbytes, _is_codes(here))
+        return [(place.name, Entry(info, _reader(data, here, place.change, head)))]
     if place.expert >= 0:
         each = names.expert_name(place.name, model_type, place.expert, place.part)
-        info = TensorInfo(each, stored.shape, stored.dtype, stored.nbytes)
-        return [(each, Entry(info, _reader(data, stored, "", 0)))]
+        here = replace(stored, name=each)
+        info = TensorInfo(each, stored.shape, stored.dtype, stored.nbytes, _is_codes(here))
+        return [(each, Entry(info, _reader(data, here, "", 0)))]
     if len(stored.shape) != 3 or stored.shape[0] != config.get("num_experts"):
         raise CheckpointError(
             f"config says num_experts {config.get('num_experts')} but {stored.name} is {stored.shape}"
@@ -182,12 +193,15 @@ def _parts(
     for expert in range(n_experts):
         each = names.expert_name(place.name, model_type, expert, place.part)
         piece = Stored(each, (rows, cols), stored.dtype, stored.start + expert * nbytes, nbytes)
-        info = TensorInfo(each, (rows, cols), stored.dtype, nbytes)
+        info = TensorInfo(each, (rows, cols), stored.dtype, nbytes, _is_codes(piece))
         out.append((each, Entry(info, _reader(data, piece, "", 0))))
     return out
 
 
-def _reader(data: Array, stored: Stored, change: str, head: int) -> Callable[[], Array]:
+def _reader(data: Array, stored: Stored, change: str, head: int) -> Callable[[], Tensor]:
+    """Reads a tensor that already has its canonical name, and undoes what llama.cpp did to it."""
+    if _is_codes(stored):
+        return lambda: _codes(data, stored, change, head)
     if change == "pairs":
         return lambda: to_halves(read_tensor(data, stored), head)
     if change == "plus_one":
@@ -197,20 +211,35 @@ def _reader(data: Array, stored: Stored, change: str, head: int) -> Callable[[],
     return lambda: read_tensor(data, stored)
 
 
+def _is_codes(stored: Stored) -> bool:
+    """Whether a tensor, by its canonical name, is a matrix of a product in blocks of small integers."""
+    return stored.dtype not in _PLAIN and len(stored.shape) == 2 and stored.name not in _TABLES
+
+
+def _codes(data: Array, stored: Stored, change: str, head: int) -> Tensor:
+    codes = decode(stored.dtype, _rows(data, stored), stored.name)
+    if change == "pairs":
+        return codes[to_halves(np.arange(stored.shape[0]), head)]
+    if change == "transpose":
+        return Turned(codes)
+    return codes
+
+
+def _rows(data: Array, stored: Stored) -> Array:
+    """The bytes of a tensor of blocks, one row for each of its rows."""
+    block = BLOCKS[stored.dtype]
+    width = stored.shape[-1] // block.n_values * block.n_bytes
+    return data[stored.start : stored.start + stored.nbytes].reshape(-1, width)
+
+
 def read_tensor(data: Array, stored: Stored) -> Array:
-    """The tensor's values: a view for F32, F16, BF16 and F64, float32 for quantized types."""
+    """The tensor's values: a view for F32, F16, BF16 and F64, float32 for quantized types.
+
+    Raises CheckpointError for a quantized tensor with scales that are NaN or infinite.
+    """
     if stored.dtype in _PLAIN:
         return view(data, stored.start, stored.shape, _PLAIN[stored.dtype])
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    kind = GGMLQuantizationType[stored.dtype]
-    _, per_block, block_bytes = _TYPES[int(kind)]
-    width = stored.shape[-1] // per_block * block_bytes
-    raw = data[stored.start : stored.start + stored.nbytes].reshape(-1, width)
-    with np.errstate(all="ignore"):  # scales of a damaged file may be infinite: the engine reports them
-        expanded: Array = dequantize(raw, kind)
-    return expanded.reshape(stored.shape)
+    return dense(decode(stored.dtype, _rows(data, stored), stored.name)).reshape(stored.shape)
 
 
 def parse(path: Path) -> Contents:
@@ -257,11 +286,14 @@ def _placed(
     for name, shape, code, offset in table:
         what = f"{path}: tensor {names.shown(name)}"
         if code not in _TYPES:
-            readable = ", ".join(kind for kind, _, _ in _TYPES.values())
+            readable = ", ".join(_TYPES.values())
             raise UnsupportedError(
                 f"{what} has type {_type_name(code)}, which Pronghorn does not read; it reads {readable}"
             )
-        kind, per_block, block_bytes = _TYPES[code]
+        kind = _TYPES[code]
+        per_block, block_bytes = (
+            (1, _PLAIN[kind].itemsize) if kind in _PLAIN else (BLOCKS[kind].n_values, BLOCKS[kind].n_bytes)
+        )
         if shape[-1] % per_block:
             raise CheckpointError(f"{what} of shape {shape} does not divide into {kind} blocks")
         count = 1

@@ -19,7 +19,16 @@ import numpy as np
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
 from pronghorn.model.arch import require_architecture
-from pronghorn.model.checkpoint import Array, Checkpoint, Entry, TensorInfo, finish, map_file, view
+from pronghorn.model.checkpoint import (
+    Array,
+    ArrayEntry,
+    Checkpoint,
+    Entry,
+    TensorInfo,
+    finish,
+    map_file,
+    view,
+)
 
 MAX_HEADER = 100 << 20  # the limit of the safetensors library itself
 MAX_JSON = 64 << 20
@@ -38,6 +47,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -51,20 +61,44 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
     generation: dict[str, Any] = {}
     if (folder / "generation_config.json").exists():
         generation = read_json(folder / "generation_config.json", MAX_JSON)
+    quantization = _quantization(folder, config)
     model_type = names.normalise_config(config, str(folder / "config.json"))["model_type"]
     require_architecture(model_type)
-    entries: dict[str, Entry] = {}
-    for file in _files(folder, only):
-        for stored, entry in read_safetensors(file).items():
+    arrays: dict[str, ArrayEntry] = {}
+    files = [(file, map_file(file)) for file in _files(folder, only)]
+    for file, data in files:
+        for stored, entry in read_safetensors(file, data).items():
             for name, part in _rename(stored, entry, model_type):
-                if name in entries:
+                if name in arrays:
                     raise CheckpointError(f"{file}: tensor {name} appears a second time")
-                entries[name] = part
-            names.check_count(len(entries))
+                arrays[name] = part
+            names.check_count(len(arrays))
+    entries: dict[str, Entry] = dict(arrays)
+    if quantization is not None:
+        from pronghorn.model.quantized.scheme import gather
+
+        entries = gather(arrays, quantization, model_type, str(folder / "config.json"))
+    for name, made in entries.items():
+        if isinstance(made, ArrayEntry) and made.info.dtype.startswith("F8"):
+            raise UnsupportedError(
+                f"{folder}: tensor {name} has dtype {made.info.dtype} without a scale that the "
+                "quantization_config in config.json explains; Pronghorn does not read it"
+            )
     eos = token_ids(generation.get("eos_token_id")) or token_ids(_text(config, "eos_token_id"))
     bos = token_ids(_text(config, "bos_token_id")) or token_ids(generation.get("bos_token_id"))
     path = folder / only if only else folder
-    return finish(path, "hf", config, entries, eos, bos[0] if bos else -1)
+    return finish(path, "hf", config, entries, eos, bos[0] if bos else -1, [data for _, data in files])
+
+
+def _quantization(folder: Path, config: dict[str, Any]) -> Mapping[str, Any] | None:
+    """What the folder says about quantized weights; removes it from the config. Early checkpoints of GPTQ
+    say it in a file of its own."""
+    from pronghorn.model.quantized.scheme import take_settings
+
+    found = take_settings(config)
+    if found is None and (folder / "quantize_config.json").exists():
+        found = {"quant_method": "gptq", **read_json(folder / "quantize_config.json", MAX_JSON)}
+    return found
 
 
 def _text(config: Mapping[str, Any], key: str) -> Any:
@@ -163,12 +197,11 @@ def _shards(index: Path) -> list[str]:
     return shards
 
 
-def read_safetensors(path: Path) -> dict[str, Entry]:
-    """Entries of one file by stored name, in the order of their data.
+def read_safetensors(path: Path, data: Array) -> dict[str, ArrayEntry]:
+    """Entries of one file, whose bytes are `data`, by stored name, in the order of their data.
 
     Raises CheckpointError when the header disagrees with itself or with the file's size.
     """
-    data = map_file(path)
     if data.size < 8:
         raise CheckpointError(f"{path} has {data.size} bytes: too short for a safetensors header")
     n_header = int.from_bytes(data[:8].tobytes(), "little")
@@ -186,13 +219,13 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
     spans = [(name, *_span(path, name, value, room)) for name, value in header.items()]
     spans.sort(key=lambda span: (span[3], span[4]))
     at = 0
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ArrayEntry] = {}
     for name, code, shape, start, stop in spans:
         if start < at:
             raise CheckpointError(f"{path}: tensor {names.shown(name)} overlaps the one before it")
         at = stop
         info = TensorInfo(name, shape, code, stop - start)
-        entries[name] = Entry(info, _reader(data, base + start, shape, _DTYPES[code]))
+        entries[name] = ArrayEntry(info, _reader(data, base + start, shape, _DTYPES[code]))
     return entries
 
 
@@ -237,7 +270,7 @@ def _reader(data: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any
     return lambda: view(data, start, shape, dtype)
 
 
-def _rename(stored: str, entry: Entry, model_type: str) -> Iterable[tuple[str, Entry]]:
+def _rename(stored: str, entry: ArrayEntry, model_type: str) -> Iterable[tuple[str, ArrayEntry]]:
     """Canonical names of one stored tensor: none, one, or one for each fused expert."""
     name = names.canonical(stored, model_type)
     if not name:
@@ -245,7 +278,7 @@ def _rename(stored: str, entry: Entry, model_type: str) -> Iterable[tuple[str, E
     info = entry.info
     fused = names.fused_experts(name, info.shape)
     if fused is None:
-        yield name, Entry(TensorInfo(name, info.shape, info.dtype, info.nbytes), entry.read)
+        yield name, ArrayEntry(TensorInfo(name, info.shape, info.dtype, info.nbytes), entry.read)
         return
     layer, parts = fused
     n_experts, n_rows, n_cols = info.shape
@@ -257,7 +290,7 @@ def _rename(stored: str, entry: Entry, model_type: str) -> Iterable[tuple[str, E
             each = names.expert_name(layer, model_type, expert, part)
             yield (
                 each,
-                Entry(
+                ArrayEntry(
                     TensorInfo(each, (rows, n_cols), info.dtype, nbytes),
                     _slice(entry.read, expert, i * rows, (i + 1) * rows),
                 ),

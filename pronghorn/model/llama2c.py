@@ -100,7 +100,7 @@ def load_llama2c(path: Path) -> Checkpoint:
         "mlp_bias": False,
     }
     eos, bos = _ends(path)
-    return finish(path, "llama2c", config, entries, eos, bos)
+    return finish(path, "llama2c", config, entries, eos, bos, (data,))
 
 
 def _ends(path: Path) -> tuple[tuple[int, ...], int]:

@@ -39,7 +39,7 @@ import numpy as np
 
 from pronghorn.model.rope import Rope
 from pronghorn.ops.codes import Codes
-from pronghorn.ops.panels import unpack
+from pronghorn.ops.values import dense, outputs
 from pronghorn.types import Packed
 
 
@@ -74,15 +74,13 @@ class Param:
         return (self.rows[1] - self.rows[0], *shape[1:]) if self.rows != (0, 0) else shape
 
     def take(self, tensors: Mapping[str, Any]) -> Any:
-        """The view itself: an array (no copy unless `add` is set), or `Codes`, or `Packed` where a
-        checkpoint has the whole of it so."""
+        """The view itself: an array (no copy unless `add` is set), or `Codes` or `Packed` where a
+        checkpoint has it so."""
         a = tensors[self.name]
+        if isinstance(a, Codes | Packed) and (self.transpose or self.add):
+            a = dense(a)
         if isinstance(a, Packed):
-            if self.key == self.name and not self.transpose and not self.add:
-                return a
-            a = unpack(a)
-        if isinstance(a, Codes) and (self.transpose or self.add):
-            a = a.dense()
+            return a if self.rows == (0, 0) else outputs(a, *self.rows)
         if self.expert >= 0:
             a = a[self.expert]
         if self.transpose:

@@ -111,7 +111,7 @@ def _maker(
     head = checkpoint.config.get("head_dim") or 0
 
     def one(place: gguf_map.Place, name: str) -> Array:
-        array = checkpoint.tensors[name]
+        array = checkpoint.tensors.dense(name)
         if place.change == "pairs":
             array = llama2c.to_pairs(array, head)
         elif place.change == "transpose":

@@ -46,7 +46,7 @@ def write_folder(checkpoint: Checkpoint, path: Path, dtype: str, progress: Progr
         file.write(struct.pack("<Q", len(text)) + text)
         done = 0
         for name in checkpoint.tensors:
-            done += file.write(cast(checkpoint.tensors[name], out).reshape(-1).view(np.uint8).data)
+            done += file.write(cast(checkpoint.tensors.dense(name), out).reshape(-1).view(np.uint8).data)
             progress(done, at)
     config = config_json(checkpoint)
     config["dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]

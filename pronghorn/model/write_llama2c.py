@@ -96,7 +96,7 @@ def _llama2c_block(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) ->
         return cast(np.cos(angles) if name == "rope.real" else np.sin(angles), np.dtype("<f4"))
     if name not in checkpoint.tensors:
         raise CheckpointError(f"{checkpoint.path} holds no {name}")
-    array = checkpoint.tensors[name]
+    array = checkpoint.tensors.dense(name)
     want = shape[1:] if name.startswith("model.layers.") else shape
     if array.shape != want:
         raise CheckpointError(f"config calls for {name} of {want} but it is {array.shape}")
