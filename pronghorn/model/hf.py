@@ -20,6 +20,7 @@ from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model import names
 from pronghorn.model.arch import require_architecture
 from pronghorn.model.checkpoint import Array, Checkpoint, Entry, TensorInfo, finish, map_file, view
+from pronghorn.model.packed import join
 
 MAX_HEADER = 100 << 20  # the limit of the safetensors library itself
 MAX_JSON = 64 << 20
@@ -61,6 +62,7 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
                     raise CheckpointError(f"{file}: tensor {name} appears a second time")
                 entries[name] = part
             names.check_count(len(entries))
+    entries = join(folder, entries)
     eos = token_ids(generation.get("eos_token_id")) or token_ids(_text(config, "eos_token_id"))
     bos = token_ids(_text(config, "bos_token_id")) or token_ids(generation.get("bos_token_id"))
     path = folder / only if only else folder
