@@ -17,9 +17,10 @@ from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
 from pronghorn.ops import ref
+from pronghorn.ops.panels import unpack
 from pronghorn.ops.ref import Ops
 from pronghorn.run.base import check, visible
-from pronghorn.slots import WeightFormat
+from pronghorn.slots import AsStored, WeightFormat
 from pronghorn.types import Array, Ints, Packed, Rows, StepOut
 
 
@@ -31,6 +32,8 @@ class RefRunner:
         self.ops: Ops = store.ops
         self.mats: dict[str, tuple[Packed, WeightFormat]] = {}
         for key, (p, fmt) in bound.mats.items():
+            if p.grid is not None:  # decoded once, not in each product
+                p, fmt = AsStored().pack(unpack(p).dense()), AsStored()
             fields = {name: self._widen(a) for name, a in p.fields.items()}
             self.mats[key] = (replace(p, fields=fields), fmt)
         self.vecs = {key: self._widen(v) for key, v in bound.vecs.items()}
