@@ -22,7 +22,7 @@ import numpy as np
 from pronghorn.errors import CheckpointError
 from pronghorn.model.checkpoint import Entry, TensorInfo
 from pronghorn.model.names import shown
-from pronghorn.ops.codes import Grid
+from pronghorn.ops.codes import Codes, Grid
 from pronghorn.ops.panels import PANEL, factors, stride, unpack
 from pronghorn.types import Packed
 
@@ -59,6 +59,13 @@ def dense(packed: Packed) -> np.ndarray[Any, Any]:
     return np.asarray(packed.fields["w"], np.float32)
 
 
+def floats(value: Any) -> np.ndarray[Any, Any]:
+    """The values of a checkpoint's tensor, float32, whatever holds them."""
+    if isinstance(value, Codes):
+        return value.dense()
+    return dense(value) if isinstance(value, Packed) else np.asarray(value, np.float32)
+
+
 # ------------------------------------------------------------------------------ reading
 
 
@@ -79,6 +86,11 @@ def join(folder: Path, entries: dict[str, Entry]) -> dict[str, Entry]:
     described = content.get("tensors")
     if not isinstance(described, dict):
         raise CheckpointError(f"{path} has no list of tensors")
+    return joined(path, described, entries)
+
+
+def joined(path: Path, described: Mapping[str, Any], entries: dict[str, Entry]) -> dict[str, Entry]:
+    """As `join`, given what the file says."""
     out = dict(entries)
     for name, about in described.items():
         entry, parts = _matrix(f"{path}: tensor {shown(name)}", name, about, entries)
@@ -153,9 +165,14 @@ def _grid(what: str, about: Any) -> Grid:
 def _reader(
     what: str, kind: str, shape: tuple[int, int], grid: Grid | None, parts: Mapping[str, Callable[[], Any]]
 ) -> Callable[[], Any]:
+    checked = False
+
     def read() -> Packed:
+        nonlocal checked
         packed = Packed(kind, shape, {part: get() for part, get in parts.items()}, grid)
-        _check_scales(what, packed)
+        if not checked:  # once: a matrix is asked for more often
+            _check_scales(what, packed)
+            checked = True
         return packed
 
     return read

@@ -2,12 +2,13 @@
 rounded finer.
 
 The columns of all products of one input are multiplied by s and what made the input is divided by it, which
-changes nothing before rounding: mean|x|^alpha, with the alpha of 20 whose rounded products differ least on the
-calibration text. s goes into the weight of a norm, or into the rows of a product that reaches the input
-through nothing but a gate or an attention's values, where all query heads of a value head share it. Where that
-is possible follows from the tape, not from the architecture's name. Departures: the error is that of the
-products themselves, from the mean of x x^T, not of a whole block; there is no search for clipping, since
-`quantize.fit` clips where that lowers the error, weighted here by the importance of inputs.
+changes nothing before rounding: mean|x|^alpha, with the alpha of 20 whose rounded products differ least on
+the calibration text. The other side of s goes into the weight of a norm, or into the rows of a product that
+reaches the input through nothing but a gate or an attention's values, where all query heads of a value head
+share it. Where that is possible follows from the tape, not from the architecture's name. Departures: the
+error is that of the products themselves, from the mean of x x^T, not of a whole block; there is no search
+for clipping, since `quantize.fit` clips where that lowers the error, weighted here by the importance of
+inputs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,11 @@ def sites(tape: Tape, ops: Sequence[Op]) -> list[Site]:
             repeat = (a["n_kv"], a["n_heads"] // a["n_kv"], a["head_dim"])
         elif not (by.kind == "norm" and by.attrs["group"] == tape.widths[r]):
             continue
-        if by.kind not in ("norm", "linear") or len(read[by.out]) != 1 and by.out != r or not alone(by.params):
+        if (
+            by.kind not in ("norm", "linear")
+            or (len(read[by.out]) != 1 and by.out != r)
+            or not alone(by.params)
+        ):
             continue
         out.append(Site(r, readers, by.params, by.kind == "norm", repeat))
     return out

@@ -1,11 +1,12 @@
 """FineQuant (Kim et al., 2023, arXiv 2308.09723, section 3): how many inputs share a scale is chosen for each
 matrix, from its weights alone.
 
-From one scale for a whole row the group is halved as long as that makes the relative error smaller by a factor:
-a matrix with outliers in places gets small groups, one without them does not pay for scales. The paper leaves
-its threshold to the reader; here a halving must bring the error below 0.92 of what it was, and the group that
-the format names is the smallest. Departure: scales are those of least squared error (`quantize.fit`), not of
-the largest magnitude.
+From one scale for a whole row the group is halved as long as that makes the relative error smaller by a
+factor: a matrix with outliers in places gets small groups, one without them does not pay for scales. The
+paper leaves its threshold to the reader; here a finer group must bring the error below 0.92 of the coarser
+one's, and the group that the format names is the smallest. Departures: after a whole row come groups of 128,
+64 and 32, which kernels know; scales are those of least squared error (`quantize.fit`), not of the largest
+magnitude.
 """
 
 from __future__ import annotations

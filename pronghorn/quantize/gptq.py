@@ -1,5 +1,5 @@
-"""GPTQ (Frantar et al., 2022, arXiv 2210.17323, algorithm 1): what rounding an input's weights does wrong, the
-weights of later inputs make good, as far as the calibration text lets the inputs stand in for each other.
+"""GPTQ (Frantar et al., 2022, arXiv 2210.17323, algorithm 1): what rounding an input's weights does wrong,
+the weights of later inputs make good, as far as on the calibration text inputs can stand in for each other.
 
 With H the mean of x x^T and U the upper Cholesky factor of its inverse, the rounding error of column j,
 divided by U[j, j], is taken from the columns after it along row j of U, lazily in blocks. Departures: the

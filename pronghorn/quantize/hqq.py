@@ -1,11 +1,11 @@
-"""HQQ (Badri and Shaji, 2023, "Half-Quadratic Quantization of Large Machine Learning Models"): offsets found by
-a robust fit, without text.
+"""HQQ (Badri and Shaji, 2023, "Half-Quadratic Quantization of Large Machine Learning Models"): offsets found
+by a robust fit, without text.
 
-For each group the scale is that of the range, and the offset minimises the p-norm of the error, p = 0.7, which
-cares for the many weights more than for the few outliers. Half-quadratic splitting alternates between a
-shrinkage of the error and the mean of what is left. The best offset met is kept, so the mean error is never above
-that of the start. Departures: the stored offset is a float16, as the scale, and codes are rounded once more
-against both as stored.
+For each group the scale is that of the range, and the offset minimises the p-norm of the error, p = 0.7,
+which cares for the many weights more than for the few outliers. Half-quadratic splitting alternates between
+a shrinkage of the error and the mean of what is left. The best offset met is kept, so the mean error is never
+above that of the start. Departures: the stored offset is a float16, as the scale, and codes are rounded once
+more against both as stored.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.model.packed import dense
+from pronghorn.model.packed import dense, floats
 from pronghorn.model.tape import Op, Param, Tape
 from pronghorn.ops.codes import Codes, Grid
 from pronghorn.ops.panels import pack
@@ -52,6 +52,14 @@ def stages(tape: Tape) -> list[Numbered]:
             out.append([])
         out[-1].append((i, op))
     return [ops for ops in out if ops]
+
+
+def matrices(op: Op) -> tuple[Param, ...]:
+    """The matrices of an op that may be quantized. A router stays as it is: it is small, and much depends on
+    whom it chooses."""
+    if op.kind == "moe":
+        return op.params[1:]
+    return op.params[: int(op.kind in ("embed", "linear", "head"))]
 
 
 class Job:
@@ -120,8 +128,7 @@ class _Run:
 
     def by_weights(self) -> None:
         for _, op in self.ops:
-            n = {"embed": 1, "linear": 1, "head": 1, "moe": len(op.params)}.get(op.kind, 0)
-            for p in op.params[int(op.kind == "moe") : n]:  # a router stays as it is
+            for p in matrices(op):
                 if self.format(p):
                     self.keep(p, self.coded(p, UNSEEN))
 
@@ -175,13 +182,13 @@ class _Run:
             grids = {p.key: f.grid for p in site.readers if hasattr(f := self.format(p), "grid")}
             if len(grids) < len(site.readers) or site.register not in self.seen:
                 continue
-            weights = {p.key: np.asarray(p.take(self.tensors), np.float32) for p in site.readers}
+            weights = {p.key: floats(p.take(self.tensors)) for p in site.readers}
             s = search(weights, grids, self.seen[site.register], site)
             if (s == 1).all():
                 continue
             for p in (*site.readers, *site.made_by):
                 if p.name not in self.now:
-                    self.now[p.name] = np.array(self.job.tensors[p.name], np.float32)
+                    self.now[p.name] = np.array(floats(self.job.tensors[p.name]))
             fold(self.now, site, s)
             self.seen[site.register] = scaled(self.seen[site.register], s)
             for p in site.made_by:
@@ -203,15 +210,15 @@ class _Run:
         return fmt
 
     def values(self, p: Param) -> Floats:
-        return np.asarray(self.tensors[p.name], np.float32)
+        return floats(self.tensors[p.name])
 
     def coded(self, p: Param, seen: Seen) -> Packed:
         fmt = self.format(p)
         grid = getattr(fmt, "grid", None)
         if grid is None:
-            return fmt.pack(self.tensors[p.name])  # type: ignore[no-any-return]
+            return fmt.pack(self.values(p))  # type: ignore[no-any-return]
         if not seen.n and self.job.by.text:
-            return fmt.pack(self.tensors[p.name])  # type: ignore[no-any-return]
+            return fmt.pack(self.values(p))  # type: ignore[no-any-return]
         return pack(self.job.by.codes(self.values(p), grid, seen))
 
     def keep(self, p: Param, packed: Packed) -> None:

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.model.packed import floats
 from pronghorn.model.tape import Op, Param, Tape
 from pronghorn.ops import ref
+from pronghorn.ops.codes import Codes
 from pronghorn.ops.ref import Ops
+from pronghorn.types import Packed
 
 Floats = NDArray[np.float32]
 Prepare = Callable[[Sequence[Param], Floats, int], None]  # params, their inputs, register or -1
@@ -52,17 +55,22 @@ class Walk:
                 self.regs[op.out] = out
 
     def value(self, p: Param) -> Floats:
-        return np.asarray(p.take(self.tensors), np.float32)
+        """A parameter as the walk reads it, float32."""
+        return floats(p.take(self.tensors))
 
     def do(self, op: Op, ins: list[Floats], prepare: Prepare) -> Floats:
         a, ops = op.attrs, self.ops
         if op.kind == "embed":
             prepare(op.params, np.zeros((0, 0), np.float32), -1)
             w = op.params[0].take(self.tensors)
-            return np.asarray(w[self.ids.reshape(-1)], np.float32) * np.float32(a["scale"])
+            if isinstance(w, Codes | Packed):
+                w = floats(w)
+            rows: Floats = np.asarray(w[self.ids.reshape(-1)], np.float32) * np.float32(a["scale"])
+            return rows
         if op.kind == "wpe":
             at = np.tile(np.arange(self.length), self.n_seqs)
-            return ins[0] + np.asarray(op.params[0].take(self.tensors)[at], np.float32)
+            placed: Floats = ins[0] + self.value(op.params[0])[at]
+            return placed
         if op.kind == "norm":
             w, *b = (self.value(p) for p in op.params)
             out: Floats = ref.norm(ops, ins[0], w, b[0] if b else None, a["mode"], a["eps"], a["group"])
@@ -71,7 +79,7 @@ class Walk:
             prepare(op.params[:1], ins[0], op.ins[0])
             if op.kind == "head":  # nobody reads the logits here
                 return ins[0]
-            y = ins[0] @ self.value(op.params[0]).T
+            y: Floats = ins[0] @ self.value(op.params[0]).T
             return y + self.value(op.params[1]) if len(op.params) > 1 else y
         if op.kind == "rope":
             cos, sin = self._rotation(a["rope"])
@@ -89,7 +97,8 @@ class Walk:
         if op.kind == "add":
             return ins[0] + ins[1]
         if op.kind == "scale":
-            return ins[0] * np.float32(a["by"])
+            by: Floats = ins[0] * np.float32(a["by"])
+            return by
         if op.kind == "moe":
             return self._moe(op, ins[0], prepare)
         raise ValueError(f"no op {op.kind!r}")
