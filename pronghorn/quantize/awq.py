@@ -59,8 +59,10 @@ def sites(tape: Tape, ops: Sequence[Op]) -> list[Site]:
 
     out = []
     for r in dict.fromkeys(op.ins[0] for op in ops if op.kind == "linear"):
+        if any(op.kind != "linear" for op in read[r]):
+            continue
         readers = tuple(op.params[0] for op in read[r])
-        if any(op.kind != "linear" for op in read[r]) or not alone(readers):
+        if not alone(readers):
             continue
         by, repeat = made[r], (0, 0, 0)
         if by.kind == "glu":

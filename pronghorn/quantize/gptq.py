@@ -10,8 +10,6 @@ order: sorting them by importance would tear groups apart, which the kernels rea
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +21,7 @@ from pronghorn.quantize.seen import Seen
 Floats = NDArray[np.float32]
 
 BLOCK = 128  # columns between updates of all that follow; groups do not straddle it
+ROWS = 16384  # outputs worked on at a time
 DAMP = 0.01  # of the mean of H's diagonal, added to it
 
 
@@ -31,11 +30,22 @@ def gptq(w: NDArray[np.float32], grid: Grid, seen: Seen) -> Codes:
     was. Raises `CheckpointError` for weights that have no codes."""
     if not seen.n:
         return fit(w, grid)
-    w = np.array(w, np.float32)
+    upper = _factor(seen.hessian)
+    dead = np.diagonal(seen.hessian) == 0
+    parts = []
+    for i in range(0, max(len(w), 1), ROWS):
+        part = np.array(w[i : i + ROWS], np.float32)
+        part[:, dead] = 0  # what is never multiplied need not cost a scale its precision
+        parts.append(_rows(part, grid, seen.importance, upper))
+    code, scale = (np.concatenate([getattr(p, name) for p in parts]) for name in ("code", "scale"))
+    offset = np.concatenate([p.offset for p in parts]) if grid.offset else NONE
+    return Codes(grid, code, scale, offset, NONE, NONE)
+
+
+def _rows(w: Floats, grid: Grid, weight: Floats, upper: Floats) -> Codes:
+    """Some of the outputs; `w` is lost."""
     n_out, n_in = w.shape
-    upper = _factor(seen.hessian, w)
     group = grid.group or n_in
-    weight = seen.importance
     parts: list[Codes] = []
     code = np.empty((n_out, n_in), np.uint8)
     a = b = np.zeros(n_out, np.float32)
@@ -53,7 +63,7 @@ def gptq(w: NDArray[np.float32], grid: Grid, seen: Seen) -> Codes:
         w[:, stop:] -= errors @ upper[start:stop, stop:]
     scale = np.concatenate([p.scale for p in parts], axis=1)
     offset = np.concatenate([p.offset for p in parts], axis=1) if grid.offset else NONE
-    return replace(parts[0], code=code, scale=scale, offset=offset)
+    return Codes(grid, code, scale, offset, NONE, NONE)
 
 
 def nearest(w: Floats, a: Floats, b: Floats, grid: Grid) -> tuple[NDArray[np.uint8], Floats]:
@@ -67,13 +77,12 @@ def nearest(w: Floats, a: Floats, b: Floats, grid: Grid) -> tuple[NDArray[np.uin
     return codes(q, grid), value
 
 
-def _factor(hessian: Floats, w: Floats) -> Floats:
-    """The upper Cholesky factor of the inverse of H, damped; inputs that were never seen lose their weights
-    (set in `w`). More damping where H is too near to singular for its factor to exist."""
+def _factor(hessian: Floats) -> Floats:
+    """The upper Cholesky factor of the inverse of H, damped; more where H is too near to singular for its
+    factor to exist. Inputs that were never seen count as if they were independent."""
     h = hessian.astype(np.float64)
     dead = np.diagonal(h) == 0
     h[dead, dead] = 1
-    w[:, dead] = 0
     mean = float(np.diagonal(h).mean())
     for damp in (DAMP, 10 * DAMP, 100 * DAMP):
         damped = h + damp * mean * np.eye(len(h))

@@ -170,8 +170,8 @@ class _Run:
             else:
                 self.use(p, self.coded(p, seen))
         for grid, group in shared.items():
-            rows = [self.values(p) for p in group]
-            codes: Codes = self.job.by.codes(np.concatenate(rows), grid, seen)
+            rows = [floats(self.values(p)) for p in group]
+            codes: Codes = self.job.by.codes(np.concatenate(rows) if len(rows) > 1 else rows[0], grid, seen)
             at = 0
             for p, w in zip(group, rows, strict=True):
                 self.use(p, pack(codes[at : at + len(w)]))
@@ -192,7 +192,8 @@ class _Run:
             fold(self.now, site, s)
             self.seen[site.register] = scaled(self.seen[site.register], s)
             for p in site.made_by:
-                self.made.setdefault(p.name, self.now[p.name])
+                own = np.asarray(self.job.tensors[p.name]).dtype if len(p.shape) == 2 else np.float32
+                self.made[p.name] = self.now[p.name].astype(own)
 
     # ------------------------------------------------------------------ one matrix
 
@@ -209,15 +210,15 @@ class _Run:
             return ""
         return fmt
 
-    def values(self, p: Param) -> Floats:
-        return floats(self.tensors[p.name])
+    def values(self, p: Param) -> NDArray[Any]:
+        """Of any float dtype: what quantizes widens as much at a time as it works on."""
+        value = self.tensors[p.name]
+        return value if isinstance(value, np.ndarray) else floats(value)
 
     def coded(self, p: Param, seen: Seen) -> Packed:
         fmt = self.format(p)
         grid = getattr(fmt, "grid", None)
-        if grid is None:
-            return fmt.pack(self.values(p))  # type: ignore[no-any-return]
-        if not seen.n and self.job.by.text:
+        if grid is None or (self.job.by.text and not seen.n):
             return fmt.pack(self.values(p))  # type: ignore[no-any-return]
         return pack(self.job.by.codes(self.values(p), grid, seen))
 
@@ -228,4 +229,5 @@ class _Run:
     def use(self, p: Param, packed: Packed) -> None:
         """Keep it, and let the walk go on with what it stands for."""
         self.keep(p, packed)
-        self.now[p.name] = dense(packed)
+        if p.view_shape[0] != self.job.tape.n_vocab:  # nobody reads logits
+            self.now[p.name] = dense(packed)

@@ -16,6 +16,7 @@ from pronghorn.model.checkpoint import Checkpoint
 from pronghorn.model.packed import VERSION
 from pronghorn.model.tape import Tape
 from pronghorn.model.writing import Progress
+from pronghorn.quantize.gptq import ROWS
 from pronghorn.quantize.job import Job, matrices, stages
 from pronghorn.quantize.methods import QUANTIZERS, Quantizer
 from pronghorn.quantize.state import State
@@ -44,7 +45,7 @@ def room_for(tape: Tape, by: Quantizer, memory: int, n_tokens: int) -> int:
     fixed = per_token = 0
     for ops in stages(tape):
         shapes = [p.view_shape for _, op in ops for p in matrices(op)]
-        inside = [s for s in shapes if s[0] != tape.n_vocab or len(ops) > 2]
+        inside = [(min(s[0], ROWS), s[1]) for s in shapes]
         largest = max((s[0] * s[1] * 16 + s[1] * s[1] * 44 for s in inside), default=0)
         floats = 4 * sum(s[0] * s[1] for s in inside)
         squares = 4 * sum({s[1]: s[1] ** 2 for s in inside}.values()) if by.folds else 0
