@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,12 @@ class Loss:
 
 def compare(plain: Engine, other: Engine, ids: NDArray[np.int32]) -> Loss:
     """ids: (n_seqs, length), each on its own."""
-    rows = np.asarray([_one(logp(plain, seq), logp(other, seq), seq) for seq in ids])
+    return against((logp(plain, seq) for seq in ids), other, ids)
+
+
+def against(plain: Iterable[NDArray[Any]], other: Engine, ids: NDArray[np.int32]) -> Loss:
+    """As `compare`, given the first model's log-probabilities of each sequence."""
+    rows = np.asarray([_one(p, logp(other, seq), seq) for p, seq in zip(plain, ids, strict=True)])
     a, b, kl, top1 = rows.mean(axis=0)
     gap = rows[:, 1] - rows[:, 0]
     error = float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
