@@ -30,23 +30,22 @@ from pronghorn.quantize.job import Job
 from pronghorn.quantize.methods import QUANTIZERS
 from pronghorn.types import Packed
 
-TEXT = ("gptq", "awq", "awq-gptq")
 CASES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("fp16", ()),
-    ("fp8", ()),
-    ("weight.int8", ("gptq",)),
+    ("weight.int8", ()),
     ("weight.int8:activations=16", ()),
     ("weight.int8:group=32", ()),
-    ("int4", ("finequant", *TEXT)),
+    ("int4", ("gptq", "awq", "finequant")),
     ("int4:activations=16", ()),
-    ("int4 weight.int8:only=*embed*+lm_head*+*wte*", TEXT),
+    ("int4 weight.int8:only=*embed*+lm_head*+*wte*", ("gptq", "awq")),
+    ("int4:symmetric=false", ("hqq", "gptq")),
+    ("int3", ("gptq", "awq", "awq-gptq")),
+    ("int3:symmetric=false", ("hqq", "gptq")),
+    ("int2:symmetric=false", ("hqq", "gptq")),
+    ("nf4", ("gptq",)),
     ("int4:group=64", ()),
     ("int4:group=128", ("gptq",)),
-    ("int4:symmetric=false", ("hqq", "gptq")),
-    ("nf4", ("gptq",)),
-    ("int3", TEXT),
-    ("int3:symmetric=false", ("hqq", "gptq")),
-    ("int2:symmetric=false", ("hqq", *TEXT)),
+    ("fp8", ()),
+    ("fp16", ()),
 )
 QUICK = {"weight.int8", "int4", "int4:symmetric=false", "int3"}
 
@@ -126,7 +125,8 @@ def main() -> None:
             closed = "" if method == "rtn" else f"{1 - loss.kl / base:.0%}"
             name = spec.replace("weight.", "")
             rows.append([
-                name, method, f"{bits:.2f}", f"{loss.ratio - 1:+.3%}", f"{loss.spread:.3%}", f"{loss.kl:.5f}", closed, f"{loss.top1:.1%}", f"{took:.1f}",
+                name, method, f"{bits:.2f}", f"{loss.ratio - 1:+.3%}", f"{loss.spread:.3%}",
+                f"{loss.kl:.5f}", closed, f"{loss.top1:.1%}", f"{took:.1f}",
             ])  # fmt: skip
             data.append(
                 {"format": spec, "quantizer": method, "bits": bits, "kl": loss.kl, "ratio": loss.ratio}

@@ -4,8 +4,9 @@ the weights of later inputs make good, as far as on the calibration text inputs 
 With H the mean of x x^T and U the upper Cholesky factor of its inverse, the rounding error of column j,
 divided by U[j, j], is taken from the columns after it along row j of U, lazily in blocks. Departures: the
 scales of a group are those of least squared error (`quantize.fit`) over the weights as they are when its turn
-comes, weighted by the importance of its inputs, and H is summed in float32. Inputs are taken in their own
-order: sorting them by importance would tear groups apart, which the kernels read in one piece.
+comes, each column weighted by what its error will cost, 1 / U[j, j]^2; H is summed in float32. Inputs are
+taken in their own order: sorting them by importance would tear groups apart, which the kernels read in one
+piece.
 """
 
 from __future__ import annotations
@@ -36,16 +37,18 @@ def gptq(w: NDArray[np.float32], grid: Grid, seen: Seen) -> Codes:
     for i in range(0, max(len(w), 1), ROWS):
         part = np.array(w[i : i + ROWS], np.float32)
         part[:, dead] = 0  # what is never multiplied need not cost a scale its precision
-        parts.append(_rows(part, grid, seen.importance, upper))
+        parts.append(_rows(part, grid, upper))
     code, scale = (np.concatenate([getattr(p, name) for p in parts]) for name in ("code", "scale"))
     offset = np.concatenate([p.offset for p in parts]) if grid.offset else NONE
     return Codes(grid, code, scale, offset, NONE, NONE)
 
 
-def _rows(w: Floats, grid: Grid, weight: Floats, upper: Floats) -> Codes:
+def _rows(w: Floats, grid: Grid, upper: Floats) -> Codes:
     """Some of the outputs; `w` is lost."""
     n_out, n_in = w.shape
     group = grid.group or n_in
+    # of a column's error, once later columns have made good what they can, in units of the largest
+    weight = np.square(np.diagonal(upper).min() / np.diagonal(upper))
     parts: list[Codes] = []
     code = np.empty((n_out, n_in), np.uint8)
     a = b = np.zeros(n_out, np.float32)
