@@ -19,6 +19,7 @@ from pronghorn.errors import PronghornError
 from pronghorn.llm import BUNDLED
 from pronghorn.model.arch import build_tape
 from pronghorn.model.checkpoint import load_checkpoint, validate
+from pronghorn.model.convert import convert
 from pronghorn.quantize import run, text
 
 DRAFT = BUNDLED / "pronghorn-tiny-draft"
@@ -70,6 +71,11 @@ def test_it_reads(whole: Path) -> None:
     read_all(whole)
     kinds = {load_checkpoint(whole).tensors[n].kind for n in (UP, DOWN, EMBED)}
     assert kinds == {"codes", "float8"}
+
+
+def test_it_is_not_converted(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(PronghornError, match="made from"):
+        convert(whole, tmp_path / "x.gguf", "f16")
 
 
 BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {

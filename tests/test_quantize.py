@@ -81,7 +81,9 @@ def test_the_folder_is_the_model_packed_at_load(call: Caller, tmp_path: Path) ->
 
 @pytest.mark.parametrize("spec", ["fp8", "fp16", "weight.bf16", "nf4", "int3:symmetric=false,activations=16"])
 def test_every_kind_comes_back(call: Caller, tmp_path: Path, spec: str) -> None:
-    call("quantize", str(DRAFT), str(tmp_path / "out"), "--use", spec)
+    said = call("quantize", str(DRAFT), str(tmp_path / "out"), "--use", spec, "--json").data
+    assert said["bits"] > 3
+    assert said["notes"] == []
     source, held = load_checkpoint(DRAFT).tensors, load_checkpoint(tmp_path / "out").tensors
     fmt = parse(spec)[1]
     for name in source:
@@ -102,6 +104,7 @@ def test_files_of_a_limited_size(tmp_path: Path) -> None:
         assert (floats(held[name]) == floats(source.tensors[name])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "awq", "awq-gptq"])
 def test_calibrated_and_evaluated(call: Caller, tmp_path: Path, prose: Path, method: str) -> None:
     words = ["--tokens", "2048", "--evaluate", str(prose), "--json"]
@@ -192,6 +195,7 @@ def test_other_arguments_start_afresh(tmp_path: Path, monkeypatch: pytest.Monkey
     assert state.State(tmp_path / "s", {"method": "awq"}).n_done == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """kill -9 at several moments; what is taken up ends as what was never stopped."""
     code = (
@@ -259,6 +263,12 @@ def test_refusals(call: Caller, tmp_path: Path, prose: Path, args: list[str], wa
     args = [str(prose) if a == "PROSE" else a for a in args]
     assert way in call.refused("quantize", str(DRAFT), str(tmp_path / "out"), *args)
     assert not (tmp_path / "out").exists()
+
+
+def test_formats_that_claim_nothing(call: Caller, tmp_path: Path) -> None:
+    said = call("quantize", str(DRAFT), str(tmp_path / "out"), "--use", "int4:only=nothing", "--json").data
+    assert said["bits"] == 0
+    assert "as it was" in said["notes"][0]
 
 
 def test_a_folder_that_is_there(call: Caller, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def quantize(
         about = asdict(done) | {"path": str(done.path), "notes": notes}
         show.as_json(about | ({"evaluation": asdict(loss)} if loss else {}))
         return
-    print(f"wrote {done.path} ({show.size(done.nbytes)}, {done.bits:.2f} bits a weight of packed matrices)")
+    print(f"wrote {done.path} ({show.size(done.nbytes)}, {done.bits:.2f} bits a weight of what was packed)")
     if loss:
         print(
             f"perplexity {loss.plain:.4f} -> {loss.ppl:.4f}, {loss.ratio - 1:+.2%} ± {loss.spread:.2%}; "

@@ -22,7 +22,6 @@ from pronghorn.quantize.methods import QUANTIZERS, Quantizer
 from pronghorn.quantize.state import State
 from pronghorn.quantize.write import write_folder
 from pronghorn.slots import WeightFormat
-from pronghorn.types import Packed
 
 LENGTH = 512  # tokens of a calibration sequence, at most
 LEAST = 1024  # tokens without which calibration says too little
@@ -105,12 +104,11 @@ def quantize(
             f"cannot write {state.folder}: {error.strerror or error}; make room and run the same command "
             "again: it goes on from the last layer that is there"
         ) from error
-    if not any(isinstance(m, Packed) for m in made.values()):
-        notes.append("no matrix was packed: the formats given claim none that can be")
+    sizes = [(m.nbytes, int(np.prod(m.shape))) for m in made.values() if len(m.shape) == 2]
+    if not sizes:
+        notes.append("every matrix is as it was: the formats given claim none that can be packed")
     notes += write_folder(checkpoint, made, out, progress)
-    packed = [m for m in made.values() if isinstance(m, Packed)]
-    weights = sum(m.shape[0] * m.shape[1] for m in packed)
-    bits = 8 * sum(m.nbytes for m in packed) / weights if weights else 0.0
+    bits = 8 * sum(n for n, _ in sizes) / sum(n for _, n in sizes) if sizes else 0.0
     state.clear()
     nbytes = sum(f.stat().st_size for f in out.iterdir())
     return Done(out, nbytes, bits, ids.size, tuple(notes))
