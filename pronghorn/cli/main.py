@@ -25,6 +25,7 @@ def build() -> Any:
     from pronghorn.cli.explain import explain
     from pronghorn.cli.info import info
     from pronghorn.cli.methods import methods
+    from pronghorn.cli.quantize import quantize
     from pronghorn.cli.root import HELP, root
     from pronghorn.cli.run import run
     from pronghorn.cli.verify import verify
@@ -37,7 +38,7 @@ def build() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (run, chat, info, methods, explain, verify, convert):
+    for command in (run, chat, info, methods, explain, verify, convert, quantize):
         app.command()(command)
     return app
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from pronghorn.errors import CheckpointError, UnsupportedError
 from pronghorn.model.checkpoint import load_checkpoint
+from pronghorn.model.packed import FILE
 from pronghorn.model.write_gguf import write_gguf
 from pronghorn.model.write_hf import write_folder
 from pronghorn.model.write_llama2c import write_llama2c
-from pronghorn.model.writing import FLOATS, Progress, replacing
+from pronghorn.model.writing import FLOATS, Progress, replacing, source_folder
 
 DTYPES: tuple[str, ...] = (*FLOATS, "q8_0", "q4_0")
 
@@ -50,6 +51,11 @@ def convert(
     if dtype not in DTYPES:
         raise UnsupportedError(f"cannot convert to {dtype!r}; choose one of {', '.join(DTYPES)}")
     checkpoint = load_checkpoint(source)
+    if (source_folder(checkpoint) / FILE).exists():
+        raise UnsupportedError(
+            f"{checkpoint.path} is packed for Pronghorn's kernels, which loses precision for good: convert "
+            "the model that it was made from"
+        )
     kind = path.suffix if path.suffix in (".gguf", ".bin") else "folder"
     if kind == ".bin" and dtype != "f32":
         raise UnsupportedError(f"llama2.c files hold f32 only; choose f32 instead of {dtype}")

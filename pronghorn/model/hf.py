@@ -29,6 +29,7 @@ from pronghorn.model.checkpoint import (
     map_file,
     view,
 )
+from pronghorn.model.packed import join
 
 MAX_HEADER = 100 << 20  # the limit of the safetensors library itself
 MAX_JSON = 64 << 20
@@ -78,6 +79,7 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
         from pronghorn.model.quantized.scheme import gather
 
         entries = gather(arrays, quantization, model_type, str(folder / "config.json"))
+    entries = join(folder, entries)
     for name, made in entries.items():
         if isinstance(made, ArrayEntry) and made.info.dtype.startswith("F8"):
             raise UnsupportedError(

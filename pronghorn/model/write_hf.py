@@ -48,8 +48,15 @@ def write_folder(checkpoint: Checkpoint, path: Path, dtype: str, progress: Progr
         for name in checkpoint.tensors:
             done += file.write(cast(checkpoint.tensors.dense(name), out).reshape(-1).view(np.uint8).data)
             progress(done, at)
+    return write_about(checkpoint, path, {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype])
+
+
+def write_about(checkpoint: Checkpoint, path: Path, dtype: str = "") -> tuple[str, ...]:
+    """config.json, saying `dtype` unless it is "", and the tokenizer's files, into folder `path`; returns
+    what had to be left out."""
     config = config_json(checkpoint)
-    config["dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
+    if dtype:
+        config["dtype"] = dtype
     (path / "config.json").write_text(json.dumps(config, indent=1))
     copied = [name for name in _TOKENIZER_FILES if (source_folder(checkpoint) / name).is_file()]
     if checkpoint.kind == "hf":

@@ -20,6 +20,7 @@ vectors like those of 2 bits. Inputs and outputs past the end are code 0 with sc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,23 @@ def unpack(packed: Packed) -> Codes:
         found["scale"] = [np.asarray(packed.fields["scale"], np.float32)[:, None]]
     joined = {name: np.concatenate(parts, axis=1) if parts else NONE for name, parts in found.items()}
     return Codes(grid, code, **joined)
+
+
+def factors(packed: Packed) -> Iterator[NDArray[Any]]:
+    """Block by block, the scales and offsets that are floats, (n_panels, n) of their own dtype."""
+    grid, panels = packed.grid, np.asarray(packed.fields["panels"])
+    assert grid is not None
+    at = 0
+    for k in range(0, packed.shape[1], SUPER):
+        some = min(SUPER, packed.shape[1] - k)
+        n_groups, to = grid.n_groups(some), at
+        for _, n, name in _parts(grid, n_groups):
+            dtype = _dtype(name)
+            size = n * PANEL * dtype.itemsize
+            if dtype.itemsize > 1:
+                yield np.ascontiguousarray(panels[:, to : to + size]).view(dtype)
+            to += size
+        at += _before(grid, n_groups) + -(-some // UNIT) * UNIT * PANEL * grid.bits // 8
 
 
 def _together(steps: NDArray[np.uint8], low: int, bits: int) -> NDArray[np.uint8]:

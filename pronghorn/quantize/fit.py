@@ -59,7 +59,7 @@ def fit(w: NDArray[Any], grid: Grid, importance: Floats = EVEN) -> Codes:
     group = grid.group or max(n_in, 1)
     n_groups = grid.n_groups(n_in)
     weight = _padded(np.broadcast_to(importance, n_in)[None], n_groups * group)
-    even = importance is EVEN and n_in == n_groups * group
+    even = importance.min() == importance.max() and n_in == n_groups * group
     weight = (EVEN if even else weight).reshape(1, -1, 1 if even else group)
     out = Codes(
         grid, np.empty((n_out, n_in), np.uint8), np.empty((n_out, n_groups), _dtype(grid)),
