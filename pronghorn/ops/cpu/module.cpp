@@ -15,6 +15,10 @@
 
 namespace nb = nanobind;
 
+namespace ph {
+void bind_probe(nb::module_& m);  // probe.cpp
+}
+
 namespace {
 
 template <typename T, int N>
@@ -291,6 +295,8 @@ NB_MODULE(_native, m) {
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
     m.def("dot", &dot, nb::arg("a").noconvert(), nb::arg("b").noconvert());
+
+    ph::bind_probe(m);
 
     using Matrix = nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>;
     nb::class_<Native>(m, "Executor")

@@ -1,0 +1,143 @@
+"""Measuring: engines take turns in every round, and the machine's limits are measured between any two runs,
+so that whatever happens on the machine meanwhile happens to all of them. A first round is not counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pronghorn.bench.cells import Cell
+from pronghorn.bench.cost import Model, cost
+from pronghorn.bench.engines import CannotError, EngineError, Launch, Process, forget
+from pronghorn.bench.limits import Limits, Probe, between
+from pronghorn.bench.record import OURS, Record, Result, Sample
+from pronghorn.errors import RequestError
+from pronghorn.llm import find_model
+
+SECONDS = 0.4  # of steps in a run, about
+FEWEST, MOST = 4, 64  # steps of a run
+LONGEST = 60.0  # seconds for the rounds of a cell and an engine, about; two rounds at least
+
+Tick = Callable[[str, int, int], None]
+
+
+class Race:
+    """Engines that are loaded, and the record that grows. tick(what, done, total)."""
+
+    def __init__(
+        self, launches: Sequence[Launch], probe: Probe, record: Record, rounds: int, tick: Tick
+    ) -> None:
+        self.launches, self.probe, self.record = list(launches), probe, record
+        self.rounds, self.tick = rounds, tick
+        self.engines: dict[str, Process] = {}
+
+    def __enter__(self) -> Race:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for engine in self.engines.values():
+            engine.close()
+
+    # ------------------------------------------------------------------ starting
+
+    def start(self, warm: int) -> None:
+        """Start every engine: once with the checkpoint out of the system's cache where it can be, then
+        `warm` times in turns. The last ones stay. warm 0: start and keep, nothing counted."""
+        total = (warm + 1 if warm else 1) * len(self.launches)
+        for turn in range(warm + 1 if warm else 1):
+            for i, launch in enumerate(list(self.launches)):
+                self.tick(f"starting {launch.name}", turn * len(self.launches) + i, total)
+                self._start(launch, bool(warm), turn)
+        if OURS not in self.engines:
+            raise RequestError(self.record.failed[OURS])
+        facts = self.engines[OURS].facts
+        self.record.methods = facts["methods"]
+        self.record.costs = Model(**{**facts["cost"], "windows": tuple(facts["cost"]["windows"])})
+
+    def _start(self, launch: Launch, counted: bool, turn: int) -> None:
+        before = self.engines.pop(launch.name, None)
+        if before is not None:
+            before.close()
+        dropped = False
+        if counted and turn == 0 and launch.name == OURS:
+            from pathlib import Path
+
+            path = Path(find_model(launch.model))
+            dropped = path.exists() and forget(path)
+        try:
+            engine = Process(launch)
+        except (EngineError, CannotError) as error:
+            self.record.failed[launch.name] = str(error)
+            self.launches.remove(launch)
+            return
+        self.engines[launch.name] = engine
+        self.record.loaded[launch.name] = engine.memory
+        if turn:
+            self.record.warm.setdefault(launch.name, []).append(engine.start)
+        elif dropped:
+            self.record.cold[launch.name] = engine.start
+
+    # ------------------------------------------------------------------ cells
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Cells that share their rounds, so that they can be compared with each other."""
+        costs = self.record.costs
+        assert costs is not None
+        results = [Result(c, cost(c, costs, 0)) for c in cells]
+        steps = []
+        for result in results:
+            self.tick(result.cell.name, 0, self.rounds)
+            steps.append(self._warm_up(result))
+        live = [
+            (r, n, m) for r, (n, m) in zip(results, steps, strict=True) if len(r.cannot) < len(self.engines)
+        ]
+        for result, n, _ in live:
+            result.cost = cost(result.cell, costs, n)
+            self.record.results.append(result)
+        for i in range(max((m for _, _, m in live), default=0)):
+            for result, n, rounds in live:
+                if i < rounds:
+                    self.tick(result.cell.name, i, rounds)
+                    self._round(result, n, i)
+        for name, engine in self.engines.items():
+            self.record.peak[name] = engine.peak()
+
+    def _warm_up(self, result: Result) -> tuple[int, int]:
+        """Steps for a run, and rounds. Who cannot run the cell is noted."""
+        slowest, steps = 0.0, FEWEST
+        for name in [OURS, *(n for n in self.engines if n != OURS)]:
+            try:
+                seconds = self._ask(name, result.cell, steps)
+            except (CannotError, EngineError) as error:
+                result.cannot[name] = str(error)
+                continue
+            if name == OURS and result.cell.kind != "prefill":
+                steps = min(MOST, max(FEWEST, round(SECONDS / max(seconds, 1e-9))))
+            slowest = max(slowest, seconds * (1 if result.cell.kind == "prefill" else steps))
+        return steps, max(2, min(self.rounds, int(LONGEST / max(slowest, 1e-9))))
+
+    def _round(self, result: Result, steps: int, number: int) -> None:
+        names = [n for n in self.engines if n not in result.cannot]
+        if number % 2:
+            names.reverse()  # nobody always comes first
+        before: Limits = self.probe.measure(result.cost.n_bytes)
+        for name in names:
+            try:
+                seconds = self._ask(name, result.cell, steps)
+            except (CannotError, EngineError) as error:
+                result.cannot[name] = str(error)
+                continue
+            after = self.probe.measure(result.cost.n_bytes)
+            result.samples.setdefault(name, []).append(Sample(number, seconds, between(before, after)))
+            before = after
+
+    def _ask(self, name: str, cell: Cell, steps: int) -> float:
+        engine = self.engines[name]
+        what: dict[str, Any] = {"do": cell.kind}
+        if cell.kind == "prefill":
+            what |= {"n": cell.rows}
+        elif cell.kind == "decode":
+            what |= {"batch": cell.rows, "context": cell.context, "tokens": steps}
+        else:
+            what |= {"n": cell.rows, "context": cell.context, "repeat": steps}
+        return float(engine.ask(**what))

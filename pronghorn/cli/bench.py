@@ -1,0 +1,148 @@
+"""`pronghorn bench`: measuring on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pronghorn.cli import show
+from pronghorn.cli.options import MODEL, Threads, Use
+from pronghorn.errors import RequestError
+
+if TYPE_CHECKING:
+    from pronghorn.bench.engines import Launch
+    from pronghorn.bench.limits import Probe
+    from pronghorn.bench.record import Record
+
+
+def bench() -> None:
+    """Measure this machine and Pronghorn on it."""
+
+
+def speed(
+    model: Annotated[
+        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
+    ] = "",
+    shape: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Random weights in a real shape: smollm2-135m, qwen2.5-0.5b or llama-3.2-1b.",
+        ),
+    ] = "",
+    use: Use = [],  # noqa: B006  (Typer copies it)
+    threads: Threads = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cells and rounds.")] = False,
+    only: Annotated[
+        list[str], typer.Option(metavar="KIND", help="start, prefill, decode or rows; repeat it.")
+    ] = [],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=0, help="Counted rounds; 0: 5, or 3 with --quick.")] = 0,
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help="Write everything measured as JSON.")
+    ] = "",
+    directory: Annotated[
+        str,
+        typer.Option("--dir", metavar="FOLDER", help="For checkpoints and what peers make of them."),
+    ] = "",
+) -> int:
+    """Measure prefill, decoding, steps of many rows, start and memory, each against what this machine can
+    do at most: its memory bandwidth and arithmetic peaks are measured beside every figure.
+
+    Engines run without drafts and stored prompts. "Of limit" is the shortest time in which the weights
+    and stored keys and values could be read, or the products be done, over the time measured.
+
+    [bold]Examples[/bold]
+
+      pronghorn bench speed --shape qwen2.5-0.5b --use int8 --quick
+
+      pronghorn bench speed org/name --only decode --only rows --json speed.json
+    """
+    from pronghorn.bench.cells import plan
+    from pronghorn.bench.limits import Probe, machine
+    from pronghorn.bench.record import Record
+    from pronghorn.bench.report import tell
+    from pronghorn.bench.shapes import cache, find_shape, make
+
+    use = [weight_first(u) for u in use]
+    if model and shape:
+        raise RequestError("a model and --shape are both given: choose one")
+    cells = plan(quick, only)
+    home = Path(directory) if directory else cache() / "bench"
+    if shape:
+        made = find_shape(shape)
+        with show.progress(f"writing {shape}") as bar:
+            model = str(make(made, home / shape, bar))
+    probe = Probe(threads)
+    name = shape or model or MODEL
+    record = Record(
+        machine(), name, tuple(use), "", probe.threads, probe.one, probe.round_trip()
+    )  # fmt: skip
+    launches = _launches(model or MODEL, use, probe.threads, home)
+    counted = rounds or (3 if quick else 5)
+    starts = 0 if only and "start" not in only else 1 if quick else 3
+    try:
+        _measure(record, probe, launches, cells, counted, starts)
+    except KeyboardInterrupt:
+        tell(record, probe)
+        print("Stopped: this is what was measured so far.")
+        raise
+    finally:
+        if json_file:
+            Path(json_file).write_text(json.dumps(record.data()), encoding="utf-8")
+    tell(record, probe)
+    return 0
+
+
+def weight_first(spec: str) -> str:
+    """Of a name that is a format of weights and something else too, the format is meant here."""
+    from pronghorn.compose import names
+
+    name = spec.partition(":")[0]
+    return f"weight.{spec}" if name in names()["weight"] else spec
+
+
+def _launches(model: str, use: list[str], threads: int, home: Path) -> list[Launch]:
+    from pronghorn.bench.engines import ours
+
+    return [ours(model, use, threads, home)]
+
+
+def _measure(
+    record: Record, probe: Probe, launches: list[Launch], cells: list[Any], rounds: int, starts: int
+) -> None:  # fmt: skip
+    """Start the engines and run the cells: rows together, everything else cell by cell."""
+    from pronghorn.bench.race import Race
+
+    with _bars() as tick, Race(launches, probe, record, rounds, tick) as race:
+        race.start(starts)
+        context = record.costs.context if record.costs else 0
+        cells = [c for c in cells if c.context + c.rows <= context and c.rows + 1 <= context]
+        rows = [c for c in cells if c.kind == "rows"]
+        for group in [rows, *([c] for c in cells if c.kind != "rows")]:
+            if group:
+                race.run(group)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr that says what is being measured."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
