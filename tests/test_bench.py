@@ -110,7 +110,7 @@ def test_costs_of_cells():
 
 
 def test_the_limit_is_memory_or_arithmetic():
-    limits = Limits(100.0, 50.0, {"fp32": 10.0, "bf16": 20.0})
+    limits = Limits(100.0, 60.0, 50.0, {"fp32": 10.0, "bf16": 20.0})
     assert limits.seconds(100, {"fp32": 10, "bf16": 10}) == 2.0
     assert limits.seconds(100, {"fp32": 10, "bf16": 40}) == 3.0
     assert limits.peak("int8") == 20.0  # bfloat16 stands in for it
@@ -122,14 +122,13 @@ def test_the_probe_measures_this_machine():
     limits = probe.measure(1 << 20)
     assert limits.read >= limits.memory > 1e8
     assert limits.peaks["fp32"] > 1e8
-    assert probe.mode(limits.memory) == ""
+    assert limits.one == limits.memory
     assert probe.round_trip() == 0
-    two = Probe(2)
-    assert (two.mode(1.6 * two.one), two.mode(1.4 * two.one)) == ("wide", "narrow")
+    assert (limits.mode, replace(limits, memory=2 * limits.one).mode) == ("narrow", "wide")
 
 
 def test_ratios_compare_rounds():
-    limits = Limits(100.0, 100.0, {"fp32": 10.0})
+    limits = Limits(100.0, 60.0, 100.0, {"fp32": 10.0})
     of = {"pronghorn": [1.0, 2.0, 1.0], "other": [3.0, 8.0, 2.0]}
     samples = {n: [Sample(i, s, limits) for i, s in enumerate(x)] for n, x in of.items()}
     m = Model(50, {"fp32": 1}, {}, 0.0, 0, "fp32", (0,), 512)
@@ -145,9 +144,12 @@ def test_ratios_compare_rounds():
 DRIVER = """
 import os, time
 class Driver:
+    def prepare(self, model, precision, cache):
+        self.precision = precision
     def load(self, model, use, precision, threads, cache):
         print("noise on stdout")
-        return {"threads": os.environ["OMP_NUM_THREADS"], "path": os.environ["PYTHONPATH"]}
+        of = os.environ
+        return {"threads": of["OMP_NUM_THREADS"], "path": of["PYTHONPATH"], "precision": self.precision}
     def prefill(self, n):
         return n / 1000
     def decode(self, batch, context, tokens):
@@ -170,10 +172,12 @@ def launch(tmp_path: Path) -> Launch:
 def test_an_engine_answers_fails_and_ends(launch: Launch):
     engine = Process(launch)
     try:
-        assert engine.facts == {"threads": "3", "path": ""}
+        engine.prepare()
+        facts, start, held = engine.load()
+        assert facts == {"threads": "3", "path": "", "precision": "int8"}
+        assert held.resident > 1 << 20
+        assert 0 < start.ready <= start.loaded <= start.first
         assert engine.ask("prefill", n=500) == 0.5
-        assert engine.memory.resident > 1 << 20
-        assert 0 < engine.start.ready <= engine.start.loaded <= engine.start.first
         with pytest.raises(CannotError, match="no batches"):
             engine.ask("decode", batch=1, context=1, tokens=1)
         with pytest.raises(EngineError, match="one row"):
@@ -225,7 +229,7 @@ def test_the_command_measures_and_writes(call: Caller, tmp_path: Path):
     data = json.loads(file.read_text())
     assert data["threads"] == 1
     assert data["use"] == ["weight.int8"]
-    assert data["warm"]["pronghorn"][0]["first"] > 0
+    assert data["starts"]["pronghorn"]["warm"][0]["first"] > 0
     assert data["loaded"]["pronghorn"]["resident"] > data["costs"]["weight_bytes"]
     kinds = {r["cell"]["kind"] for r in data["results"]}
     assert kinds == {"prefill", "decode", "rows"}

@@ -33,6 +33,10 @@ class Cell:
             return f"decode batch {self.rows}, context {self.context}"
         return f"step of {self.rows} rows"
 
+    def fits(self, context: int) -> bool:
+        """Whether a model of this context can run it, steps of decoding included."""
+        return self.context + self.rows < context if self.kind != "decode" else self.context + 80 < context
+
     @property
     def tokens(self) -> int:
         """That a run of the cell brings forward."""

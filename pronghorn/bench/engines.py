@@ -19,6 +19,7 @@ from pronghorn.errors import PronghornError
 
 SERVE = Path(__file__).with_name("serve.py")
 OURS = Path(__file__).with_name("ours.py")
+ROOT = str(Path(__file__).resolve().parents[2])
 PATIENCE = 1800.0  # seconds that an answer may take; setting a peer up converts and quantizes
 
 
@@ -68,12 +69,12 @@ class Launch:
 
 
 class Process:
-    """An engine that is loaded. Ends with `close`."""
+    """An engine's process. Ends with `close`."""
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
-        begin = time.perf_counter()
+        self._begin = time.perf_counter()
         self._child = subprocess.Popen(
             [launch.python, str(SERVE), str(launch.driver)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, bufsize=0,
@@ -82,18 +83,28 @@ class Process:
         self._rest = b""
         try:
             self._answer()
-            ready = time.perf_counter() - begin
-            self.facts: dict[str, Any] = self.ask(
-                "load", model=launch.model, use=list(launch.use), precision=launch.precision,
-                threads=launch.threads, cache=str(launch.cache),
-            )  # fmt: skip
-            loaded = time.perf_counter() - begin
-            self.memory = memory(self._child.pid)
-            self.ask("prefill", n=8)
         except BaseException:
             self.close()
             raise
-        self.start = Start(ready, loaded, time.perf_counter() - begin)
+        self._ready = time.perf_counter() - self._begin
+
+    def prepare(self) -> None:
+        """Have the checkpoint converted and quantized, where that was not done before."""
+        of = self.launch
+        self.ask("prepare", model=of.model, precision=of.precision, cache=str(of.cache))
+
+    def load(self) -> tuple[dict[str, Any], Start, Memory]:
+        """Load the model and run a short prompt: what the driver says of it, how long that took since the
+        process started, and the memory held before the prompt."""
+        of = self.launch
+        facts = self.ask(
+            "load", model=of.model, use=list(of.use), precision=of.precision, threads=of.threads,
+            cache=str(of.cache),
+        )  # fmt: skip
+        loaded = time.perf_counter() - self._begin
+        held = memory(self._child.pid)
+        self.ask("prefill", n=8)
+        return facts, Start(self._ready, loaded, time.perf_counter() - self._begin), held
 
     def ask(self, do: str, **what: Any) -> Any:
         """The answer to a request. Raises `CannotError`, `EngineError`."""
@@ -145,16 +156,16 @@ class Process:
 
 
 def ours(model: str, use: Sequence[str], threads: int, cache: Path) -> Launch:
-    root = str(Path(__file__).resolve().parents[2])
-    return Launch("pronghorn", sys.executable, OURS, model, tuple(use), "", threads, cache, root)
+    return Launch("pronghorn", sys.executable, OURS, model, tuple(use), "", threads, cache, ROOT)
 
 
 def environment(launch: Launch) -> Mapping[str, str]:
     """For every engine alike: so many threads, and nothing is fetched."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VLLM_CPU_NUM_THREADS")
     threads = dict.fromkeys(names, str(launch.threads))
+    own = {"PRONGHORN_PYTHON": sys.executable, "PRONGHORN_PATH": ROOT}  # with which drivers convert
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **threads, **offline, "PYTHONPATH": launch.path}
+    return {**os.environ, **threads, **own, **offline, "PYTHONPATH": launch.path}
 
 
 def memory(pid: int) -> Memory:

@@ -21,11 +21,12 @@ WIDE = 1.5  # all threads together against one: wide from here on
 
 @dataclass(frozen=True)
 class Limits:
-    """memory: bytes a second that all threads together read from memory; read: the same of a working set
-    of the size that is asked about, which caches may hold in part; peaks: operations a second by all of
-    them, "fp32", "bf16" and "int8" where the processor has instructions for them."""
+    """memory: bytes a second that all threads together read from memory; one: that one alone reads; read:
+    all together of a working set of the size that is asked about, which caches may hold in part; peaks:
+    operations a second by all of them, "fp32", "bf16" and "int8" where the processor has instructions."""
 
     memory: float
+    one: float
     read: float
     peaks: dict[str, float]
 
@@ -33,6 +34,11 @@ class Limits:
         """The peak of a kind of arithmetic; where the processor has none, of what stands in for it."""
         order = ("int8", "bf16", "fp32")
         return next(self.peaks[k] for k in order[order.index(kind) :] if k in self.peaks)
+
+    @property
+    def mode(self) -> str:
+        """Whether threads share one path to memory."""
+        return "wide" if self.memory > WIDE * self.one else "narrow"
 
     def seconds(self, n_bytes: float, operations: dict[str, float]) -> float:
         """The shortest time in which bytes can be read and operations be done, one beside the other."""
@@ -47,7 +53,6 @@ class Probe:
 
         self.threads = threads or physical_cores()
         self._probe = _native.Probe(self.threads, BYTES)
-        self.one = max(self._probe.read(1, BYTES) for _ in range(2 * PASSES))  # bytes a second by one thread
 
     def measure(self, n_bytes: float) -> Limits:
         """For a working set of `n_bytes`. Some 40 ms."""
@@ -56,15 +61,10 @@ class Probe:
             kind: max(self._probe.peak(kind, n) for _ in range(PASSES)) for kind in ("fp32", "bf16", "int8")
         }
         memory = read = max(self._probe.read(n, BYTES) for _ in range(PASSES))
+        one = max(self._probe.read(1, BYTES) for _ in range(PASSES)) if n > 1 else memory
         if n_bytes < CACHED:
             read = max(memory, *(self._probe.read(n, int(n_bytes)) for _ in range(PASSES)))
-        return Limits(memory, read, {kind: x for kind, x in peaks.items() if x > 0})
-
-    def mode(self, memory: float) -> str:
-        """Whether threads share one path to memory; nothing where there is one thread."""
-        if self.threads < 2:
-            return ""
-        return "wide" if memory > WIDE * self.one else "narrow"
+        return Limits(memory, one, read, {kind: x for kind, x in peaks.items() if x > 0})
 
     def round_trip(self) -> float:
         """Seconds that a cache line takes to another core and back; 0 with one thread."""
@@ -74,9 +74,8 @@ class Probe:
 
 def between(a: Limits, b: Limits) -> Limits:
     """What to compare a result with that was measured between the two."""
-    return Limits(
-        (a.memory + b.memory) / 2, (a.read + b.read) / 2, {k: max(a.peaks[k], b.peaks[k]) for k in a.peaks}
-    )
+    peaks = {k: max(a.peaks[k], b.peaks[k]) for k in a.peaks}
+    return Limits((a.memory + b.memory) / 2, (a.one + b.one) / 2, (a.read + b.read) / 2, peaks)
 
 
 def machine() -> dict[str, str]:

@@ -28,6 +28,9 @@ def tokens(n: int, n_vocab: int, seed: int) -> list[int]:
 
 
 class Driver:
+    def prepare(self, model: str, precision: str, cache: str) -> None:
+        """Nothing: weights are packed when they are loaded."""
+
     def load(
         self, model: str, use: Sequence[str], precision: str, threads: int, cache: str
     ) -> dict[str, Any]:

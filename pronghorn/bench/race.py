@@ -3,7 +3,9 @@ so that whatever happens on the machine meanwhile happens to all of them. A firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from pronghorn.bench.cells import Cell
@@ -12,7 +14,6 @@ from pronghorn.bench.engines import CannotError, EngineError, Launch, Process, f
 from pronghorn.bench.limits import Limits, Probe, between
 from pronghorn.bench.record import OURS, Record, Result, Sample
 from pronghorn.errors import RequestError
-from pronghorn.llm import find_model
 
 SECONDS = 0.4  # of steps in a run, about
 FEWEST, MOST = 4, 64  # steps of a run
@@ -40,42 +41,53 @@ class Race:
 
     # ------------------------------------------------------------------ starting
 
-    def start(self, warm: int) -> None:
-        """Start every engine: once with the checkpoint out of the system's cache where it can be, then
-        `warm` times in turns. The last ones stay. warm 0: start and keep, nothing counted."""
-        total = (warm + 1 if warm else 1) * len(self.launches)
-        for turn in range(warm + 1 if warm else 1):
+    def prepare(self) -> None:
+        """Have peers convert and quantize the checkpoint. Who cannot is left out."""
+        for i, launch in enumerate(list(self.launches)):
+            self.tick(f"preparing {launch.name}", i, len(self.launches))
+            with self._or_left_out(launch), closing(Process(launch)) as engine:
+                engine.prepare()
+
+    def start(self, times: int) -> None:
+        """Start every engine so many times, in turns; the last ones stay. The first time the checkpoint is
+        dropped from the system's cache before ours starts, where that can be done."""
+        for turn in range(times):
             for i, launch in enumerate(list(self.launches)):
-                self.tick(f"starting {launch.name}", turn * len(self.launches) + i, total)
-                self._start(launch, bool(warm), turn)
+                self.tick(
+                    f"starting {launch.name}", turn * len(self.launches) + i, times * len(self.launches)
+                )
+                before = self.engines.pop(launch.name, None)
+                if before is not None:
+                    before.close()
+                cold = turn == 0 and launch.name == OURS and forget(Path(launch.model))
+                with self._or_left_out(launch):
+                    self._start(launch, "cold" if cold else "warm" if turn else "first")
         if OURS not in self.engines:
-            raise RequestError(self.record.failed[OURS])
-        facts = self.engines[OURS].facts
-        self.record.methods = facts["methods"]
-        self.record.costs = Model(**{**facts["cost"], "windows": tuple(facts["cost"]["windows"])})
+            raise RequestError(self.record.failed[OURS].removeprefix(f"{OURS}: "))
 
-    def _start(self, launch: Launch, counted: bool, turn: int) -> None:
-        before = self.engines.pop(launch.name, None)
-        if before is not None:
-            before.close()
-        dropped = False
-        if counted and turn == 0 and launch.name == OURS:
-            from pathlib import Path
-
-            path = Path(find_model(launch.model))
-            dropped = path.exists() and forget(path)
+    def _start(self, launch: Launch, how: str) -> None:
+        engine = Process(launch)
         try:
-            engine = Process(launch)
+            facts, start, held = engine.load()
+        except BaseException:
+            engine.close()
+            raise
+        self.engines[launch.name] = engine
+        self.record.loaded[launch.name] = held
+        self.record.starts.setdefault(launch.name, {}).setdefault(how, []).append(start)
+        if launch.name == OURS:
+            self.record.methods = facts["methods"]
+            self.record.costs = Model(**{**facts["cost"], "windows": tuple(facts["cost"]["windows"])})
+        else:
+            self.record.versions[launch.name] = facts["version"]
+
+    @contextmanager
+    def _or_left_out(self, launch: Launch) -> Iterator[None]:
+        try:
+            yield
         except (EngineError, CannotError) as error:
             self.record.failed[launch.name] = str(error)
             self.launches.remove(launch)
-            return
-        self.engines[launch.name] = engine
-        self.record.loaded[launch.name] = engine.memory
-        if turn:
-            self.record.warm.setdefault(launch.name, []).append(engine.start)
-        elif dropped:
-            self.record.cold[launch.name] = engine.start
 
     # ------------------------------------------------------------------ cells
 

@@ -66,9 +66,9 @@ class Result:
         """Bytes a second that the machine could read of what the cell reads."""
         return statistics.median(s.limits.read for x in self.samples.values() for s in x)
 
-    def memory(self) -> float:
-        """Bytes a second that it could read from memory meanwhile."""
-        return statistics.median(s.limits.memory for x in self.samples.values() for s in x)
+    def mode(self) -> str:
+        """The memory's mode in most of the runs."""
+        return statistics.mode(s.limits.mode for x in self.samples.values() for s in x)
 
     def ratio(self, engine: str) -> Spread:
         """How many times as fast Pronghorn is: ratio of the medians, and the extremes of the rounds'."""
@@ -85,20 +85,20 @@ class Result:
 
 @dataclass
 class Record:
-    """A whole run. cold, warm: starts of each engine; loaded, peak: memory of each after loading and at the
-    end."""
+    """A whole run. starts: of each engine, "cold" (the checkpoint came from the disk), "warm" or "first",
+    which may be either; loaded, peak: memory of each after loading and at the end; failed: why an engine
+    was left out."""
 
     machine: dict[str, str]
     model: str
     use: tuple[str, ...]
     precision: str
     threads: int
-    one_thread: float  # bytes a second that one thread reads
     round_trip: float  # seconds for a cache line to another core and back
     costs: Model | None = None
     methods: str = ""
-    cold: dict[str, Start] = field(default_factory=dict)
-    warm: dict[str, list[Start]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    starts: dict[str, dict[str, list[Start]]] = field(default_factory=dict)
     loaded: dict[str, Memory] = field(default_factory=dict)
     peak: dict[str, Memory] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)

@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 from pronghorn.bench.cells import Cell
 from pronghorn.bench.engines import Memory, Start
-from pronghorn.bench.limits import Probe
-from pronghorn.bench.record import OURS, Record, Result, Spread
+from pronghorn.bench.record import OURS, Record, Result, Spread, spread
 from pronghorn.cli import show
 
 
-def tell(record: Record, probe: Probe) -> None:
+def tell(record: Record) -> None:
     """Print all there is of a record, which may have been cut short."""
-    _machine(record, probe)
-    if record.warm or record.cold:
+    _machine(record)
+    if record.starts:
         _starts(record)
     if record.loaded:
         _memory(record)
     for kind in ("prefill", "decode"):
-        _cells(record, probe, kind)
-    _rows(record, probe)
+        _cells(record, kind)
+    _rows(record)
     for name, why in record.failed.items():
         print(f"{name} is left out: {why}")
     said = {(name, why) for r in record.results for name, why in r.cannot.items()}
@@ -29,23 +28,16 @@ def tell(record: Record, probe: Probe) -> None:
         print(f"{name} has no figure for {cells}: {why}")
 
 
-def _machine(record: Record, probe: Probe) -> None:
+def _machine(record: Record) -> None:
     limits = [s.limits for r in record.results for x in r.samples.values() for s in x]
     pairs = [(name, value) for name, value in record.machine.items() if value]
     pairs.append(("threads", str(record.threads)))
-    trip = f", a cache line's round trip {record.round_trip * 1e9:.0f} ns" if record.round_trip else ""
-    pairs.append(("one thread reads", f"{record.one_thread / 1e9:.1f} GB/s{trip}"))
+    if record.round_trip:
+        pairs.append(("round trip", f"{record.round_trip * 1e9:.0f} ns for a cache line between two threads"))
     if limits:
-        reads = sorted(x.memory for x in limits)
-        modes = {probe.mode(x) for x in reads} - {""}
-        mode = f" ({' and '.join(sorted(modes))} mode)" if modes else ""
-        middle = reads[len(reads) // 2]
-        pairs.append(
-            (
-                "all threads read",
-                f"{middle / 1e9:.1f} GB/s, from {reads[0] / 1e9:.1f} to {reads[-1] / 1e9:.1f}{mode}",
-            )
-        )
+        modes = " and ".join(sorted({x.mode for x in limits}))
+        pairs.append(("memory", f"{_range([x.memory for x in limits])} GB/s by all threads ({modes} mode)"))
+        pairs.append(("one thread", f"{_range([x.one for x in limits])} GB/s"))
         peaks = {k: sorted(x.peaks[k] for x in limits) for k in limits[0].peaks}
         pairs.append(("peaks", ", ".join(f"{k} {v[len(v) // 2] / 1e9:.0f} GOP/s" for k, v in peaks.items())))
     if record.costs:
@@ -61,9 +53,13 @@ def _machine(record: Record, probe: Probe) -> None:
     show.facts(f"{record.model}{' with ' + ', '.join(record.use) if record.use else ''}", pairs)
 
 
+def _range(values: Sequence[float]) -> str:
+    s = spread(values)
+    return f"{s.median / 1e9:.1f} ({s.low / 1e9:.1f} to {s.high / 1e9:.1f})"
+
+
 def _starts(record: Record) -> None:
-    rows = [[name, "cold", *_start([s])] for name, s in record.cold.items()]
-    rows += [[name, "warm", *_start(s)] for name, s in record.warm.items()]
+    rows = [[name, how, *_start(s)] for name, of in record.starts.items() for how, s in of.items()]
     show.table(
         "Seconds from the start of the process", ["engine", "page cache", "it runs", "model loaded",
         "first token"], rows, right=(2, 3, 4),
@@ -95,7 +91,7 @@ def _memory(record: Record) -> None:
     )  # fmt: skip
 
 
-def _cells(record: Record, probe: Probe, kind: str) -> None:
+def _cells(record: Record, kind: str) -> None:
     results = [r for r in record.results if r.cell.kind == kind and r.samples]
     if not results:
         return
@@ -104,7 +100,7 @@ def _cells(record: Record, probe: Probe, kind: str) -> None:
     for r in results:
         row = [r.cell.name.removeprefix(kind + " ")]
         row += _own(r)
-        row += [f"{r.read() / 1e9:.0f} {probe.mode(r.memory())}"]
+        row += [f"{r.read() / 1e9:.0f} {r.mode()}"]
         for name in peers:
             row += [f"{r.rate(name).median:.1f}" if r.samples.get(name) else "–"]
             row += [times(r.ratio(name)) if r.samples.get(name) and r.samples.get(OURS) else "–"]
@@ -124,7 +120,7 @@ def _own(r: Result) -> list[str]:
     ]  # fmt: skip
 
 
-def _rows(record: Record, probe: Probe) -> None:
+def _rows(record: Record) -> None:
     results = [r for r in record.results if r.cell.kind == "rows" and r.samples]
     one = next((r for r in results if r.cell.rows == 1), None)
     if not results:
@@ -132,7 +128,7 @@ def _rows(record: Record, probe: Probe) -> None:
     peers = [n for n in record.loaded if n != OURS]
     rows = []
     for r in results:
-        row = [str(r.cell.rows), *_own(r)[2:], f"{r.read() / 1e9:.0f} {probe.mode(r.memory())}"]
+        row = [str(r.cell.rows), *_own(r)[2:], f"{r.read() / 1e9:.0f} {r.mode()}"]
         for name in (OURS, *peers):
             there = r.samples.get(name) and one is not None and one.samples.get(name)
             row += [times(r.over(one, name)) if there and one is not None else "–"]

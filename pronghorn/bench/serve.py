@@ -5,6 +5,7 @@ take turns. It runs in the engine's own environment: nothing but the standard li
 
 DRIVER.py defines `Driver`, with the methods below. Requests and answers are JSON, one a line:
 
+    {"do": "prepare", "model": folder, "precision": "int8", "cache": folder}    convert, once
     {"do": "load", "model": folder, "use": [...], "precision": "int8", "threads": 2, "cache": folder}
     {"do": "prefill", "n": 512}                                  seconds to the first new token
     {"do": "decode", "batch": 8, "context": 128, "tokens": 16}   seconds for one step of all sequences

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from pronghorn.cli.options import MODEL, Threads, Use
 from pronghorn.errors import RequestError
 
 if TYPE_CHECKING:
+    from pronghorn.bench.cells import Cell
     from pronghorn.bench.engines import Launch
     from pronghorn.bench.limits import Probe
     from pronghorn.bench.record import Record
@@ -42,6 +43,20 @@ def speed(
         list[str], typer.Option(metavar="KIND", help="start, prefill, decode or rows; repeat it.")
     ] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=0, help="Counted rounds; 0: 5, or 3 with --quick.")] = 0,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="PEERS",
+            help="Peers in turns with ours: llama.cpp,openvino,onnxruntime,vllm,transformers. "
+            "`bench/peers/build.py` of a checkout installs them.",
+        ),
+    ] = "",
+    precision: Annotated[
+        str, typer.Option(help="Of the peers: bf16, int8 or int4; that of our format without it.")
+    ] = "",
+    peers_folder: Annotated[
+        str, typer.Option("--peers", metavar="FOLDER", help="Where the peers' environments are.")
+    ] = "",
     json_file: Annotated[
         str, typer.Option("--json", metavar="FILE", help="Write everything measured as JSON.")
     ] = "",
@@ -60,13 +75,19 @@ def speed(
 
       pronghorn bench speed --shape qwen2.5-0.5b --use int8 --quick
 
+      pronghorn bench speed --shape smollm2-135m --use int8 --against llama.cpp,openvino
+
       pronghorn bench speed org/name --only decode --only rows --json speed.json
     """
     from pronghorn.bench.cells import plan
+    from pronghorn.bench.engines import ours
     from pronghorn.bench.limits import Probe, machine
+    from pronghorn.bench.peers import PRECISIONS, environments, peers, precision_of
     from pronghorn.bench.record import Record
     from pronghorn.bench.report import tell
     from pronghorn.bench.shapes import cache, find_shape, make
+    from pronghorn.llm import find_model
+    from pronghorn.model.checkpoint import locate
 
     use = [weight_first(u) for u in use]
     if model and shape:
@@ -76,25 +97,31 @@ def speed(
     if shape:
         made = find_shape(shape)
         with show.progress(f"writing {shape}") as bar:
-            model = str(make(made, home / shape, bar))
+            make(made, home / shape, bar)
+    place = home / shape if shape else locate(find_model(model or MODEL))
+    names = [n.strip() for n in against.split(",") if n.strip()]
+    precision = precision or (precision_of(use) if names else "")
+    if precision not in ("", *PRECISIONS):
+        raise RequestError(f"no precision called {precision!r}; known: {', '.join(PRECISIONS)}")
     probe = Probe(threads)
-    name = shape or model or MODEL
+    folder = Path(peers_folder) if peers_folder else environments()
+    others = peers(names, place, precision, probe.threads, home / "made", folder)
+    launches = [ours(str(place), use, probe.threads, home), *others]
     record = Record(
-        machine(), name, tuple(use), "", probe.threads, probe.one, probe.round_trip()
+        machine(), shape or model or MODEL, tuple(use), precision, probe.threads,
+        probe.round_trip(),
     )  # fmt: skip
-    launches = _launches(model or MODEL, use, probe.threads, home)
-    counted = rounds or (3 if quick else 5)
-    starts = 0 if only and "start" not in only else 1 if quick else 3
+    starts = 1 if only and "start" not in only else 2 if quick else 4
     try:
-        _measure(record, probe, launches, cells, counted, starts)
+        _measure(record, probe, launches, cells, rounds or (3 if quick else 5), starts)
     except KeyboardInterrupt:
-        tell(record, probe)
+        tell(record)
         print("Stopped: this is what was measured so far.")
         raise
     finally:
         if json_file:
             Path(json_file).write_text(json.dumps(record.data()), encoding="utf-8")
-    tell(record, probe)
+    tell(record)
     return 0
 
 
@@ -106,22 +133,17 @@ def weight_first(spec: str) -> str:
     return f"weight.{spec}" if name in names()["weight"] else spec
 
 
-def _launches(model: str, use: list[str], threads: int, home: Path) -> list[Launch]:
-    from pronghorn.bench.engines import ours
-
-    return [ours(model, use, threads, home)]
-
-
 def _measure(
-    record: Record, probe: Probe, launches: list[Launch], cells: list[Any], rounds: int, starts: int
-) -> None:  # fmt: skip
+    record: Record, probe: Probe, launches: list[Launch], cells: list[Cell], rounds: int, starts: int
+) -> None:
     """Start the engines and run the cells: rows together, everything else cell by cell."""
     from pronghorn.bench.race import Race
 
     with _bars() as tick, Race(launches, probe, record, rounds, tick) as race:
+        race.prepare()
         race.start(starts)
         context = record.costs.context if record.costs else 0
-        cells = [c for c in cells if c.context + c.rows <= context and c.rows + 1 <= context]
+        cells = [c for c in cells if c.fits(context)]
         rows = [c for c in cells if c.kind == "rows"]
         for group in [rows, *([c] for c in cells if c.kind != "rows")]:
             if group:
