@@ -252,7 +252,7 @@ def compose(use: Sequence[str | Any], defaults: Sequence[str | Any] = ()) -> Com
                 f"{name_of(held[0])!r} and {name_of(method)!r} both fill the slot {slot!r} "
                 f"({SLOTS[slot][0]}): choose one"
             )
-        if any(type(m) is type(method) for m in held):
+        if any(type(m) is type(method) and _only(m) == _only(method) for m in held):
             raise MethodError(f"{name_of(method)!r} is given twice")
         held.append(method)
     taken = set(chosen)
@@ -261,8 +261,14 @@ def compose(use: Sequence[str | Any], defaults: Sequence[str | Any] = ()) -> Com
         if slot not in taken:
             chosen.setdefault(slot, []).append(method)
     chosen["shape"] = sorted(chosen.get("shape", []), key=lambda m: int(m.order))
+    chosen["weight"] = sorted(chosen.get("weight", []), key=lambda m: not _only(m))
     fields = {s: tuple(ms) if SLOTS[s][2] else ms[0] for s, ms in chosen.items() if ms}
     return Composition(**fields)
+
+
+def _only(method: Any) -> str:
+    """The tensors that a method confines itself to: such a one is asked before those that take any."""
+    return str(getattr(method, "only", ""))
 
 
 def _slot_of(method: Any) -> str:

@@ -379,7 +379,7 @@ def make_engine(
     """Bind, lay out the store, start the runner."""
     from pronghorn.engine import Engine
     from pronghorn.kv.store import Store
-    from pronghorn.model.bind import bind, release
+    from pronghorn.model.bind import bind
 
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
@@ -399,7 +399,7 @@ def make_engine(
         from pronghorn.run.native import NativeRunner
 
         runner = NativeRunner(bound, store, threads)
-        release(bound)
+        bound.mats.release()
     else:
         from pronghorn.run.ref import RefRunner
 

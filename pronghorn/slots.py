@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.ops.panels import unpack
 from pronghorn.types import (
     FOREVER,
     Accept,
@@ -355,7 +356,7 @@ EXACT = Traits(Guarantee.EXACT)
 
 @dataclass(frozen=True)
 class AsStored:
-    """Weights in the checkpoint's own dtype (float16 widened to float32)."""
+    """Weights in the checkpoint's own dtype."""
 
     traits = EXACT
 
@@ -363,14 +364,33 @@ class AsStored:
         return True
 
     def pack(self, w: NDArray[Any]) -> Packed:
-        kind = "bfloat16" if w.dtype.name == "bfloat16" else "float32"
-        return Packed(kind, w.shape, {"w": w if w.dtype.name == kind else w.astype(np.float32)})
+        own = w.dtype.name in ("bfloat16", "float16", "float32")
+        return Packed(w.dtype.name if own else "float32", w.shape, {"w": w if own else w.astype(np.float32)})
 
     def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
         return ops.matmul(x, ops.cast(w.fields["w"]))
 
     def take(self, w: Packed, rows: Array, ops: Any) -> Array:
         return ops.cast(w.fields["w"][rows])
+
+
+@dataclass(frozen=True)
+class AsCoded:
+    """Matrices that a checkpoint holds as small integers, as they are."""
+
+    traits = EXACT
+
+    def claims(self, name: str, shape: tuple[int, ...]) -> bool:
+        return True
+
+    def pack(self, w: NDArray[Any]) -> Packed:
+        raise NotImplementedError("what is not coded yet is another format's")
+
+    def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
+        return ops.matmul(x, ops.cast(unpack(w).dense()))
+
+    def take(self, w: Packed, rows: Array, ops: Any) -> Array:
+        return ops.cast(unpack(w).dense())[rows]
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,10 @@ def test_shapers_run_in_canonical_order():
 
 def test_slot_prefix():
     assert resolve("draft.prompt-lookup") == ("draft", "prompt-lookup")
+
+
+def test_formats_for_some_tensors_come_first() -> None:
+    c = compose(["int4", "weight.int8:only=lm_head*", "int4:group=64,only=*mlp*"])
+    assert [m.only for m in c.weight] == ["lm_head*", "*mlp*", ""]
+    with pytest.raises(MethodError, match="twice"):
+        compose(["int4:only=a*", "int4:only=a*,group=64"])

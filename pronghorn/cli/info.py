@@ -139,11 +139,11 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _weight_bytes(checkpoint: Checkpoint, tape: Tape) -> int:
-    """In memory with no weight format chosen: bfloat16 matrices stay, everything else is float32."""
+    """In memory with no weight format chosen: matrices stay, everything else is float32."""
     total = 0
     for name, shape in tape.expected().items():
         if name in checkpoint.tensors:
-            narrow = len(shape) > 1 and checkpoint.tensors.info(name).dtype == "BF16"
+            narrow = len(shape) > 1 and checkpoint.tensors.info(name).dtype in ("BF16", "F16")
             total += _product(shape) * (2 if narrow else 4)
     return total
 

@@ -1,14 +1,15 @@
 """From a tape and a checkpoint to what a runner executes.
 
 `bind` resolves everything once, at load: layers that a gate removes leave the tape (their weights are
-never read, they store no KV), taps are inserted where a trait asks for them, and each matrix is packed by
-the first weight format that claims it.
+never read, they store no KV), taps are inserted where a trait asks for them, and each matrix gets the
+first weight format that claims it. Matrices are packed when a runner asks for them, so that no more
+than one lies in memory twice.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +19,67 @@ from numpy.typing import NDArray
 from pronghorn.errors import CheckpointError
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Op, Param, Tape
-from pronghorn.slots import AsStored, WeightFormat
+from pronghorn.ops.codes import Codes
+from pronghorn.ops.panels import pack, unpack
+from pronghorn.slots import AsCoded, AsStored, WeightFormat
 from pronghorn.types import Packed
 
 MATRICES = {"embed": 1, "linear": 1, "head": 1}  # kind -> how many leading params are matrices
+
+
+class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
+    """Matrices by `Param.key` with the format that packs them. Each look-up takes the matrix from the
+    checkpoint and packs it anew: whoever needs one twice keeps it.
+
+    Look-ups raise `CheckpointError` for a weight that is NaN or infinite.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], chosen: dict[str, tuple[Param, WeightFormat]]) -> None:
+        self._tensors, self._chosen = tensors, chosen
+
+    def __getitem__(self, key: str) -> tuple[Packed, WeightFormat]:
+        param, fmt = self._chosen[key]
+        value = param.take(self._tensors)
+        if isinstance(fmt, AsCoded):
+            return (value if isinstance(value, Packed) else pack(value)), fmt
+        value = dense(value)
+        check_finite(param.name, value)
+        return fmt.pack(value), fmt
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def release(self) -> None:
+        """Give mapped checkpoint pages back to the system, once a runner has packed what it reads. They
+        are read again from the file if anybody asks. Files with matrices that are read where they lie
+        stay."""
+        given, read = {}, set()
+        for name in {param.name for param, _ in self._chosen.values()}:
+            value = self._tensors[name]
+            if isinstance(value, Packed):
+                read |= {id(_map_of(a)) for a in value.fields.values()}
+            elif (m := _map_of(value)) is not None:
+                given[id(m)] = m
+        for key, m in given.items():
+            if key not in read and hasattr(mmap, "MADV_DONTNEED"):
+                m.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
 class Bound:
     """A model ready for a runner.
 
-    ops: the tape's ops, layers renumbered without gaps; widths: of each register; mats: matrices by
-    `Param.key` with the format that packed them; vecs: vectors (norm weights, biases) and position
-    tables by key, float32; ropes: the tape's rotary tables; kv_ropes: the table of each layer's keys.
+    ops: the tape's ops, layers renumbered without gaps; widths: of each register; mats: see `Matrices`;
+    vecs: vectors (norm weights, biases) and position tables by key, float32; ropes: the tape's rotary
+    tables; kv_ropes: the table of each layer's keys.
     """
 
     ops: tuple[Op, ...]
     widths: tuple[int, ...]
-    mats: dict[str, tuple[Packed, WeightFormat]]
+    mats: Matrices
     vecs: dict[str, NDArray[np.float32]]
     ropes: tuple[Rope, ...]
     kv_ropes: tuple[Rope | None, ...]
@@ -47,7 +91,7 @@ class Bound:
     n_vocab: int
     context: int
     hard_context: bool
-    dtype: str  # "bfloat16" when the matrices are, else "float32"
+    dtype: str  # "float32" when a matrix is, or float16, which bfloat16 cannot follow; else "bfloat16"
 
     @property
     def n_layers(self) -> int:
@@ -59,10 +103,11 @@ class Bound:
 
 
 def bind(
-    tape: Tape, tensors: Mapping[str, NDArray[Any]], formats: Sequence[WeightFormat] = (),
+    tape: Tape, tensors: Mapping[str, Any], formats: Sequence[WeightFormat] = (),
     skips: Sequence[int] = (), taps: Sequence[str] = (),
 ) -> Bound:  # fmt: skip
-    """Raises `CheckpointError` for a weight that is NaN or infinite."""
+    """tensors: arrays, or `Codes` or `Packed` where the checkpoint is quantized; those stay as they are
+    unless a format claims them. Raises `CheckpointError` for a vector with NaN or infinite values."""
     layers = tuple(i for i in range(tape.n_layers) if i not in set(skips))
     number = {old: new for new, old in enumerate(layers)}
     alias: dict[int, int] = {}
@@ -90,45 +135,52 @@ def bind(
         if op.layer in hidden and op.out == tape.io[op.layer][1]:
             ops.append(Op("tap", (op.out,), -1, (), {"name": f"hidden.{op.layer}"}, op.layer))
 
-    choices = [*formats, AsStored()]
-    mats: dict[str, tuple[Packed, WeightFormat]] = {}
+    chosen: dict[str, tuple[Param, WeightFormat]] = {}
     vecs: dict[str, NDArray[np.float32]] = {}
+    wide = False
     for op in ops:
         n_mats = len(op.params) if op.kind == "moe" else MATRICES.get(op.kind, 0)
         for i, p in enumerate(op.params):
-            if p.key in mats or p.key in vecs:
+            if p.key in chosen or p.key in vecs:
                 continue
             value = p.take(tensors)
-            _check_finite(p, value)
             if i < n_mats:
-                fmt = next(f for f in choices if f.claims(p.name, p.view_shape))
-                mats[p.key] = (fmt.pack(value), fmt)
+                null = AsCoded() if isinstance(value, Codes | Packed) else AsStored()
+                fmt = next((f for f in formats if f.claims(p.name, p.view_shape)), null)
+                chosen[p.key] = (p, fmt)
+                wide |= not isinstance(fmt, AsCoded) and _is_wide(fmt, value)
             else:
-                vecs[p.key] = np.asarray(value, np.float32)
-    narrow = all(p.kind != "float32" for p, _ in mats.values())
+                vecs[p.key] = np.asarray(dense(value), np.float32)
+                check_finite(p.name, vecs[p.key])
     return Bound(
-        tuple(ops), tuple(tape.widths), mats, vecs, tuple(tape.ropes), tuple(kv_ropes),
+        tuple(ops), tuple(tape.widths), Matrices(tensors, chosen), vecs, tuple(tape.ropes), tuple(kv_ropes),
         tuple(attention), layers,
         tape.n_heads, tape.n_kv, tape.head_dim, tape.n_vocab, tape.context, tape.hard_context,
-        "bfloat16" if narrow else "float32",
+        "float32" if wide else "bfloat16",
     )  # fmt: skip
 
 
-def release(bound: Bound) -> None:
-    """Give mapped checkpoint pages back to the system, once a runner has packed what it reads. They are
-    read again from the file if anybody asks."""
-    maps: dict[int, mmap.mmap] = {}
-    for packed, _ in bound.mats.values():
-        for a in packed.fields.values():
-            base: Any = a
-            while isinstance(base, np.ndarray):
-                base = base.base
-            base = base.obj if isinstance(base, memoryview) else base
-            if isinstance(base, mmap.mmap):
-                maps[id(base)] = base
-    for m in maps.values():
-        if hasattr(mmap, "MADV_DONTNEED"):
-            m.madvise(mmap.MADV_DONTNEED)
+def dense(value: Any) -> NDArray[Any]:
+    """Numbers, whatever a checkpoint has."""
+    if isinstance(value, Packed):
+        value = unpack(value)
+    array: NDArray[Any] = value.dense() if isinstance(value, Codes) else value
+    return array
+
+
+def _is_wide(fmt: WeightFormat, value: Any) -> bool:
+    """What one row says of all."""
+    few = dense(value[:1] if isinstance(value, np.ndarray | Codes) else value)[:1]
+    return fmt.pack(np.zeros_like(few)).kind in ("float32", "float16")
+
+
+def _map_of(array: Any) -> mmap.mmap | None:
+    """The mapped file that an array lies in."""
+    base = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def _hidden(taps: Sequence[str], n_layers: int) -> set[int]:
@@ -144,8 +196,9 @@ def _key_rope(tape: Tape, register: int) -> Rope | None:
     return None
 
 
-def _check_finite(p: Param, value: NDArray[Any]) -> None:
-    """NaN and infinity have all exponent bits set; looking at the bits is faster than converting."""
+def check_finite(name: str, value: NDArray[Any]) -> None:
+    """Raises `CheckpointError`. NaN and infinity have all exponent bits set; looking at the bits is faster
+    than converting."""
     bits = {
         "bfloat16": (np.uint16, 0x7F80),
         "float16": (np.uint16, 0x7C00),
@@ -160,6 +213,6 @@ def _check_finite(p: Param, value: NDArray[Any]) -> None:
         if bad.any():
             n = int(bad.sum())
             raise CheckpointError(
-                f"tensor {p.name!r} holds NaN or infinite values ({n} near row {i}): the checkpoint is "
+                f"tensor {name!r} holds NaN or infinite values ({n} near row {i}): the checkpoint is "
                 "damaged; download or convert it again"
             )

@@ -36,9 +36,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pronghorn.model.rope import Rope
+from pronghorn.ops.codes import Codes
+from pronghorn.ops.panels import unpack
+from pronghorn.types import Packed
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,16 @@ class Param:
             shape = shape[::-1]
         return (self.rows[1] - self.rows[0], *shape[1:]) if self.rows != (0, 0) else shape
 
-    def take(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """The view itself; no copy unless `add` is set."""
+    def take(self, tensors: Mapping[str, Any]) -> Any:
+        """The view itself: an array (no copy unless `add` is set), or `Codes`, or `Packed` where a
+        checkpoint has the whole of it so."""
         a = tensors[self.name]
+        if isinstance(a, Packed):
+            if self.key == self.name and not self.transpose and not self.add:
+                return a
+            a = unpack(a)
+        if isinstance(a, Codes) and (self.transpose or self.add):
+            a = a.dense()
         if self.expert >= 0:
             a = a[self.expert]
         if self.transpose:

@@ -2,8 +2,9 @@
 
 Results do not depend, bit for bit, on which other rows are in a step, on how a prompt is cut into
 chunks, on the shape of a draft tree or on the number of threads: every output is one chain of sums in
-an order of its own. Matrices kept in bfloat16 or int8 take activations rounded to bfloat16 and sum in
-float32; attention is float32 throughout, over keys and values as the store holds them.
+an order of its own. Matrices kept in bfloat16 take activations rounded to bfloat16 and sum in float32.
+Matrices of small integers take activations as integers, and each group's sum is exact. Attention is
+float32 throughout, over keys and values as the store holds them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.ref import Ops
-from pronghorn.types import Ints, Packed, Rows, StepOut
+from pronghorn.types import Ints, Rows, StepOut
 
-KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of matrices and of stored KV
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of stored KV
+WEIGHTS = {"float32": 0, "bfloat16": 1, "float16": 2, "float8": 3}
+SCALES = {"float16": 0, "bfloat16": 1, "float32": 2, "two": 3}
+OFFSETS = {"": 0, "value": 1, "zero": 2, "two": 3}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 WAY_OUT = "run this model with the reference runner, or store it otherwise"
 NO_FLOATS = np.zeros(0, np.float32)
@@ -34,8 +38,9 @@ NO_FLOATS = np.zeros(0, np.float32)
 class NativeRunner:
     """See `run.base.Runner`. threads: 0 takes every physical core that the process may use.
 
-    Weights are packed at load: "float32", "bfloat16", and "int8" with fields w (n_out, n_in) int8 and
-    scale (n_out,) float32. Raises `UnsupportedError` for another kind of matrix or of stored KV.
+    Matrices may be "float32", "bfloat16", "float16", "float8" (E4M3 as uint8 with scale (n_out,) float32),
+    which are packed at load, and "codes" (`ops.panels`), which are read where they lie. Raises
+    `UnsupportedError` for another kind of matrix or of stored KV.
 
     One step at a time: a second thread that calls while one runs gets a `RuntimeError`. In the child of
     a fork, where the team's threads are not, steps run on the calling thread alone.
@@ -74,12 +79,29 @@ class NativeRunner:
 
     def _load_matrices(self) -> None:
         multiplied = {p.key for op in self.bound.ops if op.kind != "embed" for p in op.params}
-        for key, (packed, _) in self.bound.mats.items():
-            kind, w, scale = _matrix(key, packed)
+        for key in self.bound.mats:
+            packed, _ = self.bound.mats[key]
+            scale = np.ascontiguousarray(packed.fields.get("scale", NO_FLOATS), np.float32).reshape(-1)
+            if packed.kind == "codes":
+                grid, panels = packed.grid, packed.fields["panels"]
+                assert grid is not None
+                self._mats[key] = self.exe.add_codes(
+                    panels, scale, packed.shape[0], packed.shape[1],
+                    [grid.bits, grid.group, grid.centred, SCALES[grid.scale], OFFSETS[grid.offset],
+                     grid.activations], list(grid.table),
+                )  # fmt: skip
+                continue
+            if packed.kind not in WEIGHTS:
+                raise UnsupportedError(
+                    f"matrix {key!r} is stored as {packed.kind!r}, for which there is no native kernel; "
+                    f"{WAY_OUT}"
+                )
+            w = np.asarray(packed.fields["w"])
+            w = w.view(np.uint16) if w.dtype.itemsize == 2 else w
             if key in multiplied:
-                self._mats[key] = self.exe.add_matrix(kind, w, scale)
+                self._mats[key] = self.exe.add_matrix(WEIGHTS[packed.kind], w, scale)
             else:
-                self._mats[key] = self.exe.add_rows(kind, np.ascontiguousarray(w), scale)
+                self._mats[key] = self.exe.add_rows(WEIGHTS[packed.kind], np.ascontiguousarray(w), scale)
 
     def _vector(self, key: str) -> int:
         if key not in self._vecs:
@@ -211,18 +233,6 @@ def _activation(fn: str) -> int:
     if fn not in ACTIVATIONS:
         raise UnsupportedError(f"no native kernel for the activation {fn!r}; {WAY_OUT}")
     return ACTIVATIONS[fn]
-
-
-def _matrix(key: str, packed: Packed) -> tuple[int, NDArray[Any], NDArray[np.float32]]:
-    """Kind, elements and scales (empty where there are none) as the extension takes them."""
-    if packed.kind not in KINDS:
-        raise UnsupportedError(
-            f"matrix {key!r} is stored as {packed.kind!r}, for which there is no native kernel; {WAY_OUT}"
-        )
-    w = np.asarray(packed.fields["w"])
-    if packed.kind == "int8":
-        return 2, w, np.ascontiguousarray(packed.fields["scale"], np.float32).reshape(-1)
-    return KINDS[packed.kind], w.view(np.uint16) if packed.kind == "bfloat16" else w, NO_FLOATS
 
 
 def _zone(layout: Layout, dim: int) -> tuple[int, int, list[int]]:

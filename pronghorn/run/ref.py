@@ -6,6 +6,7 @@ NumPy in float64 is the oracle; NumPy in float32 and PyTorch (CPU, CUDA) run the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
 from pronghorn.ops import ref
+from pronghorn.ops.panels import unpack
 from pronghorn.ops.ref import Ops
 from pronghorn.run.base import check, visible
-from pronghorn.slots import WeightFormat
+from pronghorn.slots import AsStored, WeightFormat
 from pronghorn.types import Array, Ints, Packed, Rows, StepOut
 
 
@@ -30,8 +32,10 @@ class RefRunner:
         self.ops: Ops = store.ops
         self.mats: dict[str, tuple[Packed, WeightFormat]] = {}
         for key, (p, fmt) in bound.mats.items():
+            if p.grid is not None:  # decoded once, not in each product
+                p, fmt = AsStored().pack(unpack(p).dense()), AsStored()
             fields = {name: self._widen(a) for name, a in p.fields.items()}
-            self.mats[key] = (Packed(p.kind, p.shape, fields), fmt)
+            self.mats[key] = (replace(p, fields=fields), fmt)
         self.vecs = {key: self._widen(v) for key, v in bound.vecs.items()}
         self.selected = frozenset(store.selector.layers(bound.n_layers))
         self.tail: dict[int, tuple[Array, Array]] = {}  # layer -> k, v (n, n_kv, dim)

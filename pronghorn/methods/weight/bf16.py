@@ -13,16 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
+from pronghorn.methods.weight._coded import wanted
 from pronghorn.types import Array, Guarantee, Packed, Traits
 
 
 @dataclass(frozen=True)
 class Bf16:
+    only: str = ""  # globs on tensor names, joined by +; empty: every matrix
+
     traits = Traits(Guarantee.APPROXIMATE)
     error = 2.0**-8  # of a row's largest magnitude
 
     def claims(self, name: str, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2
+        return wanted(self.only, name, shape)
 
     def pack(self, w: NDArray[Any]) -> Packed:
         if w.dtype != ml_dtypes.bfloat16:

@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.methods.weight._coded import wanted
 from pronghorn.types import Array, Guarantee, Packed, Traits
 
 
 @dataclass(frozen=True)
 class Fp32:
+    only: str = ""  # globs on tensor names, joined by +; empty: every matrix
+
     error = 0.0  # no weight changes
 
     traits = Traits(Guarantee.APPROXIMATE)
 
     def claims(self, name: str, shape: tuple[int, ...]) -> bool:
-        return True
+        return wanted(self.only, name, shape)
 
     def pack(self, w: NDArray[Any]) -> Packed:
         return Packed("float32", w.shape, {"w": w.astype(np.float32)})

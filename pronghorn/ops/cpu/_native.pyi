@@ -48,8 +48,9 @@ class Probe:
 class Executor:
     """Packs a model's weights, plans its tape and runs steps; `run.native` is its caller.
 
-    Kinds of matrices and of stored KV: 0 float32, 1 bfloat16 (as uint16), 2 int8 with scales. Registers,
-    matrices, vectors and tables are numbers, in the order in which they were added.
+    Kinds of matrices: 0 float32, 1 bfloat16, 2 float16 (both as uint16), 3 E4M3 (as uint8) with scales. Kinds
+    of stored KV: 0 float32, 1 bfloat16, 2 int8 with scales. Registers, matrices, vectors and tables are
+    numbers, in the order in which they were added.
     """
 
     def __init__(
@@ -58,6 +59,14 @@ class Executor:
     ) -> None: ...  # fmt: skip
     def add_matrix(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
         """Pack a matrix (n_out, n_in), any strides, for products; scale (n_out,), empty without."""
+
+    def add_codes(
+        self, panels: npt.NDArray[np.uint8], scale: npt.NDArray[np.float32], n_out: int, n_in: int,
+        grid: list[int], table: list[int],
+    ) -> int:  # fmt: skip
+        """A matrix as `ops.panels` lays it out, read where it lies if on a cache line's boundary; scale
+        (n_out,), empty but for groups of a whole row. grid: bits, group, centred, scale (0 float16, 1
+        bfloat16, 2 float32, 3 two), offset (0 none, 1 value, 2 zero, 3 two), activations."""
 
     def add_rows(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
         """Keep a contiguous matrix as it is, to be read by rows."""

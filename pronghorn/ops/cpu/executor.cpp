@@ -44,6 +44,12 @@ int Executor::add_matrix(const Source& source) {
     return int(mats_.size()) - 1;
 }
 
+int Executor::add_codes(const CodesSource& source) {
+    need(!finished_, "a matrix after finish");
+    mats_.push_back(ph::take(source));
+    return int(mats_.size()) - 1;
+}
+
 int Executor::add_rows(const Source& s) {
     need(!finished_, "a matrix after finish");
     PackedMatrix m;
@@ -217,7 +223,7 @@ void Executor::prepare(const StepIn& s) {
         const TapeOp& op = ops_[part.ops[0]];
         if (part.phase == Phase::Moe) moe_room(op, n);
         if (part.phase == Phase::Head) {
-            const std::size_t room = row_stride(mats_[op.mats[0]].mat.n_in) * wanted_.size();
+            const std::size_t room = any_form_stride(mats_[op.mats[0]].mat.n_in) * wanted_.size();
             if (room > head_size_) {
                 head_in_ = zeroed(sizeof(float) * room);
                 head_size_ = room;
@@ -313,7 +319,7 @@ void Executor::row_op(const TapeOp& op, int r) {
         case Do::Glu: k_.glu(in(0), in(1), y, width, Act(op.ints[0])); break;
         case Do::Add: k_.add(in(0), in(1), y, width); break;
         case Do::Scale: k_.scale(in(0), op.floats[0], y, width); break;
-        case Do::Narrow: k_.narrow(in(0), y, widths_[op.in[0]]); break;
+        case Do::Narrow: k_.narrow(in(0), y, widths_[op.in[0]], op.ints[0]); break;
         case Do::Keep: keep(op, r); break;
         case Do::Tap:
             if (!step_->taps.empty()) {
@@ -375,13 +381,14 @@ void Executor::head(Lane& lane, const TapeOp& op) {
     const int n = n_wanted_.load(std::memory_order_relaxed), from = op.in[0];
     const Mat& m = mats_[op.mats[0]].mat;
     float* x = head_floats_;  // the wanted rows, as the matrix takes them, side by side
-    const std::size_t ld = row_stride(m.n_in);
+    const std::size_t ld = any_form_stride(m.n_in);
+    const int form = form_of(m);
     team_.each(lane, n, [&](int i) {
         const float* row = reg(from) + stride(from) * wanted_[i];
-        if (m.kind == F32) {
+        if (form == FLOATS) {
             std::memcpy(x + ld * i, row, sizeof(float) * m.n_in);
         } else {
-            k_.narrow(row, x + ld * i, m.n_in);
+            k_.narrow(row, x + ld * i, m.n_in, form);
         }
     });
     const float* bias =

@@ -4,8 +4,10 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -75,6 +77,7 @@ public:
     ~Executor();
 
     int add_matrix(const Source& source);  // packed into panels
+    int add_codes(const CodesSource& source);  // left where they lie
     int add_rows(const Source& source);    // left where it lies, contiguous
     int add_vector(const float* values, int n);
     int add_table(const float* freq, int half, float gain);  // freq null: given with each step
@@ -132,7 +135,8 @@ private:
     struct Moe;
 
     int new_register(int width);
-    int narrowed(int reg, Kind kind, std::vector<TapeOp>& out, std::vector<int>& of);
+    using Narrowed = std::map<std::pair<int, int>, int>;  // register and form -> register
+    int narrowed(int reg, int form, std::vector<TapeOp>& out, Narrowed& of);
     void check_op(const TapeOp& op) const;
     void plan();
     void place_registers();

@@ -5,7 +5,7 @@
 // far from here. So nothing in this file may instantiate the standard library: plain loops, C
 // headers and intrinsics only, and every helper lives in an unnamed namespace.
 #include "kernels.h"
-#include "vec.h"
+#include "vec_int.h"
 
 namespace ph::PH_ISA {
 namespace {
@@ -82,22 +82,26 @@ void embed_as(const Mat& m, int row, float scale, float* out, Widen widen) {
         return;
     }
     const char* w = static_cast<const char*>(m.w) + size_t(row / 16) * m.panel;
-    if (m.kind == F32) {
-        embed_from<T>(w, out, m.n_in, scale, [=](size_t i) { return i * 16 + lane; }, widen);
-    } else {
+    if (m.kind == IN_BF16) {
         const auto at = [=](size_t i) { return (i / 2 * 16 + lane) * 2 + (i & 1); };
         embed_from<T>(w, out, m.n_in, scale, at, widen);
+    } else {
+        embed_from<T>(w, out, m.n_in, scale, [=](size_t i) { return i * 16 + lane; }, widen);
     }
 }
 
 void embed(const Mat& m, int row, float scale, float* out) {
     switch (m.kind) {
-        case F32: return embed_as<float>(m, row, scale, out, [](float x) { return x; });
-        case BF16: return embed_as<uint16_t>(m, row, scale, out, [](uint16_t x) { return widened(x); });
-        case I8: {
-            const float by = m.scale[row];
-            return embed_as<int8_t>(m, row, scale, out, [by](int8_t x) { return float(x) * by; });
+        case IN_F32: return embed_as<float>(m, row, scale, out, [](float x) { return x; });
+        case IN_BF16: return embed_as<uint16_t>(m, row, scale, out, [](uint16_t x) { return widened(x); });
+        case IN_F16: return embed_as<uint16_t>(m, row, scale, out, [](uint16_t x) { return half_to_float(x); });
+        case IN_F8: {  // a panel's scale makes up for 2^8 already
+            const float by = m.scale[row] * (m.n_panels ? 1.0f : 256.0f);
+            return embed_as<uint8_t>(m, row, scale, out, [by](uint8_t x) {
+                return half_to_float(uint16_t((x & 0x80) << 8 | (x & 0x7f) << 7)) * by;
+            });
         }
+        case IN_CODES: return embed_codes(m, row, scale, out);
     }
 }
 

@@ -14,21 +14,97 @@ namespace ph {
 
 constexpr int PAGE = 16;  // rows of a KV page, and outputs of a weight panel
 
-enum Kind : int { F32 = 0, BF16 = 1, I8 = 2 };  // of weights and of stored KV
+enum Kind : int { F32 = 0, BF16 = 1, I8 = 2 };  // of stored KV
+enum Weights : int { IN_F32 = 0, IN_BF16 = 1, IN_F16 = 2, IN_F8 = 3, IN_CODES = 4 };  // F8 is E4M3
 
 enum Act : int { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
-// A matrix (n_out, n_in) in panels of 16 outputs: [n_out/16][step][16] for F32, a step being one
-// input; [n_out/16][step][16][2] for BF16 and I8, a step being a pair of inputs. Zeros fill up.
-// A matrix that is only read by rows has n_panels 0 and w (n_out, n_in) as it came.
+// How codes become values: ops/codes.py has the meaning, ops/panels.py the layout.
+enum Scales : int { BY_HALF = 0, BY_BRAIN = 1, BY_ROW = 2, BY_TWO = 3 };
+enum Offsets : int { NO_OFFSET = 0, OF_VALUE = 1, OF_ZERO = 2, OF_TWO = 3 };
+constexpr int SUPER = 256, UNIT = 32;  // inputs of a block, and of a unit of codes
+struct Grid {
+    int bits, group;
+    int zero;      // the code whose level is 0; 128 where there is a table
+    bool table;
+    Scales scale;
+    Offsets offset;
+    int act;       // bits of the inputs: 8 or 16
+    std::uint8_t level[16];  // the table, 128 added
+};
+
+inline int groups_of(int n, int group) { return group ? (n + group - 1) / group : 0; }
+
+// Bytes of a block before its codes.
+inline std::size_t before_codes(const Grid& g, int n_groups) {
+    const int wide = g.scale == BY_TWO ? 1 : 2;
+    std::size_t n = std::size_t(n_groups) * wide;
+    if (g.offset) n += std::size_t(n_groups) * (g.offset == OF_VALUE ? 2 : 1);
+    if (g.scale == BY_TWO) n += 2;
+    if (g.offset == OF_TWO) n += 2;
+    return n_groups ? (n * PAGE + 63) / 64 * 64 : 0;
+}
+
+// Bytes of some inputs of a panel, from the start of a block; of all of them: the panel, without what
+// lies between panels.
+inline std::size_t codes_bytes(const Grid& g, int n_in) {
+    const auto block = [&](int n) {
+        return before_codes(g, groups_of(n, g.group)) + std::size_t((n + UNIT - 1) / UNIT) * 64 * g.bits;
+    };
+    return n_in / SUPER * block(SUPER) + (n_in % SUPER ? block(n_in % SUPER) : 0);
+}
+
+// A matrix (n_out, n_in) in panels of 16 outputs: [n_out/16][step][16] for float32, float16 and E4M3, a step being
+// one input; [n_out/16][step][16][2] for bfloat16, a step being a pair of inputs; for codes as
+// ops/panels.py says. Zeros fill up. A matrix that is only read by rows has n_panels 0 and w (n_out, n_in)
+// as it came.
 struct Mat {
-    Kind kind;
+    Weights kind;
     int n_out, n_in;
     int n_panels, n_steps;
-    std::size_t panel;   // bytes of a panel
+    std::size_t panel;   // bytes from panel to panel
     const void* w;
-    const float* scale;  // I8: one factor per output, padded to 16; else null
+    const float* scale;  // E4M3, codes with one scale a row: a factor per output, padded to 16; else null
+    Grid grid;           // of codes
 };
+
+// How a matrix takes its inputs: as float, as bfloat16, or as integers with a scale for each group.
+constexpr int FLOATS = 0, BRAINS = 1, FIRST_CODES = 2, FORMS = 10;
+inline int sum_group(const Grid& g) { return g.group ? g.group : 128; }
+inline int form_of(const Mat& m) {
+    if (m.kind == IN_BF16) return BRAINS;
+    if (m.kind != IN_CODES) return FLOATS;
+    const int group = sum_group(m.grid);
+    return FIRST_CODES + (m.grid.act == 16 ? 4 : 0) +
+           (group == 16 ? 0 : group == 32 ? 1 : group == 64 ? 2 : 3);
+}
+
+// A row of integer inputs: n_in of them filled up to a unit, then the scale of each group (of 32 where
+// sums are of 16), the sum of the integers of each group, and that sum times the scale.
+struct CodesRow {
+    int act, group, per_scale;    // bits, inputs of a sum, inputs of a scale
+    std::size_t scale, sum, part;  // bytes from the start of the row
+    std::size_t bytes;
+};
+inline CodesRow codes_row(int form, int n_in) {
+    const auto lines = [](std::size_t n) { return (n + 63) / 64 * 64; };
+    CodesRow r;
+    r.act = form >= FIRST_CODES + 4 ? 16 : 8;
+    r.group = 16 << ((form - FIRST_CODES) & 3);
+    r.per_scale = r.group < 32 ? 32 : r.group;
+    const std::size_t sums = lines(sizeof(float) * ((n_in + r.group - 1) / r.group));
+    r.scale = lines(std::size_t((n_in + UNIT - 1) / UNIT) * UNIT * (r.act / 8));
+    r.sum = r.scale + lines(sizeof(float) * ((n_in + r.per_scale - 1) / r.per_scale));
+    r.part = r.sum + sums;
+    r.bytes = r.part + sums;
+    return r;
+}
+// Floats that a row of inputs takes in a form, BRAINS as bfloat16 where `packs`.
+inline int form_floats(int form, int n_in, bool packs) {
+    if (form == FLOATS) return n_in;
+    if (form == BRAINS) return packs ? (n_in + 1) / 2 : (n_in + 1) / 2 * 2;
+    return int(codes_row(form, n_in).bytes / sizeof(float));
+}
 
 // Output column 0 of row 0, and what is applied to a finished sum: times scale, plus bias.
 struct Linear {
@@ -80,10 +156,10 @@ struct Kernels {
     // Inner product of n floats; the order of additions is fixed per set and independent of n's use.
     float (*dot)(const float* a, const float* b, std::size_t n);
 
-    bool packs_input;  // BF16 and I8 take inputs as bfloat16, else as floats rounded to it
-    // One row of inputs as BF16 and I8 matrices take it, an even number of values, 0 at the end.
-    void (*narrow)(const float* x, void* out, int n_in);
-    // Panels [p0, p1) of n rows; x as the matrix's kind takes it, ldx bytes from row to row.
+    bool packs_input;  // BRAINS are bfloat16, else floats rounded to it
+    // One row of inputs in a form other than FLOATS.
+    void (*narrow)(const float* x, void* out, int n_in, int form);
+    // Panels [p0, p1) of n rows; x in the matrix's form, ldx bytes from row to row.
     void (*linear)(const Linear& l, const void* x, std::size_t ldx, int n, int p0, int p1);
 
     void (*to_kv)(const float* x, void* out, int n, Kind kind);     // F32 or BF16
@@ -110,6 +186,9 @@ inline std::size_t row_stride(int width) {
     return lines * 16;
 }
 
+// The same for inputs in any form: integers of 16 bits with sums for each 16 of them are the longest.
+inline std::size_t any_form_stride(int n_in) { return row_stride(n_in + 64); }
+
 // Floats of scratch for an item of n queries.
 inline std::size_t attend_scratch(std::size_t n, int dim, std::size_t stride) {
     return n * (std::size_t(dim) + (dim + 15) / 16 * 16 + stride + 16) + 64 * PAGE;
@@ -127,7 +206,11 @@ inline std::size_t attend_scratch(std::size_t n, int dim, std::size_t stride) {
 #define PH_DECLARE_TABLE(name)                                                                    \
     namespace name {                                                                              \
     extern const Kernels table;                                                                   \
-    void narrow(const float*, void*, int);                                                        \
+    void narrow_codes(const float*, void*, int, int);                                             \
+    void embed_codes(const Mat&, int, float, float*);                                             \
+    void linear_codes(const Linear&, const void*, std::size_t, int, int, int);                    \
+    void linear_rare(const Linear&, const void*, std::size_t, int, int, int);                 \
+    void narrow(const float*, void*, int, int);                                                   \
     void linear(const Linear&, const void*, std::size_t, int, int, int);                          \
     void attend(const AttendItem&);                                                               \
     }

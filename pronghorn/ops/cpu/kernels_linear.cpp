@@ -2,10 +2,10 @@
 //
 // Each output is one chain of sums over its inputs, in order, whatever the number of rows: blocks are
 // formed over rows and panels only, and where the inputs are cut to fit the cache the partial sum goes
-// to memory and comes back unchanged. BF16 and I8 matrices take inputs rounded to bfloat16 and sum in
-// float32; I8 multiplies the finished sum by the output's factor.
+// to memory and comes back unchanged. bfloat16 matrices take inputs rounded to bfloat16 and sum in float32, float16
+// and E4M3 take floats; E4M3 multiplies the finished sum by the output's factor.
 #include "kernels.h"
-#include "vec.h"
+#include "vec_int.h"
 
 namespace ph::PH_ISA {
 namespace {
@@ -42,33 +42,15 @@ struct Block {
     const float* bias;
 };
 
-template <int K>
-struct Stored {
-    using type = int8_t;
-};
-template <>
-struct Stored<BF16> {
-    using type = uint16_t;
-};
+constexpr size_t step_bytes(int kind) { return kind == IN_F16 ? 32 : kind == IN_F8 ? 16 : 64; }
 
-#if PH_PACKS
+// Sixteen weights of one input as floats; those of IN_F8 are too small by 2^8, which their scale makes up for.
 template <int K>
-PH_INLINE __m512bh pairs(const char* w) {
-    if constexpr (K == BF16) {
-        return (__m512bh)_mm512_loadu_si512(w);
-    } else {
-        // An int8 is exact in bfloat16: the upper half of its float32.
-        const __m512i v =
-            _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
-        const __m512i even = _mm512_castps_si512(
-            _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 16), 16)));
-        const __m512i odd = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32(v, 16)));
-        return (__m512bh)_mm512_or_si512(
-            _mm512_srli_epi32(even, 16),
-            _mm512_and_si512(odd, _mm512_set1_epi32(int(0xffff0000u))));
-    }
+PH_INLINE V widen(const char* w) {
+    if constexpr (K == IN_F32) return vld(reinterpret_cast<const float*>(w));
+    else if constexpr (K == IN_F16) return vhalf(reinterpret_cast<const uint16_t*>(w));
+    else return veighth(reinterpret_cast<const uint8_t*>(w));
 }
-#endif
 
 template <int K, int R, int P>
 __attribute__((noinline)) void micro(const Block& b) {
@@ -86,21 +68,20 @@ __attribute__((noinline)) void micro(const Block& b) {
         if constexpr (R > 1) {
             PH_UNROLL for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * panel + AHEAD);
         }
-        if constexpr (K == F32) {
+        if constexpr (K != IN_BF16) {
             V wv[P];
-            PH_UNROLL for (int p = 0; p < P; ++p) {
-                wv[p] = vld(reinterpret_cast<const float*>(w + p * panel));
-            }
+            PH_UNROLL for (int p = 0; p < P; ++p) wv[p] = widen<K>(w + p * panel);
             PH_UNROLL for (int r = 0; r < R; ++r) {
                 const V xv = vall(*reinterpret_cast<const float*>(x + r * ldx));
                 PH_UNROLL for (int p = 0; p < P; ++p) sum[r][p] = vfma(xv, wv[p], sum[r][p]);
             }
             x += 4;
-            w += 64;
         } else {
 #if PH_PACKS
             __m512bh wv[P];
-            PH_UNROLL for (int p = 0; p < P; ++p) wv[p] = pairs<K>(w + p * panel);
+            PH_UNROLL for (int p = 0; p < P; ++p) {
+                wv[p] = (__m512bh)_mm512_loadu_si512(w + p * panel);
+            }
             PH_UNROLL for (int r = 0; r < R; ++r) {
                 int two;
                 memcpy(&two, x + r * ldx, 4);
@@ -112,13 +93,12 @@ __attribute__((noinline)) void micro(const Block& b) {
             x += 4;
 #else
             // All even inputs of a step, then all odd ones: more at once does not fit the registers.
-            using T = typename Stored<K>::type;
             PH_UNROLL for (int odd = 0; odd < 2; ++odd) {
                 V wv[P];
                 PH_UNROLL for (int p = 0; p < P; ++p) {
                     PH_UNROLL for (int i = 0; i < PARTS; ++i) {
                         Part both[2];
-                        ld_pairs(reinterpret_cast<const T*>(w + p * panel) + 2 * LANES * i, both[0],
+                        ld_pairs(reinterpret_cast<const uint16_t*>(w + p * panel) + 2 * LANES * i, both[0],
                                  both[1]);
                         wv[p].p[i] = both[odd];
                     }
@@ -130,19 +110,19 @@ __attribute__((noinline)) void micro(const Block& b) {
             }
             x += 8;
 #endif
-            w += K == BF16 ? 64 : 32;
         }
+        w += step_bytes(K);
     }
     PH_UNROLL for (int p = 0; p < P; ++p) {
         V scale = vall(1.0f), bias = vall(0.0f);
-        if constexpr (K == I8) {
+        if constexpr (K == IN_F8) {
             if (b.last) scale = vld(b.scale + p * 16);
         }
         const bool biased = b.last && b.bias;
         if (biased) bias = vld(b.bias + p * 16);
         PH_UNROLL for (int r = 0; r < R; ++r) {
             V t = sum[r][p];
-            if constexpr (K == I8) t = vmul(t, scale);
+            if constexpr (K == IN_F8) t = vmul(t, scale);
             if (biased) t = vadd(t, bias);
             vst(b.y + r * b.ldy + p * 16, t);
         }
@@ -189,8 +169,8 @@ void rows_at_most(const Block& b, int n_rows, int n_panels) {
 template <int K>
 void region(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
     const Mat& m = *l.mat;
-    const size_t step_w = K == F32 ? 64 : K == BF16 ? 64 : 32;
-    const size_t step_x = K == F32 || PH_PACKS ? 4 : 8;
+    const size_t step_w = step_bytes(K);
+    const size_t step_x = K == IN_BF16 && !PH_PACKS ? 8 : 4;
     const int spare = m.n_panels * 16 - m.n_out;
     float edge[MAX_ROWS * 16];
     const int whole = p1 == m.n_panels && spare ? p1 - 1 : p1;
@@ -213,7 +193,7 @@ void region(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
                     b.x = x + r * ldx + s0 * step_x;
                     b.y = l.y + r * l.ldy + p * 16;
                     b.ldy = l.ldy;
-                    b.scale = K == I8 ? m.scale + p * 16 : nullptr;
+                    b.scale = K == IN_F8 ? m.scale + p * 16 : nullptr;
                     b.bias = l.bias ? l.bias + p * 16 : nullptr;
                     rows_at_most<K>(b, bottom - r < MAX_ROWS ? bottom - r : MAX_ROWS, some);
                 }
@@ -229,7 +209,7 @@ void region(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
             b.first = b.last = true;
             b.y = edge;
             b.ldy = 16;
-            b.scale = K == I8 ? m.scale + whole * 16 : nullptr;
+            b.scale = K == IN_F8 ? m.scale + whole * 16 : nullptr;
             b.bias = l.bias ? l.bias + whole * 16 : nullptr;
             rows_at_most<K>(b, rows, 1);
             for (int i = 0; i < rows; ++i) {
@@ -241,7 +221,8 @@ void region(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
 
 }  // namespace
 
-void narrow(const float* x, void* out, int n_in) {
+void narrow(const float* x, void* out, int n_in, int form) {
+    if (form != BRAINS) return narrow_codes(x, out, n_in, form);
 #if PH_PACKS
     uint16_t* y = static_cast<uint16_t*>(out);
     int i = 0;
@@ -265,9 +246,11 @@ void narrow(const float* x, void* out, int n_in) {
 void linear(const Linear& l, const void* x, size_t ldx, int n, int p0, int p1) {
     const char* from = static_cast<const char*>(x);
     switch (l.mat->kind) {
-        case F32: return region<F32>(l, from, ldx, n, p0, p1);
-        case BF16: return region<BF16>(l, from, ldx, n, p0, p1);
-        case I8: return region<I8>(l, from, ldx, n, p0, p1);
+        case IN_F32: return region<IN_F32>(l, from, ldx, n, p0, p1);
+        case IN_BF16: return region<IN_BF16>(l, from, ldx, n, p0, p1);
+        case IN_F16: return region<IN_F16>(l, from, ldx, n, p0, p1);
+        case IN_F8: return region<IN_F8>(l, from, ldx, n, p0, p1);
+        case IN_CODES: return linear_codes(l, x, ldx, n, p0, p1);
     }
 }
 

@@ -19,11 +19,20 @@ Bytes zeroed(std::size_t n);
 
 // A matrix (n_out, n_in) as it comes: elements of `kind` at the given strides, in bytes.
 struct Source {
-    Kind kind;
+    Weights kind;
     int n_out, n_in;
     const void* w;
     std::ptrdiff_t row, column;
-    const float* scale;  // (n_out,) for I8, else null
+    const float* scale;  // (n_out,) for E4M3, else null
+};
+
+// A matrix of codes: panels as ops/panels.py lays them out, `panel` bytes apart.
+struct CodesSource {
+    Grid grid;
+    int n_out, n_in;
+    const void* w;
+    std::size_t panel;
+    const float* scale;  // (n_out,) where one serves a row, else null
 };
 
 struct PackedMatrix {
@@ -34,5 +43,8 @@ struct PackedMatrix {
 // Room for a matrix, and one of its panels put there.
 PackedMatrix prepare(const Source& source);
 void pack(const Source& source, const PackedMatrix& to, int panel);
+
+// Codes are read where they lie, when that is on a cache line's boundary: else they are copied.
+PackedMatrix take(const CodesSource& source);
 
 }  // namespace ph

@@ -59,19 +59,47 @@ ph::Do kind_of(const std::string& name) {
 
 ph::Source source_of(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>& w,
                      const Floats& scale) {
-    need(kind >= ph::F32 && kind <= ph::I8, "a kind that does not exist");
-    const std::size_t size = kind == ph::F32 ? 4 : kind == ph::BF16 ? 2 : 1;
+    need(kind == ph::IN_F32 || kind == ph::IN_BF16 || kind == ph::IN_F16 || kind == ph::IN_F8,
+         "a kind that does not exist");
+    const std::size_t size = kind == ph::IN_F32 ? 4 : kind == ph::IN_F8 ? 1 : 2;
     need(w.itemsize() == size && w.shape(0) > 0 && w.shape(1) > 0 && w.shape(0) < (1u << 28) &&
              w.shape(1) < (1u << 30),
          "a matrix whose dtype or shape does not fit its kind");
-    need(kind != ph::I8 || scale.shape(0) == w.shape(0), "one scale per output");
-    return {ph::Kind(kind),
+    need(kind != ph::IN_F8 || scale.shape(0) == w.shape(0), "one scale per output");
+    return {ph::Weights(kind),
             int(w.shape(0)),
             int(w.shape(1)),
             w.data(),
             std::ptrdiff_t(w.stride(0) * std::int64_t(size)),
             std::ptrdiff_t(w.stride(1) * std::int64_t(size)),
-            kind == ph::I8 ? scale.data() : nullptr};
+            kind == ph::IN_F8 ? scale.data() : nullptr};
+}
+
+// grid: bits, group, centred, scale, offset, activations; table: 16 levels, or none.
+ph::CodesSource codes_of(const Flat<std::uint8_t, 2>& panels, const Floats& scale, int n_out,
+                         int n_in, const std::vector<int>& grid, const std::vector<int>& table) {
+    need(grid.size() == 6 && (table.empty() || table.size() == 16), "a grid");
+    const int bits = grid[0], group = grid[1];
+    ph::Grid g{bits, group, 0, !table.empty(), ph::Scales(grid[3]), ph::Offsets(grid[4]), grid[5], {}};
+    g.zero = g.table ? 128 : grid[2] ? 1 << (bits - 1) : 0;
+    need((bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8) &&
+             (group == 0 || group == 16 || group == 32 || group == 64 || group == 128) &&
+             (!g.table || bits == 4) && grid[3] >= ph::BY_HALF && grid[3] <= ph::BY_TWO &&
+             grid[4] >= ph::NO_OFFSET && grid[4] <= ph::OF_TWO && (g.act == 8 || g.act == 16) &&
+             (group == 0) == (g.scale == ph::BY_ROW) && (group || !g.offset) &&
+             (g.offset != ph::OF_TWO || g.scale == ph::BY_TWO) &&
+             (g.offset != ph::OF_VALUE || g.scale != ph::BY_TWO),
+         "a grid that does not exist");
+    for (std::size_t i = 0; i < table.size(); ++i) {
+        need(table[i] >= -128 && table[i] <= 127, "a level out of range");
+        g.level[i] = std::uint8_t(table[i] + 128);
+    }
+    need(n_out > 0 && n_in > 0 && n_out < (1 << 28) && n_in < (1 << 28), "a matrix's shape");
+    need(panels.shape(0) == std::size_t(n_out + ph::PAGE - 1) / ph::PAGE &&
+             panels.shape(1) >= ph::codes_bytes(g, n_in) && panels.shape(1) % 64 == 0,
+         "panels that do not fit the matrix");
+    need(scale.shape(0) == (group ? 0 : std::size_t(n_out)), "one scale per output where groups are rows");
+    return {g, n_out, n_in, panels.data(), panels.shape(1), group ? nullptr : scale.data()};
 }
 
 ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& at) {
@@ -313,6 +341,14 @@ NB_MODULE(_native, m) {
                  const ph::Source s = source_of(kind, w, scale);
                  const nb::gil_scoped_release release;
                  return self.add_matrix(s);
+             })
+        .def("add_codes",
+             [](Native& self, const Flat<std::uint8_t, 2>& panels, const Floats& scale, int n_out,
+                int n_in, const std::vector<int>& grid, const std::vector<int>& table) {
+                 const Native::Turn turn(self);
+                 const ph::CodesSource s = codes_of(panels, scale, n_out, n_in, grid, table);
+                 self.keep_alive(nb::cast(panels));
+                 return self.add_codes(s);
              })
         .def("add_rows",
              [](Native& self, int kind, const Matrix& w, const Floats& scale) {

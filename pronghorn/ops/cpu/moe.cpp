@@ -27,11 +27,11 @@ void Executor::moe_room(const TapeOp& op, int n) {
         m.place.resize(places);
         m.row.resize(places);
     }
-    room(m.x, places * row_stride(d));
-    room(m.gate, places * row_stride(h));
-    room(m.up, places * row_stride(h));
-    room(m.hidden, places * row_stride(h));
-    room(m.y, places * row_stride(d));
+    room(m.x, places * any_form_stride(d));
+    room(m.gate, places * any_form_stride(h));
+    room(m.up, places * any_form_stride(h));
+    room(m.hidden, places * any_form_stride(h));
+    room(m.y, places * any_form_stride(d));
 }
 
 void Executor::moe(Lane& lane, const TapeOp& op) {
@@ -39,7 +39,7 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
     const int n = n_rows(), top_k = op.ints[0], h = op.ints[3], d = widths_[op.out];
     const int n_experts = int(op.mats.size()) / 3, places = n * top_k;
     const int x = op.in[0], logits = op.in[1];
-    const std::size_t ldx = row_stride(d), ldh = row_stride(h);
+    const std::size_t ldx = any_form_stride(d), ldh = any_form_stride(h);
     const auto expert = [&](int e, int which) -> const Mat& {
         return mats_[op.mats[1 + 3 * e + which]].mat;
     };
@@ -90,10 +90,10 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
         m.n_downs = int(m.downs.size());
     });
     const auto enter = [&](const Mat& w, const float* from, float* to, int width) {
-        if (w.kind == F32) {
+        if (form_of(w) == FLOATS) {
             std::memcpy(to, from, sizeof(float) * width);
         } else {
-            k_.narrow(from, to, width);
+            k_.narrow(from, to, width, form_of(w));
         }
     };
     team_.each(lane, places, [&](int i) {

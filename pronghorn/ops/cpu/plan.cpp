@@ -116,7 +116,7 @@ void Executor::check_op(const TapeOp& op) const {
                 product(mat(1 + 3 * e), d, h);
                 product(mat(2 + 3 * e), d, h);
                 product(mat(3 + 3 * e), h, d);
-                need(mat(1 + 3 * e).kind == mat(2 + 3 * e).kind, "gate and up differ in kind");
+                need(form_of(mat(1 + 3 * e)) == form_of(mat(2 + 3 * e)), "gate and up differ in kind");
             }
             need(op.ints[0] > 0 && op.ints[0] <= n_experts, "top_k");
             need(op.ints[2] >= SILU && op.ints[2] <= RELU, "an activation");
@@ -145,38 +145,31 @@ void Executor::finish() {
     finished_ = true;
 }
 
-// Inputs of BF16 and I8 matrices are rounded once, right after they are made.
-int Executor::narrowed(int reg, Kind kind, std::vector<TapeOp>& out, std::vector<int>& of) {
-    if (kind == F32) return reg;
-    if (of[reg] < 0) {
-        const int steps = (widths_[reg] + 1) / 2;
-        const int made = new_register(k_.packs_input ? steps : 2 * steps);
-        of.resize(widths_.size(), -1);
-        of[reg] = made;
-        out.push_back({Do::Narrow, {reg}, made, {}, {}, {}, {}});
+// Inputs take the form that a matrix wants once, right after they are made.
+int Executor::narrowed(int reg, int form, std::vector<TapeOp>& out, Narrowed& of) {
+    if (form == FLOATS) return reg;
+    const auto [at, fresh] = of.try_emplace({reg, form}, 0);
+    if (fresh) {
+        at->second = new_register(form_floats(form, widths_[reg], k_.packs_input));
+        out.push_back({Do::Narrow, {reg}, at->second, {}, {}, {form}, {}});
     }
-    return of[reg];
+    return at->second;
 }
 
 void Executor::plan() {
     std::vector<TapeOp> flat;
-    std::vector<int> narrow(widths_.size(), -1);
-    const auto fresh = [&](int width) {
-        const int r = new_register(width);
-        narrow.resize(widths_.size(), -1);
-        return r;
-    };
+    Narrowed narrow;
     for (TapeOp& op : ops_) {
         if (op.what == Do::Linear) {
-            op.in[0] = narrowed(op.in[0], mats_[op.mats[0]].mat.kind, flat, narrow);
+            op.in[0] = narrowed(op.in[0], form_of(mats_[op.mats[0]].mat), flat, narrow);
         } else if (op.what == Do::Attend) {
-            const int done = fresh(0);  // a register of no width stands for "kept"
+            const int done = new_register(0);  // a register of no width stands for "kept"
             flat.push_back({Do::Keep, {op.in[1], op.in[2]}, done, {}, {}, {op.ints[0]}, {}});
             op.in = {op.in[0], done};
         } else if (op.what == Do::Moe) {
             const Mat& router = mats_[op.mats[0]].mat;
-            const int logits = fresh(router.n_out);
-            const int x = narrowed(op.in[0], router.kind, flat, narrow);
+            const int logits = new_register(router.n_out);
+            const int x = narrowed(op.in[0], form_of(router), flat, narrow);
             flat.push_back({Do::Linear, {x}, logits, {op.mats[0]}, {}, {}, {}});
             op.in = {op.in[0], logits};
         }
