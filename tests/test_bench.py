@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 from cli import Caller
 
+from pronghorn.bench.attribute import Part, judge
 from pronghorn.bench.cells import KINDS, Cell, plan
 from pronghorn.bench.cost import Model, cost, model_of
 from pronghorn.bench.engines import CannotError, EngineError, Launch, Process
 from pronghorn.bench.limits import Limits, Probe, between
-from pronghorn.bench.record import Result, Sample
+from pronghorn.bench.ours import Driver
+from pronghorn.bench.peers import NAMES, SCRIPTS, precision_of
+from pronghorn.bench.picture import roofline
+from pronghorn.bench.record import Record, Result, Sample
 from pronghorn.bench.shapes import SHAPES, Shape, find_shape, make, tokenizer
 from pronghorn.errors import RequestError
 from pronghorn.llm import LLM
@@ -139,6 +143,62 @@ def test_ratios_compare_rounds():
     assert result.share("pronghorn").median == 0.5
 
 
+def test_the_roofline_is_a_picture():
+    import xml.etree.ElementTree as ElementTree
+
+    limits = Limits(5e10, 4e10, 5e10, {"fp32": 5e11, "int8": 2e12})
+    record = Record({}, "a <model>", ("weight.int8",), "int8", 2, 0.0)
+    empty = ElementTree.fromstring(roofline(record))
+    assert "a <model>" in "".join(empty.itertext())
+    m = Model(10**8, {"int8": 10**8}, {}, 0.0, 0, "fp32", (0,), 512)
+    for cell in (Cell("decode", 1, 128), Cell("prefill", 512), Cell("rows", 8, 128)):
+        seconds = 2 * limits.seconds(cost(cell, m, 0).n_bytes, cost(cell, m, 0).operations)
+        samples = {n: [Sample(0, seconds, limits)] for n in ("pronghorn", "other & co")}
+        record.results.append(Result(cell, cost(cell, m, 0), samples))
+    drawn = ElementTree.fromstring(roofline(record))
+    titles = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    assert {"pronghorn: prefill 512", "other & co: step of 8 rows"} <= set(titles)
+    for mark in drawn.iter("{http://www.w3.org/2000/svg}circle"):
+        assert 0 < float(mark.attrib["cx"]) < 860
+        assert 0 < float(mark.attrib["cy"]) < 520
+
+
+# ------------------------------------------------------------------------------- where time goes
+
+
+def test_a_profile_adds_up(tmp_path: Path):
+    """Parts of a step are the step: their times sum to it, and their weights to the model's."""
+    driver = Driver()
+    driver.load(str(make(SMALL, tmp_path / "small", NO_TICK)), [], "", 2, "")
+    found = driver.profile("decode", {"batch": 2, "context": 40, "tokens": 8}, 8)
+    parts = [Part(**p) for p in found["parts"]]
+    assert abs(sum(p.time for p in parts) - found["seconds"]) < 0.02 * found["seconds"]
+    assert all(0 <= p.wait <= p.time and p.others >= 0 for p in parts)
+    m = model_of(driver.engine)
+    weights = sum(sum((p.matrices or {}).values()) for p in parts)
+    assert weights == m.n_weights
+    assert sum(p.count for p in parts if p.attends) == SMALL.layers
+    assert sum(p.is_head for p in parts) == 1
+    again = driver.engine.runner.exe
+    again.start_profile()
+    assert sum(t for thread in again.stop_profile() for t, _ in thread) == 0  # starts anew, nothing ran
+
+
+def test_verdicts():
+    limits = Limits(100.0, 60.0, 100.0, {"fp32": 1000.0})
+    m = Model(50, {"fp32": 25}, {}, 1.0, 4, "fp32", (0,), 512)
+    one = Cell("decode", 1, 8)
+    near = judge(Part("x", 1, 1.0, n_bytes=90, matrices={"fp32": 25}), one, m, limits, 2.0)
+    assert (near.by, near.said) == ("memory", "near its limit")
+    busy = judge(Part("x", 1, 1.0, n_bytes=10, matrices={"fp32": 250}), one, m, limits, 2.0)
+    assert (busy.by, busy.limit) == ("arithmetic", 0.5)
+    assert "off its limit by 500.00 ms" in busy.said
+    assert "overhead" in judge(Part("x", 1, 1.0, matrices={}), one, m, limits, 2.0).said
+    assert judge(Part("x", 1, 0.01, matrices={}), one, m, limits, 2.0).said == ""
+    attend = judge(Part("x", 1, 1.0, matrices={}, attends=True), Cell("decode", 3, 10), m, limits, 2.0)
+    assert attend.limit == max(3 * 10 / 100, 4 * 10 * 3 / 1000)
+
+
 # ------------------------------------------------------------------------------- processes
 
 DRIVER = """
@@ -240,8 +300,36 @@ def test_the_command_measures_and_writes(call: Caller, tmp_path: Path):
         assert 0 < ours["share_of_limit"]["median"] < 2
 
 
+def test_the_command_profiles_and_draws(call: Caller, tmp_path: Path):
+    picture = tmp_path / "roof.svg"
+    result = call("bench", "speed", "--profile", "--threads", "1", "--plot", str(picture))
+    assert result.status == 0, result.err
+    assert "Where the time of decode batch 8, context 128 goes" in result.out
+    assert "attend" in result.out
+    assert "head: " in result.out
+    assert picture.read_text().startswith("<svg")
+
+
+def test_peers_are_looked_for(call: Caller, tmp_path: Path):
+    ask = ("bench", "speed", "--only", "rows", "--peers", str(tmp_path), "--against")
+    assert "build.py" in call.refused(*ask, "llama.cpp")
+    assert "no peer called 'nobody'" in call.refused(*ask, "nobody")
+    assert "--precision" in call.refused(*ask, "llama.cpp", "--use", "fp32")
+    assert "no precision" in call.refused(*ask, "llama.cpp", "--precision", "int9")
+    assert [precision_of([u]) for u in ("int8", "weight.int4:group=32", "bf16")] == ["int8", "int4", "bf16"]
+    assert precision_of(["streaming-llm"]) == "bf16"
+
+
+def test_every_peer_has_a_driver_and_pins():
+    for name in NAMES:
+        assert (SCRIPTS / f"{name}_driver.py").is_file()
+        pins = (SCRIPTS / f"{name}.txt").read_text()
+        assert all("==" in x or " @ " in x for x in pins.splitlines() if x and x[0] not in "#-")
+
+
 def test_wrong_arguments_are_refused(call: Caller):
     assert "choose one" in call.refused("bench", "speed", "pronghorn-tiny", "--shape", "smollm2-135m")
     assert "no shape" in call.refused("bench", "speed", "--shape", "x")
     assert "no cells" in call.refused("bench", "speed", "--only", "x")
+    assert "cannot be written" in call.refused("bench", "speed", "--json", "/nowhere/at/all.json")
     assert "no method" in call.refused("bench", "speed", "--use", "nonsense", "--only", "rows")

@@ -9,6 +9,7 @@ ours      Pronghorn behind it
 engines   those processes, seen from the bench
 peers     where the peers' drivers and environments are
 record    what was measured
+attribute where the time of a step goes
 race      measures: rounds in which the engines take turns
 report    tables; picture: the roofline
 """

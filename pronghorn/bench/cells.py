@@ -43,6 +43,11 @@ class Cell:
         return self.rows
 
 
+def profiled() -> list[Cell]:
+    """Cells whose time is attributed."""
+    return [Cell("decode", 1, CONTEXT[0]), Cell("decode", 8, CONTEXT[0]), Cell("prefill", 512)]
+
+
 def plan(quick: bool, only: Sequence[str]) -> list[Cell]:
     """Cells in the order in which they are measured. only: kinds, all where empty. Raises
     `RequestError`."""

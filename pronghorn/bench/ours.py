@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pronghorn.bench.attribute import parts_of
 from pronghorn.bench.cost import model_of
 from pronghorn.llm import LLM
 from pronghorn.seq import Request
@@ -31,6 +32,9 @@ class Driver:
     def prepare(self, model: str, precision: str, cache: str) -> None:
         """Nothing: weights are packed when they are loaded."""
 
+    def __init__(self) -> None:
+        self._hook: Callable[[], None] | None = None
+
     def load(
         self, model: str, use: Sequence[str], precision: str, threads: int, cache: str
     ) -> dict[str, Any]:
@@ -41,7 +45,7 @@ class Driver:
 
     def prefill(self, n: int) -> float:
         ids = tuple(tokens(n, self.engine.bound.n_vocab, n))
-        start = time.perf_counter()
+        start = self._clock()
         (seq,) = self.engine.submit(Request(ids, 1, ignore_eos=True))
         while not seq.finish:
             self.engine.step()
@@ -52,7 +56,7 @@ class Driver:
         try:
             while not all(s.n_new for s in seqs):  # one step, unless the store packs rows
                 self.engine.step()
-            start = time.perf_counter()
+            start = self._clock()
             for _ in range(tokens):
                 self.engine.step()
             return (time.perf_counter() - start) / tokens
@@ -64,14 +68,33 @@ class Driver:
         kv, rows = self._chain(n, context)
         try:
             self.engine.runner.run(rows, [kv], False)
-            start = time.perf_counter()
+            start = self._clock()
             for _ in range(repeat):
                 self.engine.runner.run(rows, [kv], False)
             return (time.perf_counter() - start) / repeat
         finally:
             kv.free()
 
+    def profile(self, of: str, what: dict[str, int], steps: int) -> dict[str, Any]:
+        """Where a run of the cell spends its time, for each of `steps` steps that it measures."""
+        runner: Any = self.engine.runner
+        getattr(self, of)(**what)
+        self._hook = runner.exe.start_profile
+        seconds = getattr(self, of)(**what)
+        threads = runner.exe.stop_profile()
+        return {
+            "seconds": seconds,
+            "parts": [asdict(p) for p in parts_of(self.engine, threads, seconds, steps)],
+        }
+
     # ------------------------------------------------------------------ inside
+
+    def _clock(self) -> float:
+        """The time; what is measured, and profiled if it shall be, begins now."""
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            hook()
+        return time.perf_counter()
 
     def _sequences(self, batch: int, context: int) -> list[Seq]:
         """Sequences whose context is filled but for the last token of the prompt."""

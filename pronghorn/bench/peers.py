@@ -30,7 +30,7 @@ def precision_of(use: Sequence[str]) -> str:
     ]
     if not formats:
         return "bf16"
-    found = re.search(r"(32|16|8|4)", formats[0])
+    found = re.search(r"(\d+)", formats[0])
     bits = {"16": "bf16", "8": "int8", "4": "int4"}
     if not found or found[1] not in bits:
         raise RequestError(f"which precision of the peers is like {formats[0]!r}? say it with --precision")

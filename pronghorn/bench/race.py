@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
+from pronghorn.bench.attribute import Part, judge
 from pronghorn.bench.cells import Cell
 from pronghorn.bench.cost import Model, cost
 from pronghorn.bench.engines import CannotError, EngineError, Launch, Process, forget
 from pronghorn.bench.limits import Limits, Probe, between
-from pronghorn.bench.record import OURS, Record, Result, Sample
+from pronghorn.bench.record import OURS, Profile, Record, Result, Sample
 from pronghorn.errors import RequestError
 
 SECONDS = 0.4  # of steps in a run, about
@@ -144,12 +144,31 @@ class Race:
             before = after
 
     def _ask(self, name: str, cell: Cell, steps: int) -> float:
-        engine = self.engines[name]
-        what: dict[str, Any] = {"do": cell.kind}
-        if cell.kind == "prefill":
-            what |= {"n": cell.rows}
-        elif cell.kind == "decode":
-            what |= {"batch": cell.rows, "context": cell.context, "tokens": steps}
-        else:
-            what |= {"n": cell.rows, "context": cell.context, "repeat": steps}
-        return float(engine.ask(**what))
+        return float(self.engines[name].ask(cell.kind, **asked(cell, steps)))
+
+    # ------------------------------------------------------------------ where time goes
+
+    def profile(self, cell: Cell) -> None:
+        """Attribute the time of ours to the parts of its plan."""
+        costs = self.record.costs
+        assert costs is not None
+        self.tick(f"profiling {cell.name}", 0, 1)
+        ours = self.engines[OURS]
+        seconds = self._ask(OURS, cell, FEWEST)
+        steps = 1 if cell.kind == "prefill" else min(MOST, max(FEWEST, round(SECONDS / max(seconds, 1e-9))))
+        n_bytes = cost(cell, costs, steps).n_bytes
+        before = self.probe.measure(n_bytes)
+        found = ours.ask("profile", what=asked(cell, steps), of=cell.kind, steps=steps)
+        limits = between(before, self.probe.measure(n_bytes))
+        parts = [Part(**p) for p in found["parts"]]
+        verdicts = [judge(p, cell, costs, limits, found["seconds"]) for p in parts]
+        self.record.profiles.append(Profile(cell, found["seconds"], limits, parts, verdicts))
+
+
+def asked(cell: Cell, steps: int) -> dict[str, int]:
+    """What a driver is told about a cell."""
+    if cell.kind == "prefill":
+        return {"n": cell.rows}
+    if cell.kind == "decode":
+        return {"batch": cell.rows, "context": cell.context, "tokens": steps}
+    return {"n": cell.rows, "context": cell.context, "repeat": steps}

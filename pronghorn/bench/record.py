@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pronghorn.bench.attribute import Part, Verdict
 from pronghorn.bench.cells import Cell
 from pronghorn.bench.cost import Cost, Model
 from pronghorn.bench.engines import Memory, Start
@@ -83,6 +84,17 @@ class Result:
         return spread([s.seconds / base[s.round] for s in self.samples[engine] if s.round in base])
 
 
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a step, or of a whole prompt, went. seconds: it took; a verdict for each part."""
+
+    cell: Cell
+    seconds: float
+    limits: Limits
+    parts: list[Part]
+    verdicts: list[Verdict]
+
+
 @dataclass
 class Record:
     """A whole run. starts: of each engine, "cold" (the checkpoint came from the disk), "warm" or "first",
@@ -102,6 +114,7 @@ class Record:
     loaded: dict[str, Memory] = field(default_factory=dict)
     peak: dict[str, Memory] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pronghorn.bench.cells import Cell
 from pronghorn.bench.engines import Memory, Start
-from pronghorn.bench.record import OURS, Record, Result, Spread, spread
+from pronghorn.bench.record import OURS, Profile, Record, Result, Spread, spread
 from pronghorn.cli import show
 
 
@@ -20,6 +20,8 @@ def tell(record: Record) -> None:
     for kind in ("prefill", "decode"):
         _cells(record, kind)
     _rows(record)
+    for profile in record.profiles:
+        _profile(profile)
     for name, why in record.failed.items():
         print(f"{name} is left out: {why}")
     said = {(name, why) for r in record.results for name, why in r.cannot.items()}
@@ -135,6 +137,22 @@ def _rows(record: Record) -> None:
         rows.append(row)
     heads = ["rows", "ms", "of limit", "GB/s", "against one row", *peers]
     show.table("A step of n rows", heads, rows, right=range(len(heads)))
+
+
+def _profile(p: Profile) -> None:
+    rows = []
+    for part, verdict in zip(p.parts, p.verdicts, strict=True):
+        rows.append(
+            [
+                part.name, str(part.count), f"{part.time * 1e3:.3f}", f"{part.time / p.seconds:.0%}",
+                f"{part.wait * 1e3:.3f}", f"{part.others * 1e3:.3f}",
+                f"{verdict.limit * 1e3:.3f}" if verdict.limit else "", verdict.by, verdict.said,
+            ]
+        )  # fmt: skip
+    took = f"{p.seconds * 1e3:.2f} ms at {p.limits.read / 1e9:.0f} GB/s"
+    title = f"Where the time of {p.cell.name} goes: {took}"
+    heads = ["part", "times", "ms", "share", "waiting", "others wait", "limit, ms", "set by", ""]
+    show.table(title, heads, rows, right=(1, 2, 3, 4, 5, 6))
 
 
 def times(s: Spread) -> str:

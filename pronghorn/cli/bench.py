@@ -43,6 +43,9 @@ def speed(
         list[str], typer.Option(metavar="KIND", help="start, prefill, decode or rows; repeat it.")
     ] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=0, help="Counted rounds; 0: 5, or 3 with --quick.")] = 0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Instead say which part of a step takes how long, and why.")
+    ] = False,
     against: Annotated[
         str,
         typer.Option(
@@ -59,6 +62,9 @@ def speed(
     ] = "",
     json_file: Annotated[
         str, typer.Option("--json", metavar="FILE", help="Write everything measured as JSON.")
+    ] = "",
+    plot: Annotated[
+        str, typer.Option("--plot", metavar="FILE.svg", help="Draw the roofline with every cell in it.")
     ] = "",
     directory: Annotated[
         str,
@@ -77,12 +83,15 @@ def speed(
 
       pronghorn bench speed --shape smollm2-135m --use int8 --against llama.cpp,openvino
 
+      pronghorn bench speed --shape llama-3.2-1b --use int4 --profile
+
       pronghorn bench speed org/name --only decode --only rows --json speed.json
     """
     from pronghorn.bench.cells import plan
     from pronghorn.bench.engines import ours
     from pronghorn.bench.limits import Probe, machine
     from pronghorn.bench.peers import PRECISIONS, environments, peers, precision_of
+    from pronghorn.bench.picture import roofline
     from pronghorn.bench.record import Record
     from pronghorn.bench.report import tell
     from pronghorn.bench.shapes import cache, find_shape, make
@@ -103,6 +112,9 @@ def speed(
     precision = precision or (precision_of(use) if names else "")
     if precision not in ("", *PRECISIONS):
         raise RequestError(f"no precision called {precision!r}; known: {', '.join(PRECISIONS)}")
+    for path in (json_file, plot):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise RequestError(f"{path} cannot be written: its folder is not there")
     probe = Probe(threads)
     folder = Path(peers_folder) if peers_folder else environments()
     others = peers(names, place, precision, probe.threads, home / "made", folder)
@@ -111,9 +123,9 @@ def speed(
         machine(), shape or model or MODEL, tuple(use), precision, probe.threads,
         probe.round_trip(),
     )  # fmt: skip
-    starts = 1 if only and "start" not in only else 2 if quick else 4
+    starts = 1 if profile or (only and "start" not in only) else 2 if quick else 4
     try:
-        _measure(record, probe, launches, cells, rounds or (3 if quick else 5), starts)
+        _measure(record, probe, launches, cells, rounds or (3 if quick else 5), starts, profile)
     except KeyboardInterrupt:
         tell(record)
         print("Stopped: this is what was measured so far.")
@@ -121,6 +133,8 @@ def speed(
     finally:
         if json_file:
             Path(json_file).write_text(json.dumps(record.data()), encoding="utf-8")
+        if plot:
+            Path(plot).write_text(roofline(record), encoding="utf-8")
     tell(record)
     return 0
 
@@ -134,15 +148,27 @@ def weight_first(spec: str) -> str:
 
 
 def _measure(
-    record: Record, probe: Probe, launches: list[Launch], cells: list[Cell], rounds: int, starts: int
+    record: Record,
+    probe: Probe,
+    launches: list[Launch],
+    cells: list[Cell],
+    rounds: int,
+    starts: int,
+    profile: bool,
 ) -> None:
     """Start the engines and run the cells: rows together, everything else cell by cell."""
+    from pronghorn.bench.cells import profiled
     from pronghorn.bench.race import Race
 
     with _bars() as tick, Race(launches, probe, record, rounds, tick) as race:
         race.prepare()
         race.start(starts)
         context = record.costs.context if record.costs else 0
+        if profile:
+            for cell in profiled():
+                if cell.fits(context):
+                    race.profile(cell)
+            return
         cells = [c for c in cells if c.fits(context)]
         rows = [c for c in cells if c.kind == "rows"]
         for group in [rows, *([c] for c in cells if c.kind != "rows")]:

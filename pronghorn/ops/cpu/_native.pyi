@@ -105,6 +105,16 @@ class Executor:
     ) -> None:
         """Copy rows of the last step to rows `slot` of the open blocks at `addr`."""
 
+    def portions(self) -> list[tuple[list[str], list[int]]]:
+        """The parts of the plan: names of their ops, numbers of their matrices."""
+
+    def start_profile(self) -> None:
+        """Count from now on where steps spend their time."""
+
+    def stop_profile(self) -> list[list[tuple[int, int]]]:
+        """For each thread, nanoseconds before the first part and in each part of `portions`, and how many of
+        them it waited for others."""
+
     @property
     def n_threads(self) -> int: ...
     @property

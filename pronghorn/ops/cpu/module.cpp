@@ -391,6 +391,27 @@ NB_MODULE(_native, m) {
              nb::arg("logits").noconvert(), nb::arg("taps").noconvert(), nb::arg("select"))
         .def("commit", &Native::commit, nb::arg("row").noconvert(), nb::arg("addr").noconvert(),
              nb::arg("slot").noconvert())
+        .def("portions",
+             [](const Native& self) {
+                 nb::list out;
+                 for (const auto& p : self.portions()) out.append(nb::make_tuple(p.ops, p.mats));
+                 return out;
+             })
+        .def("start_profile", &Native::start_profile)
+        .def("stop_profile",
+             [](Native& self) {
+                 ph::Profile& p = self.profile();
+                 p.stop();
+                 nb::list threads;
+                 for (int t = 0; t < p.n_threads(); ++t) {
+                     nb::list parts;
+                     for (int i = 0; i < p.n_parts(); ++i) {
+                         parts.append(nb::make_tuple(p.time(t, i), p.wait(t, i)));
+                     }
+                     threads.append(parts);
+                 }
+                 return threads;
+             })
         .def_prop_ro("n_threads", [](const Native& self) { return self.n_threads(); })
         .def_prop_ro("weight_bytes", [](const Native& self) { return self.weight_bytes(); });
 }
