@@ -310,6 +310,54 @@ def test_the_command_profiles_and_draws(call: Caller, tmp_path: Path):
     assert picture.read_text().startswith("<svg")
 
 
+@pytest.mark.parametrize("use", ["kvfmt.int8", "streaming-llm", "snapkv"])
+def test_prompts_run_where_rows_are_packed_or_dropped(use: str, tmp_path: Path):
+    driver = Driver()
+    driver.load(str(make(SMALL, tmp_path / "small", NO_TICK)), [use], "", 1, "")
+    rows = []
+    run = driver.engine.runner.run
+    driver.engine.runner.run = lambda r, *rest: rows.append(r.n) or run(r, *rest)
+    assert driver.decode(2, 100, 4) > 0
+    assert sum(rows) >= 2 * 101 + 4 * 2
+    assert not driver.engine.busy
+    assert driver.engine.store.held == 0
+
+
+def test_decoding_is_timed_behind_a_filled_context(tmp_path: Path):
+    driver = Driver()
+    driver.load(str(make(SMALL, tmp_path / "small", NO_TICK)), [], "", 1, "")
+    seen = []
+    run = driver.engine.runner.run
+    driver.engine.runner.run = lambda r, kvs, taps: (
+        seen.append([kv.length for kv in kvs]) or run(r, kvs, taps)
+    )
+    driver.decode(3, 100, 4)
+    assert seen[-5:] == [[100 + i] * 3 for i in range(5)]
+    assert driver.engine.store.held == 0
+
+
+def test_an_interrupted_run_says_what_it_has(call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from pronghorn.bench.race import Race
+
+    run = Race.run
+    runs = []
+
+    def stop(self: Race, cells: list[Cell]) -> None:
+        if runs:
+            raise KeyboardInterrupt
+        runs.append(cells)
+        run(self, cells)
+
+    monkeypatch.setattr(Race, "run", stop)
+    file = tmp_path / "out.json"
+    result = call("bench", "speed", "--quick", "--rounds", "2", "--threads", "1", "--json", str(file))
+    assert result.status == 130
+    assert "A step of n rows" in result.out
+    assert "Prefill" not in result.out
+    assert "Stopped" in result.out
+    assert {r["cell"]["kind"] for r in json.loads(file.read_text())["results"]} == {"rows"}
+
+
 def test_peers_are_looked_for(call: Caller, tmp_path: Path):
     ask = ("bench", "speed", "--only", "rows", "--peers", str(tmp_path), "--against")
     assert "build.py" in call.refused(*ask, "llama.cpp")

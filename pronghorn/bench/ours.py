@@ -13,7 +13,7 @@ from pronghorn.bench.attribute import parts_of
 from pronghorn.bench.cost import model_of
 from pronghorn.llm import LLM
 from pronghorn.seq import Request
-from pronghorn.types import Rows
+from pronghorn.types import FOREVER, Rows
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV
@@ -54,7 +54,7 @@ class Driver:
     def decode(self, batch: int, context: int, tokens: int) -> float:
         seqs = self._sequences(batch, context)
         try:
-            while not all(s.n_new for s in seqs):  # one step, unless the store packs rows
+            while not all(s.n_new for s in seqs):  # one step, unless the prompts have to run
                 self.engine.step()
             start = self._clock()
             for _ in range(tokens):
@@ -103,7 +103,8 @@ class Driver:
             ids = tokens(context + 1, self.engine.bound.n_vocab, i)
             more = min(MORE, self.engine.kv_rows // batch - len(ids))
             seqs += self.engine.submit(Request(tuple(ids), more, ignore_eos=True))
-        if not self.engine.seals:  # else rows are packed on the way, and the prompt has to run
+        barrier = int(self.engine.methods.kv.barrier(context + 1, 0))
+        if not self.engine.seals and barrier >= FOREVER:  # else rows are packed or dropped on the way
             for seq in seqs:
                 self._fill(seq.kv, context)
         return seqs
