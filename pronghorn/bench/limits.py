@@ -62,6 +62,7 @@ class Probe:
         }
         memory = read = max(self._probe.read(n, BYTES) for _ in range(PASSES))
         one = max(self._probe.read(1, BYTES) for _ in range(PASSES)) if n > 1 else memory
+        memory = read = max(memory, one)  # where it is less, something else was running
         if n_bytes < CACHED:
             read = max(memory, *(self._probe.read(n, int(n_bytes)) for _ in range(PASSES)))
         return Limits(memory, one, read, {kind: x for kind, x in peaks.items() if x > 0})

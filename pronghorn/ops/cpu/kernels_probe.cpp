@@ -82,7 +82,7 @@ PH_INLINE Ints same(int v) { return _mm256_set1_epi32(v); }
 PH_INLINE Ints plus(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 PH_INLINE Ints dot4(Ints s, Ints x, Ints y) {
 #if defined(__AVXVNNI__)
-    __asm__("{vex} vpdpbusd %2, %1, %0" : "+x"(s) : "x"(x), "x"(y));
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(s) : "x"(x), "x"(y));
     return s;
 #else
     // Through a register that the compiler cannot see into: the products are the same every time.

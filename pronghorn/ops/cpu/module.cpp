@@ -12,12 +12,9 @@
 
 #include "executor.h"
 #include "isa.h"
+#include "probe.h"
 
 namespace nb = nanobind;
-
-namespace ph {
-void bind_probe(nb::module_& m);  // probe.cpp
-}
 
 namespace {
 
@@ -324,7 +321,11 @@ NB_MODULE(_native, m) {
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
     m.def("dot", &dot, nb::arg("a").noconvert(), nb::arg("b").noconvert());
 
-    ph::bind_probe(m);
+    nb::class_<ph::Probe>(m, "Probe")
+        .def(nb::init<int, std::size_t>())
+        .def("read", &ph::Probe::read, nb::call_guard<nb::gil_scoped_release>())
+        .def("peak", &ph::Probe::peak, nb::call_guard<nb::gil_scoped_release>())
+        .def_static("round_trip", &ph::Probe::round_trip, nb::call_guard<nb::gil_scoped_release>());
 
     using Matrix = nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>;
     nb::class_<Native>(m, "Executor")
