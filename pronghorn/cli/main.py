@@ -20,6 +20,7 @@ def build() -> Any:
     """The Typer application."""
     import typer
 
+    from pronghorn.cli.bench import bench, speed
     from pronghorn.cli.chat import chat
     from pronghorn.cli.convert import convert
     from pronghorn.cli.explain import explain
@@ -40,6 +41,9 @@ def build() -> Any:
     app.callback(invoke_without_command=True)(root)
     for command in (run, chat, info, methods, explain, verify, convert, quantize):
         app.command()(command)
+    group = typer.Typer(callback=bench, rich_markup_mode="rich", no_args_is_help=True)
+    group.command()(speed)
+    app.add_typer(group, name="bench")
     return app
 
 

@@ -25,6 +25,26 @@ def top(logits: npt.NDArray[np.float32], out: npt.NDArray[np.int32]) -> None:
     """Fill out (rows, n) with the ids of the largest of logits (rows, n_vocab), largest first, ties to the
     lower id, -1 past the end of a small vocabulary. NaN is never chosen."""
 
+class Probe:
+    """What the machine can do at most, with the instruction set in use (`isa()`).
+
+    Holds `n_bytes` of memory, shared out among `n_threads`; it should be far more than the caches hold.
+    """
+
+    def __init__(self, n_threads: int, n_bytes: int) -> None: ...
+    def read(self, n_threads: int, n_bytes: int) -> float:
+        """Bytes a second that so many threads read together of a working set of `n_bytes`; one that caches
+        can hold is there already."""
+
+    def peak(self, kind: str, n_threads: int) -> float:
+        """Operations a second on registers, a multiply-add being two. kind: "fp32"; "bf16" products of
+        pairs into float32; "int8" products of four into 32 bits. 0 where the set has none."""
+
+    @staticmethod
+    def round_trip() -> float:
+        """Seconds that a cache line takes to another core and back; 0 where the machine is too busy to
+        tell."""
+
 class Executor:
     """Packs a model's weights, plans its tape and runs steps; `run.native` is its caller.
 
@@ -84,6 +104,16 @@ class Executor:
         self, row: npt.NDArray[np.int32], addr: npt.NDArray[np.uint64], slot: npt.NDArray[np.int32]
     ) -> None:
         """Copy rows of the last step to rows `slot` of the open blocks at `addr`."""
+
+    def portions(self) -> list[tuple[list[str], list[int]]]:
+        """The parts of the plan: names of their ops, numbers of their matrices."""
+
+    def start_profile(self) -> None:
+        """Count from now on where steps spend their time."""
+
+    def stop_profile(self) -> list[list[tuple[int, int]]]:
+        """For each thread, nanoseconds before the first part and in each part of `portions`, and how many of
+        them it waited for others."""
 
     @property
     def n_threads(self) -> int: ...

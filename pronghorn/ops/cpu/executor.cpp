@@ -245,6 +245,8 @@ void Executor::work(Lane& lane) {
 }
 
 void Executor::execute(Lane& lane) {
+    lane.watched = profile_.on();
+    profile_.enter(lane.id, 0, lane.waited);
     const int n = n_rows();
     const int chunk = std::clamp(n / (2 * team_.size()), 1, PAGE);
     const int n_chunks = (n + chunk - 1) / chunk;
@@ -259,7 +261,9 @@ void Executor::execute(Lane& lane) {
             for (int r = from; r < to; ++r) angles(r);
         });
     }
+    int number = 0;
     for (const Part& part : parts_) {
+        profile_.enter(lane.id, ++number, lane.waited);
         switch (part.phase) {
             case Phase::Rows:
                 rows([&](int from, int to) {
@@ -274,6 +278,7 @@ void Executor::execute(Lane& lane) {
             case Phase::Moe: moe(lane, ops_[part.ops[0]]); break;
         }
     }
+    profile_.enter(lane.id, -1, lane.waited);
 }
 
 void Executor::angles(int r) {

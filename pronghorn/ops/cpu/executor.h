@@ -12,6 +12,7 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "profile.h"
 #include "team.h"
 
 namespace ph {
@@ -106,6 +107,17 @@ public:
     }
     int positions() const { return positions_; }  // of learned position tables, -1: none
     std::size_t weight_bytes() const;
+
+    // A part of the plan: its ops by name, and the matrices that they multiply with.
+    struct Portion {
+        std::vector<std::string> ops;
+        std::vector<int> mats;
+    };
+    std::vector<Portion> portions() const;
+    // Count from now on where steps spend their time: parts as in `portions`, and before them what comes
+    // before the first.
+    void start_profile() { profile_.start(team_.size(), int(parts_.size()) + 1); }
+    Profile& profile() { return profile_; }
 
 private:
     struct Vector {
@@ -221,6 +233,7 @@ private:
     Commit commit_{};
     Source source_{};
     std::atomic<int> n_panels_{0};
+    Profile profile_;
     Team team_;  // last: its threads end before what they may look at
 };
 

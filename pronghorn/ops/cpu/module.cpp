@@ -12,6 +12,7 @@
 
 #include "executor.h"
 #include "isa.h"
+#include "probe.h"
 
 namespace nb = nanobind;
 
@@ -320,6 +321,12 @@ NB_MODULE(_native, m) {
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
     m.def("dot", &dot, nb::arg("a").noconvert(), nb::arg("b").noconvert());
 
+    nb::class_<ph::Probe>(m, "Probe")
+        .def(nb::init<int, std::size_t>())
+        .def("read", &ph::Probe::read, nb::call_guard<nb::gil_scoped_release>())
+        .def("peak", &ph::Probe::peak, nb::call_guard<nb::gil_scoped_release>())
+        .def_static("round_trip", &ph::Probe::round_trip, nb::call_guard<nb::gil_scoped_release>());
+
     using Matrix = nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>;
     nb::class_<Native>(m, "Executor")
         .def("__init__",
@@ -385,6 +392,27 @@ NB_MODULE(_native, m) {
              nb::arg("logits").noconvert(), nb::arg("taps").noconvert(), nb::arg("select"))
         .def("commit", &Native::commit, nb::arg("row").noconvert(), nb::arg("addr").noconvert(),
              nb::arg("slot").noconvert())
+        .def("portions",
+             [](const Native& self) {
+                 nb::list out;
+                 for (const auto& p : self.portions()) out.append(nb::make_tuple(p.ops, p.mats));
+                 return out;
+             })
+        .def("start_profile", &Native::start_profile)
+        .def("stop_profile",
+             [](Native& self) {
+                 ph::Profile& p = self.profile();
+                 p.stop();
+                 nb::list threads;
+                 for (int t = 0; t < p.n_threads(); ++t) {
+                     nb::list parts;
+                     for (int i = 0; i < p.n_parts(); ++i) {
+                         parts.append(nb::make_tuple(p.time(t, i), p.wait(t, i)));
+                     }
+                     threads.append(parts);
+                 }
+                 return threads;
+             })
         .def_prop_ro("n_threads", [](const Native& self) { return self.n_threads(); })
         .def_prop_ro("weight_bytes", [](const Native& self) { return self.weight_bytes(); });
 }

@@ -19,6 +19,8 @@
 
 #include <sys/types.h>
 
+#include "profile.h"
+
 namespace ph {
 
 // Where a thread is: its number, the run that it takes part in, and its phase of it.
@@ -26,6 +28,23 @@ struct Lane {
     int id = 0;
     std::uint32_t run = 0;
     std::uint32_t phase = 0;
+    bool watched = false;     // somebody wants to know how long it waits
+    std::int64_t waited = 0;  // nanoseconds, in all
+};
+
+// Counts the time of its scope as waiting.
+class Waiting {
+public:
+    explicit Waiting(Lane& lane) : lane_(lane), since_(lane.watched ? nanoseconds() : 0) {}
+    ~Waiting() {
+        if (since_) lane_.waited += nanoseconds() - since_;
+    }
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+
+private:
+    Lane& lane_;
+    const std::int64_t since_;
 };
 
 class Team {
@@ -80,6 +99,7 @@ private:
             open(gate(lane.run, lane.phase, 0));
             return;
         }
+        const Waiting waits(lane);
         wait([&] {
             return gate_.load() >> NEXT_BITS != mine >> NEXT_BITS;
         });
