@@ -63,10 +63,11 @@ class Step:
         for i in range(shape["layers"]):
             tape.begin(i, x)
             h = normed(x, f"{i}.a")
-            parts = [tape.linear(h, matrix(f"{i}.{n}", m, width)) for n, m in zip("qkv", (q, kv, kv))]
-            heads = (shape["heads"], shape["kv"])
-            parts[:2] = [tape.rope(p, rope, n) for p, n in zip(parts[:2], heads)]
-            a = tape.attend(*parts, scale=dim**-0.5)
+            parts = [
+                tape.linear(h, matrix(f"{i}.{n}", m, width)) for n, m in (("q", q), ("k", kv), ("v", kv))
+            ]
+            turned = [tape.rope(parts[0], rope, shape["heads"]), tape.rope(parts[1], rope, shape["kv"])]
+            a = tape.attend(*turned, parts[2], scale=dim**-0.5)
             x = tape.add(x, tape.linear(a, matrix(f"{i}.o", width, q)))
             h = normed(x, f"{i}.m")
             gate = tape.linear(h, matrix(f"{i}.g", hidden, width))
@@ -149,7 +150,8 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(json.loads(args.serve))
+        serve(json.loads(args.serve))
+        return
     names = ("layers", "width", "hidden", "heads", "kv", "dim", "vocab", "dtype")
     shape = {name: getattr(args, name) for name in names}
     folders = [ROOT, *args.against]

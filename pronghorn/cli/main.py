@@ -10,24 +10,20 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from pronghorn.cli.ending import ending
 from pronghorn.errors import RequestError
 
+COMMANDS = ("run", "chat", "info", "methods", "explain", "verify", "convert")  # in modules of their names
 
-def build() -> Any:
-    """The Typer application."""
+
+def build(names: Sequence[str] = COMMANDS) -> Any:
+    """The Typer application with these commands."""
     import typer
 
-    from pronghorn.cli.chat import chat
-    from pronghorn.cli.convert import convert
-    from pronghorn.cli.explain import explain
-    from pronghorn.cli.info import info
-    from pronghorn.cli.methods import methods
     from pronghorn.cli.root import HELP, root
-    from pronghorn.cli.run import run
-    from pronghorn.cli.verify import verify
 
     app = typer.Typer(
         help=HELP,
@@ -37,8 +33,8 @@ def build() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (run, chat, info, methods, explain, verify, convert):
-        app.command()(command)
+    for name in names:
+        app.command()(getattr(import_module(f"pronghorn.cli.{name}"), name))
     return app
 
 
@@ -55,8 +51,9 @@ def _call(argv: list[str]) -> Any:
     """What the command returns. Typer's own way of ending is left out: it knows other statuses."""
     import typer
 
-    command = typer.main.get_group(build())
-    _check_name(argv, sorted(command.commands))
+    asked = next((a for a in argv if not a.startswith("-")), "")
+    command = typer.main.get_group(build((asked,) if asked in COMMANDS else COMMANDS))
+    _check_name(asked)
     try:
         with command.make_context("pronghorn", argv) as context:
             return command.invoke(context)
@@ -64,12 +61,11 @@ def _call(argv: list[str]) -> Any:
         return end.exit_code
 
 
-def _check_name(argv: list[str], known: list[str]) -> None:
+def _check_name(name: str) -> None:
     """Name the nearest command, which only some versions of Typer do."""
-    name = next((a for a in argv if not a.startswith("-")), known[0])
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    if name and name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(COMMANDS))}"
         raise RequestError(f"no command called {name!r}; {hint}")
 
 

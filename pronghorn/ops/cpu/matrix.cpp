@@ -1,7 +1,6 @@
 #include "matrix.h"
 
 #include <cstring>
-#include <new>
 
 namespace ph {
 namespace {
@@ -22,14 +21,6 @@ void fill(const Source& s, const Mat& m, int panel, char* out) {
 
 }  // namespace
 
-Bytes zeroed(std::size_t n) {
-    const std::size_t whole = (n + 63) / 64 * 64;
-    void* p = std::aligned_alloc(64, whole ? whole : 64);
-    if (!p) throw std::bad_alloc();
-    std::memset(p, 0, whole ? whole : 64);
-    return Bytes(p);
-}
-
 PackedMatrix prepare(const Source& s) {
     PackedMatrix out;
     Mat& m = out.mat;
@@ -40,7 +31,7 @@ PackedMatrix prepare(const Source& s) {
     m.n_steps = s.kind == F32 ? s.n_in : (s.n_in + 1) / 2;
     m.panel = std::size_t(m.n_steps) * (s.kind == I8 ? 32 : 64);
     if (m.panel >= 4096) m.panel += 5 * 64;  // for the reason that row_stride gives
-    out.w = zeroed(m.panel * m.n_panels);
+    out.w = lasting(m.panel * m.n_panels);
     m.w = out.w.get();
     if (s.kind == I8) {
         out.scale = zeroed(sizeof(float) * PAGE * m.n_panels);
