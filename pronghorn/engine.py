@@ -316,10 +316,17 @@ class Engine:
             seq, first, n = w.seq, w.seq.kv.length, w.draft.n
             w.row, w.logit = at, n_want
             mid, end = at + w.take, at + w.take + n
-            known = slice(at, mid)
-            ids[known] = seq.tokens[first : first + w.take]
-            pos[known] = range(seq.kv.next_pos, seq.kv.next_pos + w.take)
-            parent[known] = range(at - 1, mid - 1)
+            if end == at + 1:  # one number costs less than a slice of one
+                ids[at] = seq.tokens[first]
+                pos[at] = seq.kv.next_pos
+                index[at] = i
+                span[at] = max(seq.kv.next_pos + 1, seq.n_prompt)
+            else:
+                known = slice(at, mid)
+                ids[known] = seq.tokens[first : first + w.take]
+                pos[known] = range(seq.kv.next_pos, seq.kv.next_pos + w.take)
+                parent[known] = range(at - 1, mid - 1)
+                index[at:end] = i
             parent[at] = -1
             if seq.request.score:
                 want[known] = 1
@@ -333,8 +340,8 @@ class Engine:
                 parent[mid:end] = np.where(w.draft.parent < 0, mid - 1, mid + w.draft.parent)
                 want[mid:end] = 1
                 seq.counts.draft_rows += n
-            index[at:end] = i
-            np.maximum(pos[at:end] + 1, seq.n_prompt, out=span[at:end])
+            if end > at + 1:
+                np.maximum(pos[at:end] + 1, seq.n_prompt, out=span[at:end])
             at = end
             if first < seq.n_prompt:
                 seq.counts.prompt_rows += min(w.take, seq.n_prompt - first)

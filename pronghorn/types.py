@@ -108,8 +108,10 @@ class Draft(NamedTuple):
 
     def clip(self, max_depth: int) -> Draft:
         """The nodes no deeper than `max_depth`."""
+        if not self.n:
+            return self
         depth = self.depths()
-        if not len(depth) or depth.max() <= max_depth:
+        if depth.max() <= max_depth:
             return self
         keep = np.flatnonzero(depth <= max_depth)
         new = np.full(len(depth), -1, np.int32)

@@ -10,26 +10,23 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from pronghorn.cli.ending import ending
 from pronghorn.errors import RequestError
 
+COMMANDS = (  # in modules of their names
+    "run", "chat", "info", "methods", "explain", "verify", "convert", "quantize", "bench",
+)  # fmt: skip
+GROUPS = {"bench": ("speed",)}  # commands that have commands
 
-def build() -> Any:
-    """The Typer application."""
+
+def build(names: Sequence[str] = COMMANDS) -> Any:
+    """The Typer application with these commands."""
     import typer
 
-    from pronghorn.cli.bench import bench, speed
-    from pronghorn.cli.chat import chat
-    from pronghorn.cli.convert import convert
-    from pronghorn.cli.explain import explain
-    from pronghorn.cli.info import info
-    from pronghorn.cli.methods import methods
-    from pronghorn.cli.quantize import quantize
     from pronghorn.cli.root import HELP, root
-    from pronghorn.cli.run import run
-    from pronghorn.cli.verify import verify
 
     app = typer.Typer(
         help=HELP,
@@ -39,11 +36,15 @@ def build() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (run, chat, info, methods, explain, verify, convert, quantize):
-        app.command()(command)
-    group = typer.Typer(callback=bench, rich_markup_mode="rich", no_args_is_help=True)
-    group.command()(speed)
-    app.add_typer(group, name="bench")
+    for name in names:
+        module = import_module(f"pronghorn.cli.{name}")
+        if name not in GROUPS:
+            app.command()(getattr(module, name))
+            continue
+        group = typer.Typer(callback=getattr(module, name), rich_markup_mode="rich", no_args_is_help=True)
+        for inner in GROUPS[name]:
+            group.command()(getattr(module, inner))
+        app.add_typer(group, name=name)
     return app
 
 
@@ -60,8 +61,9 @@ def _call(argv: list[str]) -> Any:
     """What the command returns. Typer's own way of ending is left out: it knows other statuses."""
     import typer
 
-    command = typer.main.get_group(build())
-    _check_name(argv, sorted(command.commands))
+    asked = next((a for a in argv if not a.startswith("-")), "")
+    command = typer.main.get_group(build((asked,) if asked in COMMANDS else COMMANDS))
+    _check_name(asked)
     try:
         with command.make_context("pronghorn", argv) as context:
             return command.invoke(context)
@@ -69,12 +71,11 @@ def _call(argv: list[str]) -> Any:
         return end.exit_code
 
 
-def _check_name(argv: list[str], known: list[str]) -> None:
+def _check_name(name: str) -> None:
     """Name the nearest command, which only some versions of Typer do."""
-    name = next((a for a in argv if not a.startswith("-")), known[0])
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    if name and name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(COMMANDS))}"
         raise RequestError(f"no command called {name!r}; {hint}")
 
 

@@ -67,7 +67,8 @@ class State:
         about = read_json(self.folder / f"{number}.json", LIMIT)
         entries: dict[str, Entry] = {}
         if about["arrays"]:
-            entries = dict(read_safetensors(self.folder / f"{number}.safetensors"))
+            path = self.folder / f"{number}.safetensors"
+            entries = dict(read_safetensors(path, map_file(path)))
         entries = joined(self.folder, about["tensors"], entries)
         made = {name: e.read() for name, e in entries.items()}
         return Stage(made, np.zeros((0, 0), np.float32), about["notes"])

@@ -36,7 +36,8 @@ NO_FLOATS = np.zeros(0, np.float32)
 
 
 class NativeRunner:
-    """See `run.base.Runner`. threads: 0 takes every physical core that the process may use.
+    """See `run.base.Runner`. threads: 0 takes every physical core that the process may use, see
+    `usable_cores`.
 
     Matrices may be "float32", "bfloat16", "float16", "float8" (E4M3 as uint8 with scale (n_out,) float32),
     which are packed at load, and "codes" (`ops.panels`), which are read where they lie. Raises
@@ -52,7 +53,7 @@ class NativeRunner:
         if self.ops.torch is not None:
             raise UnsupportedError(f"the native runner's store lives in NumPy memory; {WAY_OUT}")
         self.exe = _native.Executor(
-            os.environ.get("PRONGHORN_ISA", ""), threads or physical_cores(), bound.n_vocab,
+            os.environ.get("PRONGHORN_ISA", ""), threads or usable_cores(), bound.n_vocab,
             bound.n_layers, bound.n_heads, bound.n_kv, bound.head_dim, list(bound.widths),
         )  # fmt: skip
         self._mats: dict[str, int] = {}
@@ -210,6 +211,26 @@ class NativeRunner:
     def commit(self, row: Ints, addr: NDArray[np.uint64], block: Ints, slot: Ints) -> None:
         """See `run.base.Runner`. Raises `ValueError` for a row that the last step did not have."""
         self.exe.commit(row, addr, slot)
+
+
+def usable_cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Physical cores that this process may use, no more than the processor time that its control groups
+    (version 2) grant: threads beyond it would all be stopped together once it is spent."""
+    cores = physical_cores()
+    try:
+        inside = next(x[3:] for x in own.read_text().splitlines() if x.startswith("0::")).strip("/")
+    except (OSError, StopIteration):
+        return cores
+    for folder in (groups / inside, *(groups / inside).parents):
+        if not folder.is_relative_to(groups):
+            break
+        try:
+            share, period = (folder / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if share.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, max(1, round(int(share) / int(period))))
+    return cores
 
 
 def physical_cores() -> int:

@@ -5,12 +5,22 @@
 
 namespace ph {
 
-void Executor::attend(Lane& lane, const TapeOp& op) {
+void Executor::attend(Lane& lane, int part) {
+    const TapeOp& op = ops_[parts_[part].ops[0]];
+    const bool fused = fuses(parts_[part]);
     if (selects_[op.ints[0]]) {
         team_.once(lane, [&] { select(op); });
     }
     team_.each(lane, n_items_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
-        attend_item(lane.id, op, items_[i / shape_.n_kv], i % shape_.n_kv);
+        const Item& item = items_[i / shape_.n_kv];
+        if (fused) {
+            for (int op : parts_[part].before) {
+                for (int r = item.row0; r < item.row1; ++r) {
+                    before_head(ops_[op], r, i % shape_.n_kv);
+                }
+            }
+        }
+        attend_item(lane.id, op, item, i % shape_.n_kv);
     });
 }
 

@@ -142,12 +142,20 @@ float* Executor::ThreadScratch::floats(std::size_t n) {
     return static_cast<float*>(bytes.get());
 }
 
+float* Executor::ThreadScratch::own(std::size_t n) {
+    if (n > own_size) {
+        own_bytes = zeroed(sizeof(float) * n);
+        own_size = n;
+    }
+    return static_cast<float*>(own_bytes.get());
+}
+
 // ---------------------------------------------------------------------------------- a step
 
 void Executor::run(const StepIn& step) {
     tail_rows_ = 0;
-    prepare(step);
     step_ = &step;
+    prepare(step);
     job_ = Job::Step;
     team_.run();
     tail_rows_ = step.n;
@@ -186,14 +194,20 @@ void Executor::prepare(const StepIn& s) {
     int block = std::max(1, std::min({32 / g, share, fit}));
     while (block > 8 / g && block * g % 8) --block;  // queries go by eights at best
     block = std::max(block, 1);
+    bool whole = true;
     for (int i = 0; i < int(s.seqs.size()); ++i) {
+        whole &= s.seqs[i].row1 - s.seqs[i].row0 <= block;
         for (int r = s.seqs[i].row0; r < s.seqs[i].row1; r += block) {
             items_.push_back({i, r, std::min(r + block, s.seqs[i].row1)});
         }
     }
     need(items_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
     const std::size_t floats = attend_scratch(std::size_t(block) * g, shape_.head_dim, score_stride_);
-    for (ThreadScratch& t : scratch_) t.floats(std::max<std::size_t>(floats, shape_.head_dim));
+    const std::size_t own = n <= FUSED_ROWS ? own_floats_ * n : 0;
+    for (ThreadScratch& t : scratch_) {
+        t.floats(std::max<std::size_t>(floats, shape_.head_dim));
+        t.own(own);
+    }
 
     if (row_floats_ * n > arena_size_) {
         arena_.reset();
@@ -204,6 +218,7 @@ void Executor::prepare(const StepIn& s) {
     n_rows_ = n;
     n_wanted_ = int(wanted_.size());
     n_items_ = int(items_.size());
+    whole_seqs_ = whole;
     logits_ = s.logits;
     const int pages = (n + PAGE - 1) / PAGE;
     const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;
@@ -217,6 +232,10 @@ void Executor::prepare(const StepIn& s) {
     if (cos_.size() < angle_stride_ * n) {
         cos_.resize(angle_stride_ * n);
         sin_.resize(angle_stride_ * n);
+    }
+    angles_made_ = n <= FUSED_ROWS / 4;  // fewer than are worth a barrier
+    if (angles_made_) {
+        for (int r = 0; r < n; ++r) angles(r);
     }
     if (any_select_) picks_.resize(s.seqs.size());
     for (const Part& part : parts_) {
@@ -244,37 +263,39 @@ void Executor::work(Lane& lane) {
     }
 }
 
+// f(from, to) over stretches of rows.
+template <typename F>
+void Executor::rows(Lane& lane, const F& f) {
+    const int n = n_rows(), chunk = std::clamp(n / (2 * team_.size()), 1, PAGE);
+    team_.each(lane, (n + chunk - 1) / chunk,
+               [&](int c) { f(c * chunk, std::min(n, (c + 1) * chunk)); });
+}
+
+void Executor::row_ops(Lane& lane, const std::vector<int>& ops) {
+    rows(lane, [&](int from, int to) {
+        for (int i : ops) {
+            for (int r = from; r < to; ++r) row_op(ops_[i], r, {});
+        }
+    });
+}
+
 void Executor::execute(Lane& lane) {
     lane.watched = profile_.on();
     profile_.enter(lane.id, 0, lane.waited);
-    const int n = n_rows();
-    const int chunk = std::clamp(n / (2 * team_.size()), 1, PAGE);
-    const int n_chunks = (n + chunk - 1) / chunk;
-    const auto rows = [&](auto f) {
-        team_.each(lane, n_chunks, [&](int c) {
-            const int end = std::min(n, (c + 1) * chunk);
-            f(c * chunk, end);
-        });
-    };
-    if (!tables_.empty()) {
-        rows([&](int from, int to) {
+    if (!tables_.empty() && !angles_made_) {
+        rows(lane, [&](int from, int to) {
             for (int r = from; r < to; ++r) angles(r);
         });
     }
-    int number = 0;
-    for (const Part& part : parts_) {
-        profile_.enter(lane.id, ++number, lane.waited);
+    for (int p = 0; p < int(parts_.size()); ++p) {
+        profile_.enter(lane.id, p + 1, lane.waited);
+        const Part& part = parts_[p];
+        if (!part.before.empty() && !fuses(part)) row_ops(lane, part.before);
         switch (part.phase) {
-            case Phase::Rows:
-                rows([&](int from, int to) {
-                    for (int i : part.ops) {
-                        for (int r = from; r < to; ++r) row_op(ops_[i], r);
-                    }
-                });
-                break;
-            case Phase::Linears: linears(lane, part.ops); break;
-            case Phase::Attend: attend(lane, ops_[part.ops[0]]); break;
-            case Phase::Head: head(lane, ops_[part.ops[0]]); break;
+            case Phase::Rows: row_ops(lane, part.ops); break;
+            case Phase::Linears: linears(lane, p); break;
+            case Phase::Attend: attend(lane, p); break;
+            case Phase::Head: head(lane, p); break;
             case Phase::Moe: moe(lane, ops_[part.ops[0]]); break;
         }
     }
@@ -298,10 +319,10 @@ void Executor::angles(int r) {
     }
 }
 
-void Executor::row_op(const TapeOp& op, int r) {
-    const auto in = [&](int i) { return reg(op.in[i]) + stride(op.in[i]) * r; };
+void Executor::row_op(const TapeOp& op, int r, const Own& own) {
+    const auto in = [&](int i) { return row(op.in[i], r, own); };
     const auto vec = [&](int i) { return static_cast<const float*>(vecs_[op.vecs[i]].data.get()); };
-    float* y = op.out >= 0 && slot_[op.out] >= 0 ? reg(op.out) + stride(op.out) * r : nullptr;
+    float* y = op.out >= 0 && slot_[op.out] >= 0 ? row(op.out, r, own) : nullptr;
     const int width = op.out >= 0 ? widths_[op.out] : 0;
     switch (op.what) {
         case Do::Embed:
@@ -325,7 +346,7 @@ void Executor::row_op(const TapeOp& op, int r) {
         case Do::Add: k_.add(in(0), in(1), y, width); break;
         case Do::Scale: k_.scale(in(0), op.floats[0], y, width); break;
         case Do::Narrow: k_.narrow(in(0), y, widths_[op.in[0]], op.ints[0]); break;
-        case Do::Keep: keep(op, r); break;
+        case Do::Keep: keep(op, r, own); break;
         case Do::Tap:
             if (!step_->taps.empty()) {
                 const std::size_t w = widths_[op.in[0]];
@@ -339,33 +360,38 @@ void Executor::row_op(const TapeOp& op, int r) {
     }
 }
 
-// Keys and values of a row as they will be stored, so that it does not matter to a later row whether
-// this one was committed before or runs in the same step.
-void Executor::keep(const TapeOp& op, int r) {
-    const int dim = shape_.head_dim, lane = r % PAGE;
-    const std::size_t size = size_of(tail_.kind);
-    for (int h = 0; h < shape_.n_kv; ++h) {
-        char* page = tail_page(op.ints[0], h, r / PAGE);
-        const float* k = reg(op.in[0]) + stride(op.in[0]) * r + std::size_t(h) * dim;
-        const float* v = reg(op.in[1]) + stride(op.in[1]) * r + std::size_t(h) * dim;
-        char* to = page + tail_.v + size * lane * dim;
-        k_.to_kv(k, to, dim, tail_.kind);  // through the values' place, then spread out
-        if (tail_.kind == F32) {
-            float* out = reinterpret_cast<float*>(page);
-            for (int c = 0; c < dim; ++c) out[c * PAGE + lane] = reinterpret_cast<float*>(to)[c];
-        } else {
-            std::uint16_t* out = reinterpret_cast<std::uint16_t*>(page);
-            for (int c = 0; c < dim; ++c) {
-                out[c * PAGE + lane] = reinterpret_cast<std::uint16_t*>(to)[c];
-            }
-        }
-        k_.to_kv(v, to, dim, tail_.kind);
-    }
+void Executor::keep(const TapeOp& op, int r, const Own& own) {
+    const std::size_t dim = shape_.head_dim;
+    const float *k = row(op.in[0], r, own), *v = row(op.in[1], r, own);
+    for (int h = 0; h < shape_.n_kv; ++h) keep_head(op, r, h, k + h * dim, v + h * dim);
 }
 
-// ---------------------------------------------------------------------------------- products
+// Keys and values of a row as they will be stored, so that it does not matter to a later row whether
+// this one was committed before or runs in the same step.
+void Executor::keep_head(const TapeOp& op, int r, int head, const float* k, const float* v) {
+    const int dim = shape_.head_dim, lane = r % PAGE;
+    char* page = tail_page(op.ints[0], head, r / PAGE);
+    char* to = page + tail_.v + size_of(tail_.kind) * lane * dim;
+    k_.to_kv(k, to, dim, tail_.kind);  // through the values' place, then spread out
+    if (tail_.kind == F32) {
+        float* out = reinterpret_cast<float*>(page);
+        for (int c = 0; c < dim; ++c) out[c * PAGE + lane] = reinterpret_cast<float*>(to)[c];
+    } else {
+        std::uint16_t* out = reinterpret_cast<std::uint16_t*>(page);
+        for (int c = 0; c < dim; ++c) {
+            out[c * PAGE + lane] = reinterpret_cast<std::uint16_t*>(to)[c];
+        }
+    }
+    k_.to_kv(v, to, dim, tail_.kind);
+}
 
-void Executor::linears(Lane& lane, const std::vector<int>& ops) {
+// ---------------------------------------------------------------------------------- matrices
+
+void Executor::linears(Lane& lane, int part) {
+    const std::vector<int>& ops = parts_[part].ops;
+    const bool fused = fuses(parts_[part]);
+    const int x = ops_[ops[0]].in[0];
+    Own own;
     constexpr int MOST = 64;
     Linear list[MOST];
     for (std::size_t from = 0; from < ops.size(); from += MOST) {
@@ -376,31 +402,52 @@ void Executor::linears(Lane& lane, const std::vector<int>& ops) {
                 op.vecs.empty() ? nullptr : static_cast<const float*>(vecs_[op.vecs[0]].data.get());
             list[i] = {&mats_[op.mats[0]].mat, bias, reg(op.out), stride(op.out)};
         }
-        const int x = ops_[ops[0]].in[0];
-        product(team_, lane, k_, list, n_list, reg(x), stride(x) * sizeof(float), n_rows(),
+        const auto input = [&](int i) {
+            if (fused && !own.base) own = before(lane.id, part);
+            if (fused && i == 0 && from == 0) hand_over(own);
+            return row(x, 0, own);
+        };
+        const bool is_own = fused && own_part_[x] == part;
+        const std::size_t ldx = is_own ? own_stride_[x] : stride(x);
+        product(team_, lane, k_, list, n_list, input, ldx * sizeof(float), n_rows(),
                 [](int, int, int, int) {});
     }
 }
 
-void Executor::head(Lane& lane, const TapeOp& op) {
+void Executor::head(Lane& lane, int part) {
+    const TapeOp& op = ops_[parts_[part].ops[0]];
     const int n = n_wanted_.load(std::memory_order_relaxed), from = op.in[0];
     const Mat& m = mats_[op.mats[0]].mat;
     float* x = head_floats_;  // the wanted rows, as the matrix takes them, side by side
     const std::size_t ld = any_form_stride(m.n_in);
     const int form = form_of(m);
-    team_.each(lane, n, [&](int i) {
-        const float* row = reg(from) + stride(from) * wanted_[i];
+    const auto enter = [&](int i, float* to, const Own& own) {
+        const float* values = row(from, wanted_[i], own);
         if (form == FLOATS) {
-            std::memcpy(x + ld * i, row, sizeof(float) * m.n_in);
+            std::memcpy(to + ld * i, values, sizeof(float) * m.n_in);
         } else {
-            k_.narrow(row, x + ld * i, m.n_in, form);
+            k_.narrow(values, to + ld * i, m.n_in, form);
         }
-    });
+    };
+    const bool fused = fuses(parts_[part]);
+    Own own;
+    float* mine = nullptr;
+    const auto input = [&](int i) {
+        if (!fused) return x;
+        if (!own.base) {
+            own = before(lane.id, part);
+            mine = own.base + (own_floats_ - ld) * n_rows();
+            for (int j = 0; j < n; ++j) enter(j, mine, own);
+        }
+        if (i == 0) hand_over(own);
+        return mine;
+    };
+    if (!fused) team_.each(lane, n, [&](int i) { enter(i, x, {}); });
     const float* bias =
         op.vecs.empty() ? nullptr : static_cast<const float*>(vecs_[op.vecs[0]].data.get());
     const Linear l{&m, bias, logits_, std::size_t(shape_.n_vocab)};
     const float scale = op.floats[0], cap = op.floats[1];
-    product(team_, lane, k_, &l, 1, x, ld * sizeof(float), n, [&](int r0, int r1, int p0, int p1) {
+    product(team_, lane, k_, &l, 1, input, ld * sizeof(float), n, [&](int r0, int r1, int p0, int p1) {
         if (scale == 1.0f && cap <= 0) return;
         const int c0 = p0 * PAGE, c1 = std::min(p1 * PAGE, shape_.n_vocab);
         for (int r = r0; r < r1; ++r) {

@@ -87,6 +87,8 @@ public:
     void set_select(const std::vector<int>& layers);
     void finish();  // plan; throws std::invalid_argument where the tape contradicts itself
 
+    static constexpr int FUSED_ROWS = 16;  // most rows with which row ops give up their barriers
+
     void run(const StepIn& step);
     // Copy K and V of rows of the last step to row slot[i] of the open block at addr[i].
     void commit(int n, const std::int32_t* row, const std::uint64_t* addr,
@@ -130,38 +132,61 @@ private:
         float gain = 1;
     };
     enum class Phase { Rows, Linears, Attend, Head, Moe };
+    // Ops that run between two barriers. Those in `before` work row by row and are a phase of their own,
+    // or run inside the items of this one: see fuse.cpp.
     struct Part {
         Phase phase;
         std::vector<int> ops;
+        std::vector<int> before;
+        std::vector<int> kept;   // registers made in `before` that later parts read
+        float cost = 0;          // of `before`, about, in ns per row
     };
     struct Item {  // rows of one sequence for an attention kernel
         int seq, row0, row1;
     };
     struct ThreadScratch {
-        Bytes bytes;
-        std::size_t size = 0;
+        Bytes bytes, own_bytes;
+        std::size_t size = 0, own_size = 0;
         std::vector<KvPage> shared, tail;
         std::vector<KvRun> runs;
         float* floats(std::size_t n);
+        float* own(std::size_t n);
     };
     struct Moe;
+    // Where row ops find the registers that `before` of a part makes: in a thread's own memory, or
+    // (base null) where all find them.
+    struct Own {
+        float* base = nullptr;
+        int part = -1;
+    };
 
     int new_register(int width);
     using Narrowed = std::map<std::pair<int, int>, int>;  // register and form -> register
     int narrowed(int reg, int form, std::vector<TapeOp>& out, Narrowed& of);
     void check_op(const TapeOp& op) const;
     void plan();
+    void merge_parts();
+    bool by_head(const Part& part) const;
     void place_registers();
+    void place_own();
     void prepare(const StepIn& step);
     void work(Lane& lane);
     void execute(Lane& lane);
     void commit_head(int head) const;
-    void row_op(const TapeOp& op, int r);
-    void keep(const TapeOp& op, int r);
+    void row_op(const TapeOp& op, int r, const Own& own);
+    void keep(const TapeOp& op, int r, const Own& own);
+    void keep_head(const TapeOp& op, int r, int head, const float* k, const float* v);
     void angles(int r);
-    void linears(Lane& lane, const std::vector<int>& ops);
-    void head(Lane& lane, const TapeOp& op);
-    void attend(Lane& lane, const TapeOp& op);
+    template <typename F>
+    void rows(Lane& lane, const F& f);
+    void row_ops(Lane& lane, const std::vector<int>& ops);
+    bool fuses(const Part& part) const;
+    Own before(int thread, int part);
+    void hand_over(const Own& own);
+    void before_head(const TapeOp& op, int r, int head);
+    void linears(Lane& lane, int part);
+    void head(Lane& lane, int part);
+    void attend(Lane& lane, int part);
     void attend_item(int thread, const TapeOp& op, const Item& item, int head);
     void gather_shared(const TapeOp& op, const Item& item, int head, ThreadScratch& t, int& n_keys);
     void gather_tail(const TapeOp& op, const Item& item, int head, ThreadScratch& t, int n_keys);
@@ -171,6 +196,12 @@ private:
 
     float* reg(int r) const {
         return arena_floats_.load(std::memory_order_relaxed) + slot_at_[slot_[r]] * n_rows();
+    }
+    float* row(int r, int row, const Own& own) const {
+        if (own.base && own_part_[r] == own.part) {
+            return own.base + own_at_[r] * n_rows() + own_stride_[r] * row;
+        }
+        return reg(r) + stride(r) * row;
     }
     int n_rows() const { return n_rows_.load(std::memory_order_relaxed); }
     std::size_t stride(int r) const { return slot_stride_[slot_[r]]; }
@@ -190,6 +221,9 @@ private:
     std::vector<std::size_t> slot_stride_;  // floats of a row
     std::vector<std::size_t> slot_at_;      // sum of the strides before
     std::size_t row_floats_ = 0;
+    std::vector<int> own_part_;             // of each register: the part in whose `before` it is made
+    std::vector<std::size_t> own_at_, own_stride_;  // floats of a row before it, and of it
+    std::size_t own_floats_ = 0;
     int n_taps_ = 0, positions_ = -1, n_groups_ = 0;
     std::vector<int> tap_reg_;
     bool finished_ = false;
@@ -222,6 +256,7 @@ private:
     enum class Job { Step, Commit, Pack };
     std::atomic<Job> job_{Job::Step};
     std::atomic<int> n_rows_{0}, n_wanted_{0}, n_items_{0};
+    std::atomic<bool> angles_made_{false}, whole_seqs_{false};  // each sequence is one item
     std::atomic<float*> arena_floats_{nullptr}, head_floats_{nullptr}, logits_{nullptr};
 
     struct Commit {

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <new>
 
 namespace ph {
 namespace {
@@ -31,14 +30,6 @@ void scales(PackedMatrix& m, const float* scale, float by) {
 
 }  // namespace
 
-Bytes zeroed(std::size_t n) {
-    const std::size_t whole = (n + 63) / 64 * 64;
-    void* p = std::aligned_alloc(64, whole ? whole : 64);
-    if (!p) throw std::bad_alloc();
-    std::memset(p, 0, whole ? whole : 64);
-    return Bytes(p);
-}
-
 PackedMatrix prepare(const Source& s) {
     PackedMatrix out;
     Mat& m = out.mat;
@@ -50,7 +41,7 @@ PackedMatrix prepare(const Source& s) {
     m.panel = std::size_t(m.n_steps) * (s.kind == IN_F16 ? 32 : s.kind == IN_F8 ? 16 : 64);
     m.panel = (m.panel + 63) / 64 * 64;
     if (m.panel >= 4096) m.panel += 5 * 64;  // for the reason that row_stride gives
-    out.w = zeroed(m.panel * m.n_panels);
+    out.w = lasting(m.panel * m.n_panels);
     m.w = out.w.get();
     if (s.kind == IN_F8) {
         scales(out, s.scale, 256.0f);  // see veighth

@@ -2,20 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
-#include <memory>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace ph {
-
-struct FreeBytes {
-    void operator()(void* p) const { std::free(p); }
-};
-using Bytes = std::unique_ptr<void, FreeBytes>;
-
-// n zeroed bytes on a cache line's boundary. Throws std::bad_alloc.
-Bytes zeroed(std::size_t n);
 
 // A matrix (n_out, n_in) as it comes: elements of `kind` at the given strides, in bytes.
 struct Source {

@@ -106,7 +106,7 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
         const Linear l{&expert(p.expert, which), nullptr, to + ld_to * first, ld_to};
         k_.linear(l, from + ld * first, ld * sizeof(float), rows, p.p0, p.p1);
     };
-    team_.each(lane, m.n_pieces, [&](int i) {
+    team_.each_of_varying(lane, m.n_pieces, [&](int i) {
         multiply(m.pieces[i], 0, m.x.data(), ldx, m.gate.data(), ldh);
         multiply(m.pieces[i], 1, m.x.data(), ldx, m.up.data(), ldh);
     });
@@ -116,7 +116,7 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
         k_.glu(gate, m.up.data() + ldh * i, gate, h, Act(op.ints[2]));
         enter(expert(e, 2), gate, m.hidden.data() + ldh * i, h);
     });
-    team_.each(lane, m.n_downs, [&](int i) {
+    team_.each_of_varying(lane, m.n_downs, [&](int i) {
         multiply(m.downs[i], 2, m.hidden.data(), ldh, m.y.data(), ldx);
     });
     team_.each(lane, n, [&](int r) {

@@ -223,13 +223,18 @@ void Executor::plan() {
         }
         parts_.push_back(std::move(part));
     }
+    merge_parts();
+    need(parts_.size() < Team::PHASES / 16, "too many ops");
 }
 
 void Executor::place_registers() {
     const int n_regs = int(widths_.size()), n_parts = int(parts_.size());
     std::vector<int> last(n_regs, -1);
+    std::vector<std::vector<int>> ops_of(n_parts);
     for (int p = 0; p < n_parts; ++p) {
-        for (int i : parts_[p].ops) {
+        ops_of[p] = parts_[p].before;
+        ops_of[p].insert(ops_of[p].end(), parts_[p].ops.begin(), parts_[p].ops.end());
+        for (int i : ops_of[p]) {
             for (int r : ops_[i].in) last[r] = p;
             if (ops_[i].out >= 0) last[ops_[i].out] = std::max(last[ops_[i].out], p);
         }
@@ -237,7 +242,11 @@ void Executor::place_registers() {
     slot_.assign(n_regs, -1);
     std::vector<int> idle;  // slots that nobody uses
     for (int p = 0; p < n_parts; ++p) {
-        for (int i : parts_[p].ops) {
+        for (int i : parts_[p].before) {
+            const int r = ops_[i].out;
+            if (r >= 0 && widths_[r] > 0 && last[r] > p) parts_[p].kept.push_back(r);
+        }
+        for (int i : ops_of[p]) {
             const int r = ops_[i].out;
             if (r < 0 || widths_[r] == 0) continue;
             const std::size_t width = row_stride(widths_[r]);
@@ -268,6 +277,7 @@ void Executor::place_registers() {
         slot_at_.push_back(row_floats_);
         row_floats_ += s;
     }
+    place_own();
 }
 
 }  // namespace ph

@@ -8,11 +8,12 @@
 
 namespace ph {
 
-// Products of n rows x with each matrix of a list, ldx bytes from row to row. after(r0, r1, p0, p1) is
-// called for each finished piece, with panels counted over the whole list.
-template <typename After>
+// Products of n rows with each matrix of a list. input(i), called at the start of piece i, says where the
+// rows are, ldx bytes from row to row. after(r0, r1, p0, p1) is called for each finished piece, with
+// panels counted over the whole list.
+template <typename Input, typename After>
 void product(Team& team, Lane& lane, const Kernels& k, const Linear* list, int n_list,
-             const void* x, std::size_t ldx, int n, const After& after) {
+             const Input& input, std::size_t ldx, int n, const After& after) {
     if (n <= 0) return;
     constexpr int FEW = 12, MANY = 192, PANELS = 8;
     int total = 0;
@@ -28,6 +29,7 @@ void product(Team& team, Lane& lane, const Kernels& k, const Linear* list, int n
     }
     const int across = pieces(total, chunk);
     team.each(lane, across * pieces(n, tall), [&](int i) {
+        const void* x = input(i);
         const int r0 = i / across * tall, r1 = std::min(n, r0 + tall);
         const int p0 = i % across * chunk, p1 = std::min(total, p0 + chunk);
         for (int j = 0, first = 0; j < n_list; first += list[j].mat->n_panels, ++j) {
