@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_tapes import Chunk, Driver, store_for
-from test_panels import grids, some_codes
 
 from pronghorn.model.bind import bind
 from pronghorn.model.tape import Param, Tape
@@ -16,6 +14,8 @@ from pronghorn.ops.codes import Codes, Grid
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
+from tests.native_tapes import Chunk, Driver, store_for
+from tests.test_panels import grids, some_codes
 
 ISAS = _native.isas()
 SHAPES = ((16, 32, 1), (33, 257, 5), (40, 528, 2), (70, 100, 17), (23, 1, 1), (130, 768, 60))

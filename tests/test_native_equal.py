@@ -13,11 +13,14 @@ from pronghorn.methods.select.quest import Quest
 from pronghorn.methods.weight.int8 import Int8
 from pronghorn.model.rope import Rope
 from pronghorn.ops.cpu import _native
+from pronghorn.ops.panels import unpack
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.run.ref import RefRunner
+from pronghorn.slots import AsStored
 from pronghorn.types import KVPlan, Packed
 from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
+from tests.test_native_codes import rounded
 
 LONG = Rope(16, 10000.0, "longrope", 1.0, 24, short=(1.0,) * 8, long=(1.5, 2.0, 2.5, 3, 3, 3, 4, 4))
 
@@ -126,18 +129,34 @@ class Rounded:
         return self.inner.matmul(ops.cast(ops.to(x, "bfloat16")), w, ops)
 
 
+class Whole(AsStored):
+    """Matrices of codes as numbers, whose products round activations to integers, as the kernels do."""
+
+    def __init__(self, grid):
+        self.grid = grid
+
+    def matmul(self, x, w, ops):
+        return ops.matmul(ops.cast(rounded(x, self.grid)), ops.cast(w.fields["w"]))
+
+
+def like_native(packed, fmt):
+    if packed.grid is None:
+        return packed, Rounded(fmt)
+    return AsStored().pack(unpack(packed).dense()), Whole(packed.grid)
+
+
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("name", ["llama", "odd", "moe-plain", "gpt"])
-@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["bfloat16", "codes"])
 def test_narrow_matrices(kind, name, isa, monkeypatch):
     # Float32 sums in another order than the oracle's now and then round an activation the other way
     # (2^-9 of one input): the largest difference is loose, the typical one is not.
     monkeypatch.setenv("PRONGHORN_ISA", isa)
     m = MODELS[name]
-    m = dataclasses.replace(m, formats=(Int8(),)) if kind == "int8" else dataclasses.replace(m, dtype=kind)
+    m = dataclasses.replace(m, formats=(Int8(),)) if kind == "codes" else dataclasses.replace(m, dtype=kind)
     bound = build(m)
-    mats = {key: (p, Rounded(fmt)) for key, (p, fmt) in bound.mats.items()}
-    assert {p.kind for p, _ in mats.values()} == {kind}
+    assert {p.kind for p, _ in bound.mats.values()} == {kind}
+    mats = {key: like_native(p, fmt) for key, (p, fmt) in bound.mats.items()}
     rounded = dataclasses.replace(bound, mats=mats)
     ref = Driver(RefRunner(rounded, store_for(bound, Ops("float64"))), 1)
     native = Driver(NativeRunner(bound, store_for(bound, Ops("float32")), threads=2), 1)

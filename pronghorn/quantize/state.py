@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pronghorn.errors import CheckpointError
-from pronghorn.model.checkpoint import Entry
+from pronghorn.model.checkpoint import Entry, map_file
 from pronghorn.model.hf import read_json, read_safetensors
 from pronghorn.model.packed import LIMIT, joined
 from pronghorn.quantize.job import Stage
