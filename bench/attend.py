@@ -132,7 +132,10 @@ def work(path: str) -> None:
 class Worker:
     def __init__(self, path: str) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, __file__, "--work", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--work", path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, **what: Any) -> float:
@@ -160,7 +163,8 @@ def main() -> None:
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work is not None:
-        return work(args.work)
+        work(args.work)
+        return
     threads = 1 if args.cpu else args.threads
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -202,9 +206,7 @@ def main() -> None:
         return
     print(said(where) + "\n")
     heads_of = ["", "ours", *(["other"] if args.against else []), "limit", "share", "unit"]
-    body = [
-        [r[0], *(f"{x:.1f}" for x in r[1:-2]), f"{100 * r[-2]:.0f} %", r[-1]] for r in rows
-    ]
+    body = [[r[0], *(f"{x:.1f}" for x in r[1:-2]), f"{100 * r[-2]:.0f} %", r[-1]] for r in rows]
     print(table(heads_of, body))
 
 

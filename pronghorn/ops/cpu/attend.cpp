@@ -37,7 +37,8 @@ void Executor::deal(const StepIn& s) {
     items_.clear();
     tasks_.clear();
     merges_.clear();
-    const int most = std::max(1, QUERIES / g);
+    int most = std::max(1, QUERIES / g);
+    while (most > 1 && most * g % 6) --most;  // queries go by sixes at best
     const int share = std::max(1, s.n * shape_.n_kv / (2 * n_threads));
     double work = 0;
     for (int i = 0; i < int(s.seqs.size()); ++i) {
@@ -123,6 +124,7 @@ void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int h
     a.pos = step_->pos + item.row0;
     // A float32 store keeps its precision, whatever its sealed pages are made of.
     a.pairs = open_.kind == BF16 && sealed_.kind != F32;
+    a.factors = sealed_.kind == I8;
     a.block0 = task.block0;
     a.block1 = task.block1;
     if (split) {

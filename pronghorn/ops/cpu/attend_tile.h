@@ -156,16 +156,22 @@ PH_INLINE void by_rows(int from, int to, F f) {
     }
 }
 
-// out[i][j][16]: Q queries, ldq words apart, with the keys of N pages.
+PH_INLINE void ask_for(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// out[i][j][16]: Q queries, ldq words apart, with the keys of N pages. Asks for the pages' values, which
+// are read next: one line a step makes a page (8-bit pages: every other step).
 template <class A, int K, int Q, int N>
 __attribute__((noinline)) void score_tile(const float* q, size_t ldq, const void* const* pages,
-                                          int dim, float* out, size_t ldo) {
+                                          const void* const* values, int dim, float* out,
+                                          size_t ldo) {
     V sum[Q][N];
     PH_UNROLL for (int i = 0; i < Q; ++i) {
         PH_UNROLL for (int j = 0; j < N; ++j) sum[i][j] = vall(0.0f);
     }
     const void* page[N];
     PH_UNROLL for (int j = 0; j < N; ++j) page[j] = pages[j];
+    const char* next[N];
+    PH_UNROLL for (int j = 0; j < N; ++j) next[j] = static_cast<const char*>(values[j * PAGE]);
     const auto step = [&](int s, bool half) __attribute__((always_inline)) {
         typename A::Right k[N];
         PH_UNROLL for (int j = 0; j < N; ++j) {
@@ -173,6 +179,7 @@ __attribute__((noinline)) void score_tile(const float* q, size_t ldq, const void
                 k[j] = A::ld(static_cast<const float*>(page[j]) + s * 16);
             } else {
                 k[j] = A::template keys<K>(page[j], s, half);
+                if (K != I8 || s % 2 == 0) ask_for(next[j] + s * (K == I8 ? 32 : 64));
             }
         }
         PH_UNROLL for (int i = 0; i < Q; ++i) {
@@ -189,11 +196,12 @@ __attribute__((noinline)) void score_tile(const float* q, size_t ldq, const void
 }
 
 // sums[i][D * 16 from c] += weights times values of steps [from, to), step by step. Weights are words,
-// ldp apart; the rows of values are pointers by key, or packed with `width` words a step.
+// ldp apart; the rows of values are pointers by key, or packed with `width` words a step. Asks for
+// pages of keys that are read next, ahead[group].
 template <class A, int K, int Q, int D>
 __attribute__((noinline)) void gather_tile(const float* p, size_t ldp, const void* const* row,
-                                           const float* packed, int width, int from, int to, int c,
-                                           int dim, float* sums) {
+                                           const float* packed, const void* const* ahead, int width,
+                                           int from, int to, int c, int dim, float* sums) {
     V sum[Q][D];
     PH_UNROLL for (int i = 0; i < Q; ++i) {
         PH_UNROLL for (int d = 0; d < D; ++d) sum[i][d] = vld(sums + i * width + c + d * 16);
@@ -204,6 +212,10 @@ __attribute__((noinline)) void gather_tile(const float* p, size_t ldp, const voi
             PH_UNROLL for (int d = 0; d < D; ++d) v[d] = A::ld(packed + size_t(s) * width + c + d * 16);
         } else {
             A::template values<K, D>(row, s, c, dim, v);
+            constexpr int PER = PAGE / A::STEP, LINES = K == I8 ? D / 2 : D;
+            const char* next = static_cast<const char*>(ahead[s / PER]);
+            next += (size_t(c) / 16 * PER * LINES / D + size_t(s % PER) * LINES) * 64;
+            PH_UNROLL for (int d = 0; d < LINES; ++d) ask_for(next + d * 64);
         }
         PH_UNROLL for (int i = 0; i < Q; ++i) {
             const auto x = A::left(p + i * ldp + s);

@@ -69,6 +69,7 @@ struct AttendItem {
     std::size_t ldo;
     const std::int32_t* pos;  // of the rows
     bool pairs;               // products in bfloat16 where the set has them (packs_input)
+    bool factors;             // whether some pages of the sequence may be I8
     const KvPage* shared;     // pages that every row sees, `at` rising, multiples of 16
     int n_shared;
     int n_shared_keys;  // a multiple of 16; keys of pages that are left out count

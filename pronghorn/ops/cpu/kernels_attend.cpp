@@ -76,6 +76,7 @@ struct Block {
     bool there[GROUPS];
     Kind kind[GROUPS];
     const void* value[KEYS];
+    const void* ahead[GROUPS];  // keys of the next block
 };
 
 size_t bytes_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
@@ -230,11 +231,13 @@ void score(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
                 float* out = w.s + q * w.lds;
                 int c = i;
                 for (; c + N <= j; c += N) {
-                    score_tile<A, K, Q, N>(x, w.ldq, b.keys + c, w.a.dim, out + c * PAGE, w.lds);
+                    score_tile<A, K, Q, N>(x, w.ldq, b.keys + c, b.value + c * PAGE,
+                                           w.a.dim, out + c * PAGE, w.lds);
                 }
                 if constexpr (N > 1) {
                     for (; c < j; ++c) {
-                        score_tile<A, K, Q, 1>(x, w.ldq, b.keys + c, w.a.dim, out + c * PAGE, w.lds);
+                        score_tile<A, K, Q, 1>(x, w.ldq, b.keys + c, b.value + c * PAGE,
+                                           w.a.dim, out + c * PAGE, w.lds);
                     }
                 }
             });
@@ -266,8 +269,9 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
             by_rows(q0, q1, [&]<int Q>(int q) {
                 constexpr int D = across(Q);
                 const auto go = [&]<int W>(int c) {
-                    gather_tile<A, K, Q, W>(w.p + q * w.ldp, w.ldp, b.value, w.values, w.width,
-                                            i * PER, j * PER, c, w.a.dim, w.sums + q * w.width);
+                    gather_tile<A, K, Q, W>(w.p + q * w.ldp, w.ldp, b.value, w.values, b.ahead,
+                                            w.width, i * PER, j * PER, c, w.a.dim,
+                                            w.sums + q * w.width);
                 };
                 int c = 0;
                 for (; c + D * 16 <= w.width; c += D * 16) go.template operator()<D>(c);
@@ -322,20 +326,72 @@ PH_INLINE float summed(const V& a) {
 }
 
 #if PH_PACKS
-// exp to a relative error of 3e-6, for weights that bfloat16 rounds to 2e-3; 0 where x is NONE, NaN
-// stays NaN. 2^r on [0, 1) is a polynomial (reweighted least squares), the whole part an exponent.
-PH_INLINE __m512 rough_exp(__m512 x) {
-    const __m512 t = _mm512_max_ps(_mm512_set1_ps(-200.0f),
-                                   _mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896f)));
-    const __m512 r = _mm512_reduce_ps(t, 0x09);  // t - floor(t)
-    __m512 y = _mm512_set1_ps(1.353417e-2f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.201147e-2f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.4144275e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.9300384e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.00000259f));
-    return _mm512_scalef_ps(y, t);
-}
+// exp(by * x + plus) to a relative error of 3e-6, for weights that bfloat16 rounds to 2e-3; 0 where x is
+// NONE, NaN stays NaN. 2^r on [0, 1) is a polynomial (reweighted least squares), the rest an exponent.
+struct RoughExp {
+    __m512 by, plus;
+    explicit RoughExp(float scale, float top) {
+        constexpr float log2e = 1.44269504088896f;
+        by = _mm512_set1_ps(scale * log2e);
+        plus = _mm512_set1_ps(-top * log2e);
+    }
+    PH_INLINE __m512 operator()(__m512 x) const {
+        const __m512 t = _mm512_fmadd_ps(x, by, plus);
+        const __m512 r = _mm512_reduce_ps(t, 0x09);  // t - floor(t); of an infinity 0
+        __m512 y = _mm512_set1_ps(1.353417e-2f);
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.201147e-2f));
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.4144275e-1f));
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.9300384e-1f));
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.00000259f));
+        return _mm512_scalef_ps(y, t);
+    }
+};
 #endif
+
+// Scores to weights, and their sum. Those of groups with factors, or all where a cap bends them, are
+// finished and go under the top as they are; the others are multiplied by `scale` on the way.
+template <class A>
+float raise(const Work<A>& w, const Block& b, int query, int groups, float top) {
+    const AttendItem& a = w.a;
+    float* s = w.s + query * w.lds;
+    V sum = vall(0.0f);
+#if PH_PACKS
+    if constexpr (A::STEP == 2) {
+        const RoughExp finished(1.0f, top), scaled(a.scale, top);
+        uint16_t* p = reinterpret_cast<uint16_t*>(w.p + query * w.ldp);
+        if (!a.factors && a.softcap <= 0) {
+            const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+            if (groups % 2) vst(s + groups * PAGE, vall(NONE));
+            for (int c = 0; c < groups; c += 2) {
+                const __m512 e0 = scaled(_mm512_loadu_ps(s + c * PAGE));
+                const __m512 e1 = scaled(_mm512_loadu_ps(s + (c + 1) * PAGE));
+                const __m512bh h = _mm512_cvtne2ps_pbh(e1, e0);
+                _mm512_storeu_si512(p + c * PAGE, (__m512i)h);
+                sum.p[0] = _mm512_dpbf16_ps(sum.p[0], h, ones);
+            }
+            return summed(sum);
+        }
+        for (int c = 0; c < groups; ++c) {
+            const __m512 x = _mm512_loadu_ps(s + c * PAGE);
+            __m512 e = b.ks[c] || a.softcap > 0 ? finished(x) : scaled(x);
+            const __m512 f = b.vs[c] ? _mm512_mul_ps(e, _mm512_loadu_ps(b.vs[c])) : e;
+            const __m256i h = (__m256i)_mm512_cvtneps_pbh(f);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE), h);
+            if (!b.vs[c]) e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+            sum.p[0] = _mm512_add_ps(sum.p[0], e);
+        }
+        return summed(sum);
+    }
+#endif
+    for (int c = 0; c < groups; ++c) {
+        V x = vld(s + c * PAGE);
+        if (!b.ks[c] && a.softcap <= 0) x = vmul(x, vall(a.scale));
+        const V e = vexp(vsub(x, vall(top)));
+        sum = vadd(sum, e);
+        vst(s + c * PAGE, b.vs[c] ? vmul(e, vld(b.vs[c])) : e);
+    }
+    return summed(sum);
+}
 
 // Scores [0, end) to weights, those up to the next group becoming 0; their maximum and their sum.
 template <class A>
@@ -343,43 +399,25 @@ void weigh(const Work<A>& w, const Block& b, int query, int end, int stop) {
     const AttendItem& a = w.a;
     float* s = w.s + query * w.lds;
     for (int i = end < 0 ? 0 : end; i < stop; ++i) s[i] = NONE;
-    const V scale = vall(a.scale);
-    V top = vall(NONE);
-    for (int c = 0; c * PAGE < stop; ++c) {
-        V x = vld(s + c * PAGE);
-        if (b.ks[c] || a.softcap > 0) {
-            V y = vmul(b.ks[c] ? vmul(x, vld(b.ks[c])) : x, scale);
-            const V cap = vall(a.softcap);
-            if (a.softcap > 0) y = vmul(vtanh(vdiv(y, cap)), cap);
-            x = vif_less(x, vall(HIDDEN), x, y);  // what is hidden stays so, whatever its factor
-        } else {
-            x = vmul(x, scale);
-        }
-        vst(s + c * PAGE, x);
-        top = vmax(top, x);
-    }
-    const float m = highest(top);
-    w.top[query] = m;
-    const V mv = vall(m == NONE ? 0.0f : m);
-    V sum = vall(0.0f);
-    for (int c = 0; c * PAGE < stop; ++c) {
-        const V x = vsub(vld(s + c * PAGE), mv);
-#if PH_PACKS
-        if constexpr (A::STEP == 2) {
-            V e{{rough_exp(x.p[0])}};
-            const V f = b.vs[c] ? vmul(e, vld(b.vs[c])) : e;
-            const __m256bh h = _mm512_cvtneps_pbh(f.p[0]);
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(w.p + query * w.ldp + c * 8), (__m256i)h);
-            if (!b.vs[c]) e = vld(reinterpret_cast<const uint16_t*>(w.p + query * w.ldp + c * 8));
-            sum = vadd(sum, e);
+    const int groups = stop / PAGE;
+    const V scale = vall(a.scale), cap = vall(a.softcap);
+    V top = vall(NONE), plain = vall(NONE);
+    const bool all_plain = !a.factors && a.softcap <= 0;
+    for (int c = 0; c < groups; ++c) {
+        const V x = vld(s + c * PAGE);
+        if (all_plain || (!b.ks[c] && a.softcap <= 0)) {
+            plain = vmax(plain, x);
             continue;
         }
-#endif
-        const V e = vexp(x);
-        sum = vadd(sum, e);
-        vst(s + c * PAGE, b.vs[c] ? vmul(e, vld(b.vs[c])) : e);
+        V y = vmul(b.ks[c] ? vmul(x, vld(b.ks[c])) : x, scale);
+        if (a.softcap > 0) y = vmul(vtanh(vdiv(y, cap)), cap);
+        y = vif_less(x, vall(HIDDEN), x, y);  // what is hidden stays so, whatever its factor
+        vst(s + c * PAGE, y);
+        top = vmax(top, y);
     }
-    w.total[query] = summed(sum);
+    const float m = highest(vmax(top, vmul(plain, scale)));
+    w.top[query] = m;
+    w.total[query] = raise(w, b, query, groups, m == NONE ? 0.0f : m);
 }
 
 // ------------------------------------------------------------------------------ joining
@@ -466,6 +504,8 @@ void run_block(const Work<A>& w, int number) {
     common = common < 0 ? 0 : common > GROUPS ? GROUPS : common;
     const Span shared = within(a.shared, a.n_shared, b.base);
     lay_out(w, b, shared, w.n > FEW);
+    const KvPage* after = a.shared + a.n_shared;
+    for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
     score(w, b, 0, w.n, 0, common);
     hide(w, b.base, shared, 0, a.n_rows, true);
     const auto own = [&](const KvRun& run, bool many) {
