@@ -1,9 +1,17 @@
 // Which pages a row's attention reads, in which order.
 #include <algorithm>
+#include <stdexcept>
 
 #include "executor.h"
 
 namespace ph {
+namespace {
+
+void need(bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+}  // namespace
 
 void Executor::attend(Lane& lane, int part) {
     const TapeOp& op = ops_[parts_[part].ops[0]];
@@ -11,17 +19,85 @@ void Executor::attend(Lane& lane, int part) {
     if (selects_[op.ints[0]]) {
         team_.once(lane, [&] { select(op); });
     }
-    team_.each(lane, n_items_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
-        const Item& item = items_[i / shape_.n_kv];
-        if (fused) {
+    team_.each(lane, n_tasks_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
+        const Task& task = tasks_[i / shape_.n_kv];
+        if (fused) {  // then an item is all rows of a sequence, and a task is an item
+            const Item& item = items_[task.item];
             for (int op : parts_[part].before) {
                 for (int r = item.row0; r < item.row1; ++r) {
                     before_head(ops_[op], r, i % shape_.n_kv);
                 }
             }
         }
-        attend_item(lane.id, op, item, i % shape_.n_kv);
+        attend_item(lane.id, op, task, i % shape_.n_kv, false);
     });
+    team_.each(lane, n_merges_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
+        const Item& item = items_[merges_[i / shape_.n_kv]];
+        attend_item(lane.id, op, {merges_[i / shape_.n_kv], 0, item.blocks}, i % shape_.n_kv, true);
+    });
+}
+
+// Rows of a sequence share page reads in items. Where these are too few for the threads, an item's
+// blocks of keys are dealt out and their results merged; where there are few blocks too, items take
+// fewer rows.
+void Executor::deal(const StepIn& s) {
+    const int g = shape_.n_heads / shape_.n_kv, n_threads = team_.size();
+    constexpr int QUERIES = 96;  // of an item: enough to pay for packing keys, few enough for the cache
+    constexpr int FEWEST = 2;    // blocks of a task
+    items_.clear();
+    tasks_.clear();
+    merges_.clear();
+    int most = std::max(1, QUERIES / g);
+    while (most > 1 && most * g % 6) --most;  // queries go by sixes at best
+    const int share = std::max(1, s.n * shape_.n_kv / (2 * n_threads));
+    double work = 0;
+    for (int i = 0; i < int(s.seqs.size()); ++i) {
+        const SeqView& q = s.seqs[i];
+        if (q.row0 == q.row1) continue;
+        std::int64_t pages = (q.n_open + PAGE - 1) / PAGE, sealed = 0;
+        for (int j : group_) sealed = std::max(sealed, q.table[4 * j + 3]);
+        const std::int64_t before = (pages + sealed) * PAGE;
+        const int rows = before < 2 * FEWEST * KEYS ? std::min(most, share) : most;
+        for (int r = q.row0; r < q.row1; r += rows) {
+            const int end = std::min(r + rows, q.row1);
+            const int deep = *std::max_element(depth_.begin() + r, depth_.begin() + end);
+            const int blocks = int((before + deep + KEYS - 1) / KEYS);
+            items_.push_back({i, r, end, blocks, 0});
+            work += double(end - r) * blocks;
+        }
+    }
+    need(items_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
+    const double task = work / (4 * n_threads) * shape_.n_kv;
+    std::size_t floats = 0;
+    item_queries_ = 0;
+    for (int i = 0; i < int(items_.size()); ++i) {
+        Item& item = items_[i];
+        const int rows = item.row1 - item.row0;
+        item_queries_ = std::max(item_queries_, rows * g);
+        int n = int(std::min<double>(item.blocks / FEWEST, rows * double(item.blocks) / task + 0.5));
+        if (n_threads == 1 || n < 1) n = 1;
+        if (n == 1) {
+            tasks_.push_back({i, 0, item.blocks});
+            continue;
+        }
+        for (int j = 0; j < n; ++j) {
+            tasks_.push_back({i, item.blocks * j / n, item.blocks * (j + 1) / n});
+        }
+        merges_.push_back(i);
+        item.part = floats;
+        floats += attend_part(std::size_t(rows) * g, shape_.head_dim) * item.blocks * shape_.n_kv;
+    }
+    need(tasks_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
+    if (floats > parts_size_) {
+        parts_of_items_.reset();
+        parts_of_items_ = zeroed(sizeof(float) * floats);
+        parts_size_ = floats;
+    }
+    int n_seqs = 0;
+    for (const SeqView& q : s.seqs) n_seqs += q.row0 != q.row1;
+    whole_seqs_ = merges_.empty() && int(items_.size()) == n_seqs;
+    n_tasks_ = int(tasks_.size());
+    n_merges_ = int(merges_.size());
 }
 
 // Asks for pages, sequence by sequence, on the thread that called `run`.
@@ -42,16 +118,12 @@ void Executor::select(const TapeOp& op) {
     }
 }
 
-void Executor::attend_item(int thread, const TapeOp& op, const Item& item, int head) {
+void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int head, bool merge) {
     ThreadScratch& t = scratch_[thread];
+    const Item& item = items_[task.item];
+    const bool split = merge || task.block1 - task.block0 < item.blocks;
     const int g = shape_.n_heads / shape_.n_kv, dim = shape_.head_dim;
-    t.shared.clear();
-    t.tail.clear();
-    t.runs.clear();
-    int n_keys = 0;
-    gather_shared(op, item, head, t, n_keys);
-    gather_tail(op, item, head, t, n_keys);
-    AttendItem a;
+    AttendItem a{};
     a.dim = dim;
     a.g = g;
     a.n_rows = item.row1 - item.row0;
@@ -63,23 +135,37 @@ void Executor::attend_item(int thread, const TapeOp& op, const Item& item, int h
     a.ldo = stride(op.out);
     a.out = reg(op.out) + a.ldo * item.row0 + std::size_t(head) * g * dim;
     a.pos = step_->pos + item.row0;
+    // A float32 store keeps its precision, whatever its sealed pages are made of.
+    a.pairs = open_.kind == BF16 && sealed_.kind != F32;
+    a.factors = sealed_.kind == I8;
+    a.block0 = task.block0;
+    a.block1 = task.block1;
+    if (split) {
+        const std::size_t part = attend_part(std::size_t(a.n_rows) * g, dim);
+        a.parts = static_cast<float*>(parts_of_items_.get()) + item.part +
+                  part * (std::size_t(head) * item.blocks + task.block0);
+    }
+    a.scratch = static_cast<float*>(t.bytes.get());
+    if (merge) return k_.attend_merge(a);
+    t.shared.clear();
+    t.own_keys.clear();
+    t.runs.clear();
+    gather_shared(op, item, task, head, t, a);
+    gather_own(op, item, head, t, a);
     a.shared = t.shared.data();
     a.n_shared = int(t.shared.size());
-    a.tail = t.tail.data();
+    a.own = t.own_keys.data();
     a.runs = t.runs.data();
     a.n_runs = int(t.runs.size());
     const int group = group_[op.ints[0] * shape_.n_kv + head];
     a.pick_step = std::size_t(step_->seqs[item.seq].table[4 * group + 3]);
-    a.scratch = static_cast<float*>(t.bytes.get());
-    a.stride = score_stride_;
     k_.attend(a);
 }
 
-// Sealed and open pages. Pages that no row of the item sees are left out; each would count sixteen
-// keys of weight 0, so leaving it out moves no key to another lane. The last open page always stays:
-// it may be partly filled.
-void Executor::gather_shared(const TapeOp& op, const Item& item, int head, ThreadScratch& t,
-                             int& n_keys) {
+// Sealed and open pages of a task's blocks, but for an open page that is partly filled: there the rows
+// of the step go on. A page that no row of the item sees is left out; its keys keep their numbers.
+void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
+                             ThreadScratch& t, AttendItem& a) {
     const SeqView& s = step_->seqs[item.seq];
     const int layer = op.ints[0], window = op.ints[1];
     const int member = layer * shape_.n_kv + head;
@@ -94,59 +180,59 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, int head, Threa
     const auto* addr = reinterpret_cast<const std::uint64_t*>(row[0]);
     const auto* fill = reinterpret_cast<const std::int32_t*>(row[1]);
     const auto* pos = reinterpret_cast<const std::int32_t*>(row[2]);
-    const int n_pages = int(row[3]);
+    const int n_sealed = int(row[3]), n_open = s.n_open / PAGE;
     const std::uint8_t* picks = nullptr;
     if (selects_[layer] && !picks_[item.seq].empty()) {
-        picks = picks_[item.seq][head].data() + std::size_t(item.row0 - s.row0) * n_pages;
+        picks = picks_[item.seq][head].data() + std::size_t(item.row0 - s.row0) * n_sealed;
     }
-    const auto page = [](const Zone& zone, const char* base, const std::int32_t* where, int n) {
-        const auto factors = [&](std::size_t at) {
-            return zone.kind == I8 ? reinterpret_cast<const float*>(base + at) : nullptr;
+    const auto page = [](const Zone& zone, const char* base, const std::int32_t* where, int n,
+                         int at) {
+        const auto factors = [&](std::size_t field) {
+            return zone.kind == I8 ? reinterpret_cast<const float*>(base + field) : nullptr;
         };
         return KvPage{base + zone.k, base + zone.v, factors(zone.ks), factors(zone.vs), where,
-                      nullptr, zone.kind, 0, n, 0};
+                      nullptr, zone.kind, 0, n, at};
     };
-    for (int i = 0; i < n_pages; ++i) {
+    constexpr int PAGES = KEYS / PAGE;
+    for (int i = task.block0 * PAGES; i < std::min(task.block1 * PAGES, n_sealed); ++i) {
         const int n = std::clamp(fill[i], 0, PAGE);
         if (!n || !visible(pos + i * PAGE, n)) continue;
         const char* base =
             reinterpret_cast<const char*>(addr[i]) + index_[member] * sealed_.member;
-        KvPage p = page(sealed_, base, pos + i * PAGE, n);
+        KvPage p = page(sealed_, base, pos + i * PAGE, n, i * PAGE);
         if (picks) {
             p.pick = picks + i;
             bool any = false;
-            for (int r = 0; r < item.row1 - item.row0; ++r) any |= p.pick[std::size_t(r) * n_pages];
+            for (int r = 0; r < item.row1 - item.row0; ++r) any |= p.pick[std::size_t(r) * n_sealed];
             if (!any) continue;
         }
-        p.at = n_keys;
-        n_keys += PAGE;
         t.shared.push_back(p);
     }
-    for (int i = 0; i * PAGE < s.n_open; ++i) {
-        const int n = std::min(PAGE, s.n_open - i * PAGE);
-        const bool last = (i + 1) * PAGE >= s.n_open;
-        if (!last && !visible(s.open_pos + i * PAGE, n)) continue;
+    const auto open_page = [&](int i, int n) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
-        KvPage p = page(open_, base, s.open_pos + i * PAGE, n);
-        p.at = n_keys;
-        n_keys += n;
-        t.shared.push_back(p);
+        return page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE);
+    };
+    for (int i = std::max(0, task.block0 * PAGES - n_sealed);
+         i < std::min(task.block1 * PAGES - n_sealed, n_open); ++i) {
+        if (visible(s.open_pos + i * PAGE, PAGE)) t.shared.push_back(open_page(i, PAGE));
     }
+    a.n_shared_keys = (n_sealed + n_open) * PAGE;
+    if (s.n_open % PAGE) t.partial = open_page(n_open, s.n_open % PAGE);
 }
 
-// Ancestors within the step, as stretches of rows: a row's own chain, then that of its chain's parent,
-// and so on up. Keys are numbered from the root down.
-void Executor::gather_tail(const TapeOp& op, const Item& item, int head, ThreadScratch& t,
-                           int n_keys) {
-    const int layer = op.ints[0];
+// A partly filled open page, and ancestors within the step as stretches of rows: a row's own chain, then
+// that of its chain's parent, and so on up. Keys are numbered from the root down.
+void Executor::gather_own(const TapeOp& op, const Item& item, int head, ThreadScratch& t,
+                          AttendItem& a) {
+    const int layer = op.ints[0], n_partial = step_->seqs[item.seq].n_open % PAGE;
     for (int r = item.row0; r < item.row1;) {
         int end = r + 1;
         while (end < item.row1 && run_[end] == run_[r]) ++end;
         KvRun run;
         run.row0 = r - item.row0;
         run.row1 = end - item.row0;
-        run.page0 = int(t.tail.size());
-        int at = n_keys + depth_[end - 1];
+        run.page0 = int(t.own_keys.size());
+        int at = a.n_shared_keys + n_partial + depth_[end - 1];
         run.n_keys = at;
         // upwards, last page first
         for (int last = end - 1; last >= 0;) {
@@ -156,13 +242,14 @@ void Executor::gather_tail(const TapeOp& op, const Item& item, int head, ThreadS
                 const int hi = std::min(last - p * PAGE, PAGE - 1) + 1;
                 const char* base = tail_page(layer, head, p);
                 at -= hi - lo;
-                t.tail.push_back({base, base + tail_.v, nullptr, nullptr, step_->pos + p * PAGE,
-                                  nullptr, tail_.kind, lo, hi, at});
+                t.own_keys.push_back({base, base + tail_.v, nullptr, nullptr, step_->pos + p * PAGE,
+                                 nullptr, tail_.kind, lo, hi, at});
             }
             last = step_->parent[first];
         }
-        std::reverse(t.tail.begin() + run.page0, t.tail.end());
-        run.page1 = int(t.tail.size());
+        if (n_partial) t.own_keys.push_back(t.partial);
+        std::reverse(t.own_keys.begin() + run.page0, t.own_keys.end());
+        run.page1 = int(t.own_keys.size());
         t.runs.push_back(run);
         r = end;
     }

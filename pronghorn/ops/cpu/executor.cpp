@@ -171,38 +171,14 @@ void Executor::prepare(const StepIn& s) {
     run_.resize(n);
     depth_.resize(n);
     wanted_.clear();
-    items_.clear();
     for (int r = 0; r < n; ++r) {
         const int p = s.parent[r];
         depth_[r] = p < 0 ? 1 : depth_[p] + 1;
         run_[r] = p >= 0 && p == r - 1 ? run_[p] : r;
         if (s.want[r]) wanted_.push_back(r);
     }
-    // Rows of a sequence share page reads in items; few enough rows that all threads have some.
-    const int g = shape_.n_heads / shape_.n_kv;
-    score_stride_ = 0;
-    for (const SeqView& q : s.seqs) {
-        if (q.row0 == q.row1) continue;
-        std::int64_t pages = (q.n_open + PAGE - 1) / PAGE, sealed = 0;
-        for (int i : group_) sealed = std::max(sealed, q.table[4 * i + 3]);
-        const int deep = *std::max_element(depth_.begin() + q.row0, depth_.begin() + q.row1);
-        const std::size_t keys = std::size_t(pages + sealed) * PAGE + deep;
-        score_stride_ = std::max(score_stride_, (keys + 15) / 16 * 16 + 32);
-    }
-    const int share = n * shape_.n_kv / (2 * team_.size());
-    const int fit = int((std::size_t(1) << 20) / std::max<std::size_t>(score_stride_, 1) / g);
-    int block = std::max(1, std::min({32 / g, share, fit}));
-    while (block > 8 / g && block * g % 8) --block;  // queries go by eights at best
-    block = std::max(block, 1);
-    bool whole = true;
-    for (int i = 0; i < int(s.seqs.size()); ++i) {
-        whole &= s.seqs[i].row1 - s.seqs[i].row0 <= block;
-        for (int r = s.seqs[i].row0; r < s.seqs[i].row1; r += block) {
-            items_.push_back({i, r, std::min(r + block, s.seqs[i].row1)});
-        }
-    }
-    need(items_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
-    const std::size_t floats = attend_scratch(std::size_t(block) * g, shape_.head_dim, score_stride_);
+    deal(s);
+    const std::size_t floats = attend_scratch(std::size_t(item_queries_), shape_.head_dim);
     const std::size_t own = n <= FUSED_ROWS ? own_floats_ * n : 0;
     for (ThreadScratch& t : scratch_) {
         t.floats(std::max<std::size_t>(floats, shape_.head_dim));
@@ -217,8 +193,6 @@ void Executor::prepare(const StepIn& s) {
     }
     n_rows_ = n;
     n_wanted_ = int(wanted_.size());
-    n_items_ = int(items_.size());
-    whole_seqs_ = whole;
     logits_ = s.logits;
     const int pages = (n + PAGE - 1) / PAGE;
     const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;

@@ -143,12 +143,18 @@ private:
     };
     struct Item {  // rows of one sequence for an attention kernel
         int seq, row0, row1;
+        int blocks;        // of keys, at most
+        std::size_t part;  // where results of its blocks begin, if they are dealt out
+    };
+    struct Task {  // blocks [block0, block1) of an item
+        int item, block0, block1;
     };
     struct ThreadScratch {
         Bytes bytes, own_bytes;
         std::size_t size = 0, own_size = 0;
-        std::vector<KvPage> shared, tail;
+        std::vector<KvPage> shared, own_keys;
         std::vector<KvRun> runs;
+        KvPage partial{};  // the open page that is not full
         float* floats(std::size_t n);
         float* own(std::size_t n);
     };
@@ -187,9 +193,11 @@ private:
     void linears(Lane& lane, int part);
     void head(Lane& lane, int part);
     void attend(Lane& lane, int part);
-    void attend_item(int thread, const TapeOp& op, const Item& item, int head);
-    void gather_shared(const TapeOp& op, const Item& item, int head, ThreadScratch& t, int& n_keys);
-    void gather_tail(const TapeOp& op, const Item& item, int head, ThreadScratch& t, int n_keys);
+    void deal(const StepIn& step);
+    void attend_item(int thread, const TapeOp& op, const Task& task, int head, bool merge);
+    void gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
+                       ThreadScratch& t, AttendItem& a);
+    void gather_own(const TapeOp& op, const Item& item, int head, ThreadScratch& t, AttendItem& a);
     void moe(Lane& lane, const TapeOp& op);
     void moe_room(const TapeOp& op, int n);
     void select(const TapeOp& op);
@@ -248,15 +256,19 @@ private:
     std::size_t angle_stride_ = 0;
     std::vector<int> run_, depth_, wanted_;
     std::vector<Item> items_;
-    std::size_t score_stride_ = 0;
+    std::vector<Task> tasks_;
+    std::vector<int> merges_;  // items that were dealt out
+    int item_queries_ = 0;     // of the largest item
+    Bytes parts_of_items_;
+    std::size_t parts_size_ = 0;
     std::vector<ThreadScratch> scratch_;
     std::unique_ptr<Moe> moe_;
 
     // What threads read outside of items (see team.h).
     enum class Job { Step, Commit, Pack };
     std::atomic<Job> job_{Job::Step};
-    std::atomic<int> n_rows_{0}, n_wanted_{0}, n_items_{0};
-    std::atomic<bool> angles_made_{false}, whole_seqs_{false};  // each sequence is one item
+    std::atomic<int> n_rows_{0}, n_wanted_{0}, n_tasks_{0}, n_merges_{0};
+    std::atomic<bool> angles_made_{false}, whole_seqs_{false};  // each sequence is one task
     std::atomic<float*> arena_floats_{nullptr}, head_floats_{nullptr}, logits_{nullptr};
 
     struct Commit {

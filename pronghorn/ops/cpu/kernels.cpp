@@ -240,6 +240,7 @@ const Kernels table = {
     .softcap = softcap,
     .softmax = softmax,
     .attend = attend,
+    .attend_merge = attend_merge,
 };
 
 }  // namespace ph::PH_ISA

@@ -114,6 +114,8 @@ struct Linear {
     std::size_t ldy;  // floats from row to row
 };
 
+constexpr int KEYS = 256;  // of a block of attention: those whose numbers share a quotient by KEYS
+
 // A page of keys and values of one head. Lanes [lo, hi) hold keys number `at`, `at` + 1, ...
 struct KvPage {
     const void* k;         // (dim, 16)
@@ -130,7 +132,7 @@ struct KvPage {
 struct KvRun {
     int row0, row1;
     int n_keys;
-    int page0, page1;  // of the tail's pages
+    int page0, page1;  // of the item's own pages: keys from number n_shared_keys on, none left out
 };
 
 // Attention of some rows of one sequence over one KV head, with g query heads.
@@ -142,14 +144,19 @@ struct AttendItem {
     float* out;
     std::size_t ldo;
     const std::int32_t* pos;  // of the rows
-    const KvPage* shared;     // pages that every row sees, `at` rising in steps of 16
+    bool pairs;               // products in bfloat16 where the set has them (packs_input)
+    bool factors;             // whether some pages of the sequence may be I8
+    const KvPage* shared;     // pages that every row sees, `at` rising, multiples of 16
     int n_shared;
-    const KvPage* tail;  // pages of rows of this step
+    int n_shared_keys;  // a multiple of 16; keys of pages that are left out count
+    const KvPage* own;
     const KvRun* runs;
     int n_runs;
     std::size_t pick_step;
+    int block0, block1;  // of keys, what the item reads
+    float* parts;        // attend_part floats for each block: where a block's result goes, for
+                         // attend_merge; or null: the item reads all its blocks and writes `out`
     float* scratch;      // attend_scratch floats
-    std::size_t stride;  // floats of the scores of one query: keys, rounded up to 16, plus 32
 };
 
 struct Kernels {
@@ -176,6 +183,8 @@ struct Kernels {
     void (*softcap)(float* x, int n, float scale, float cap);
     void (*softmax)(float* x, int n);
     void (*attend)(const AttendItem& item);
+    // `out` from the parts of blocks [block0, block1).
+    void (*attend_merge)(const AttendItem& item);
 };
 
 // Floats from row to row for rows of `width` values. Rows of wide matrices must not start a power of two
@@ -189,9 +198,16 @@ inline std::size_t row_stride(int width) {
 // The same for inputs in any form: integers of 16 bits with sums for each 16 of them are the longest.
 inline std::size_t any_form_stride(int n_in) { return row_stride(n_in + 64); }
 
+// Floats for the result of a block of keys for n queries.
+inline std::size_t attend_part(std::size_t n, int dim) {
+    return 2 * ((n + 15) / 16 * 16) + n * ((std::size_t(dim) + 31) / 32 * 32);
+}
+
 // Floats of scratch for an item of n queries.
-inline std::size_t attend_scratch(std::size_t n, int dim, std::size_t stride) {
-    return n * (std::size_t(dim) + (dim + 15) / 16 * 16 + stride + 16) + 64 * PAGE;
+inline std::size_t attend_scratch(std::size_t n, int dim) {
+    const std::size_t padded = (std::size_t(dim) + 31) / 32 * 32;
+    return n * (padded + KEYS + 16 + KEYS / 2 + 16) + 2 * attend_part(n, dim) +
+           KEYS * (2 * padded) + padded;
 }
 
 #if defined(__x86_64__)
@@ -209,10 +225,11 @@ inline std::size_t attend_scratch(std::size_t n, int dim, std::size_t stride) {
     void narrow_codes(const float*, void*, int, int);                                             \
     void embed_codes(const Mat&, int, float, float*);                                             \
     void linear_codes(const Linear&, const void*, std::size_t, int, int, int);                    \
-    void linear_rare(const Linear&, const void*, std::size_t, int, int, int);                 \
+    void linear_rare(const Linear&, const void*, std::size_t, int, int, int);                     \
     void narrow(const float*, void*, int, int);                                                   \
     void linear(const Linear&, const void*, std::size_t, int, int, int);                          \
     void attend(const AttendItem&);                                                               \
+    void attend_merge(const AttendItem&);                                                         \
     }
 PH_FOR_EACH_ISA(PH_DECLARE_TABLE)
 #undef PH_DECLARE_TABLE

@@ -1,9 +1,17 @@
-// Attention over pages in two passes: all scores of a query into one row in a fixed order of keys,
-// then the softmax and the weighted sum in that order. A key counts the same whether its page is
-// sealed, open or of this step, and whatever rows share the page read.
+// Attention over pages in blocks of KEYS keys, in the manner of FlashAttention (Dao et al. 2022,
+// section 3.1) with blocks that are fixed by the keys' numbers.
 //
-// Scores sum their channels in order, sixteen keys side by side (keys lie transposed). Outputs sum
-// their keys in order, channels side by side. Hidden keys weigh exactly 0 and can be skipped.
+// Within a block a query's scores go side by side by number; weights are exponentials under the block's
+// own maximum, and values are summed key by key. Blocks are joined in order of their numbers, each one
+// whole, by one rule, whether an item walks them all or threads share them out. So a result depends on
+// the numbers of the keys only: not on the page a key lies in, not on rows that share the reading, not
+// on threads. Hidden keys weigh exactly 0, and blocks and pages of which a row sees nothing can be
+// left out.
+//
+// In pairs, queries and weights are rounded to bfloat16. Weights are normalised by the sum of what they
+// were rounded to: they sum to 1 then, and equal weights stay equal shares whatever their rounding.
+// (Weights of 8-bit values are rounded with their factors, which differ; these count unrounded.)
+#include "attend_tile.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -11,258 +19,576 @@ namespace ph::PH_ISA {
 namespace {
 
 constexpr float NONE = -__builtin_inff();
+constexpr float HIDDEN = -3e38f;  // scores below it are NONE
+constexpr int GROUPS = KEYS / PAGE;  // of sixteen keys, within a block
+constexpr int FEW = 8;               // queries up to which pages are not packed
 
-template <int K>
-struct Stored {
-    using type = float;
-};
-template <>
-struct Stored<BF16> {
-    using type = uint16_t;
-};
-template <>
-struct Stored<I8> {
-    using type = int8_t;
-};
-
-// out[query][page][16]: inner products of Q queries with the keys of N pages.
-template <int K, int Q, int N>
-__attribute__((noinline)) void products(const float* q, int dim, const KvPage* pages, float* out) {
-    using T = typename Stored<K>::type;
-    V sum[Q][N];
-    PH_UNROLL for (int i = 0; i < Q; ++i) {
-        PH_UNROLL for (int j = 0; j < N; ++j) sum[i][j] = vall(0.0f);
-    }
-    const T* k[N];
-    PH_UNROLL for (int j = 0; j < N; ++j) k[j] = static_cast<const T*>(pages[j].k);
-    for (int c = 0; c < dim; ++c) {
-        V kv[N];
-        PH_UNROLL for (int j = 0; j < N; ++j) kv[j] = vld(k[j] + c * 16);
-        PH_UNROLL for (int i = 0; i < Q; ++i) {
-            const V qv = vall(q[size_t(i) * dim + c]);
-            PH_UNROLL for (int j = 0; j < N; ++j) sum[i][j] = vfma(qv, kv[j], sum[i][j]);
-        }
-    }
-    PH_UNROLL for (int j = 0; j < N; ++j) {
-        V f = vall(1.0f);
-        if constexpr (K == I8) f = vld(pages[j].ks);
-        PH_UNROLL for (int i = 0; i < Q; ++i) {
-            V t = sum[i][j];
-            if constexpr (K == I8) t = vmul(t, f);
-            vst(out + (i * N + j) * 16, t);
-        }
-    }
-}
-
+template <class A>
 struct Work {
     const AttendItem& a;
-    float* q;     // (n, dim)
-    float* sums;  // (n, padded dim)
-    float* s;     // (n, stride)
-    float* total;  // (n,)
-    float* part;  // products on their way to s
-    int padded;
+    int n;         // queries
+    int steps;     // of a score
+    int width;     // words of a query's sums and of packed values
+    size_t ldq, lds, ldp;  // words from query to query
+    float *q, *s, *p;      // queries; scores; weights as left operands
+    float *top, *total, *sums;              // of the block: (n), (n), (n, width)
+    float *all_top, *all_total, *all_sums;  // of the blocks up to now
+    float *keys, *values;  // packed: (group, step, 16), (step, width)
+    const float* zero;     // a row of values
+
+    explicit Work(const AttendItem& item) : a(item) {
+        n = a.n_rows * a.g;
+        steps = (a.dim + A::STEP - 1) / A::STEP;
+        width = (a.dim + 16 * A::GROUP - 1) / (16 * A::GROUP) * 16 * A::GROUP;
+        const size_t padded = size_t(a.dim + 31) / 32 * 32, n16 = (n + 15) / 16 * 16;
+        ldq = padded;
+        lds = KEYS + 16;
+        ldp = A::STEP == 2 ? KEYS / 2 + 16 : lds;
+        float* at = a.scratch;
+        const auto take = [&](size_t floats) {
+            float* from = at;
+            at += floats;
+            return from;
+        };
+        q = take(n * padded);
+        s = take(n * lds);
+        p = take(n * (KEYS / 2 + 16));
+        if constexpr (A::STEP == 1) p = s;
+        top = take(n16);
+        total = take(n16);
+        sums = take(n * padded);
+        all_top = take(n16);
+        all_total = take(n16);
+        all_sums = take(n * padded);
+        keys = take(KEYS * padded);
+        values = take(KEYS * padded);
+        zero = take(padded);
+        memset(const_cast<float*>(zero), 0, sizeof(float) * padded);
+    }
 };
 
-// Scale, cap, hide what a row does not see, and store where the keys' numbers say.
-void place(const Work& w, int query, const KvPage& page, const float* from) {
-    const AttendItem& a = w.a;
-    float* to = w.s + query * a.stride + page.at;
-    const int r = query / a.g;
-    const bool picked = !page.pick || page.pick[r * a.pick_step];
-    V x = vmul(vld(from), vall(a.scale));
-    if (a.softcap > 0) x = vmul(vtanh(vdiv(x, vall(a.softcap))), vall(a.softcap));
-    if (!picked) x = vall(NONE);
-    if (!a.window && page.lo == 0 && page.hi == 16) {
-        vst(to, x);
-        return;
+// What of a block's keys lies where. Sixteen keys of a group are of one kind, or absent.
+struct Block {
+    int base;  // number of the first key
+    const void* keys[GROUPS];
+    int keys_kind[GROUPS];
+    const float *ks[GROUPS], *vs[GROUPS];
+    bool there[GROUPS];
+    Kind kind[GROUPS];
+    const void* value[KEYS];
+    const void* ahead[GROUPS];  // keys of the next block
+};
+
+size_t bytes_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
+
+// Pages of a list, in rising order of their keys, that have keys in [base, base + KEYS).
+struct Span {
+    const KvPage *from, *to;
+};
+Span within(const KvPage* pages, int n, int base) {
+    const auto end = [](const KvPage& p) { return p.at + p.hi - p.lo; };
+    int i = 0, m = n;  // the first page that ends past base
+    while (i < m) {
+        const int at = (i + m) / 2;
+        if (end(pages[at]) > base) {
+            m = at;
+        } else {
+            i = at + 1;
+        }
     }
+    int j = i;
+    while (j < n && pages[j].at < base + KEYS) ++j;
+    return {pages + i, pages + j};
+}
+
+// Whether lanes are key numbers modulo 16 and the page is alone in its group.
+bool aligned(const KvPage* p, const KvPage* end) {
+    return p->lo == 0 && p->at % PAGE == 0 && (p + 1 == end || p[1].at / PAGE != p->at / PAGE);
+}
+
+// ------------------------------------------------------------------------------ packing
+
+// Lanes [from, from + n) to lanes [to, to + n) of sixteen words.
+template <class A>
+PH_INLINE void move_lanes(const typename A::Right& b, float* out, int from, int to, int n) {
+#if defined(__AVX512F__)
+    __m512i x;
+    memcpy(&x, &b, 64);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    x = _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(from - to)), x);
+    _mm512_mask_storeu_epi32(out, __mmask16(((1u << n) - 1) << to), x);
+#else
     float t[16];
-    vst(t, x);
-    if (a.window) {
-        const int limit = a.pos[r] - a.window;
-        for (int i = page.lo; i < page.hi; ++i) {
-            if (page.pos[i] <= limit) t[i] = NONE;
+    A::st(t, b);
+    for (int i = 0; i < n; ++i) out[to + i] = t[from + i];
+#endif
+}
+
+template <class A, int K>
+void pack_keys_as(const Work<A>& w, const void* page, float* out, int from, int to, int n) {
+    const int whole = w.a.dim / A::STEP;
+    for (int s = 0; s < w.steps; ++s) {
+        const auto k = A::template keys<K>(page, s, s >= whole);
+        if (n == PAGE) {
+            A::st(out + s * 16, k);
+        } else {
+            move_lanes<A>(k, out + s * 16, from, to, n);
         }
     }
-    for (int i = page.lo; i < page.hi; ++i) to[i - page.lo] = t[i];
-    for (int i = page.hi - page.lo; i < 16; ++i) to[i] = NONE;
 }
 
-template <int K, int Q, int N>
-void score_block(const Work& w, int query, const KvPage* pages) {
-    products<K, Q, N>(w.q + size_t(query) * w.a.dim, w.a.dim, pages, w.part);
-    for (int j = 0; j < N; ++j) {
-        for (int i = 0; i < Q; ++i) place(w, query + i, pages[j], w.part + (i * N + j) * 16);
-    }
-}
-
-// How many queries go together, and how many pages with them, as far as registers hold their sums.
-constexpr int MOST_QUERIES = PARTS == 1 ? 8 : 4;
-constexpr int pages_with(int queries) {
-    return PARTS == 1 ? (queries == 8 ? 2 : 4) : queries > 2 ? 1 : PARTS == 2 ? 4 : 2;
-}
-
-// Takes Q queries at a time for as long as there are so many, then fewer.
-template <int K, int Q = MOST_QUERIES>
-void score(const Work& w, int q0, int q1, const KvPage* pages, int n) {
-    constexpr int N = pages_with(Q);
-    for (; q0 + Q <= q1; q0 += Q) {
-        int j = 0;
-        for (; j + N <= n; j += N) score_block<K, Q, N>(w, q0, pages + j);
-        if constexpr (N > 1) {
-            for (; j < n; ++j) score_block<K, Q, 1>(w, q0, pages + j);
+template <class A, int K>
+void pack_values_as(const Work<A>& w, const void* const* row, int from, int to) {
+    constexpr int D = A::GROUP;
+    for (int s = from; s < to; ++s) {
+        for (int c = 0; c < w.width; c += D * 16) {
+            typename A::Right v[D];
+            A::template values<K, D>(row, s, c, w.a.dim, v);
+            for (int d = 0; d < D; ++d) A::st(w.values + size_t(s) * w.width + c + d * 16, v[d]);
         }
     }
-    if constexpr (Q > 1) {
-        if (q0 < q1) score<K, Q == 4 ? 3 : Q == 3 ? 1 : Q / 2>(w, q0, q1, pages, n);
+}
+
+// Calls f.template operator()<K>() for a kind that these sums take; pairs are never of F32.
+template <class A, typename F>
+PH_INLINE void by_kind(int kind, F f) {
+    switch (kind) {
+        case PACKED: return f.template operator()<PACKED>();
+        case BF16: return f.template operator()<BF16>();
+        case I8: return f.template operator()<I8>();
+        default:
+            if constexpr (A::STEP == 1) f.template operator()<F32>();
     }
 }
 
-void score_all(const Work& w, int q0, int q1, const KvPage* pages, int n) {
-    for (int i = 0; i < n;) {
+template <class A>
+void pack_keys(const Work<A>& w, const KvPage& page, float* out, int from, int to, int n) {
+    switch (page.kind) {
+        case BF16: return pack_keys_as<A, BF16>(w, page.k, out, from, to, n);
+        case I8: return pack_keys_as<A, I8>(w, page.k, out, from, to, n);
+        case F32:
+            if constexpr (A::STEP == 1) pack_keys_as<A, F32>(w, page.k, out, from, to, n);
+    }
+}
+
+// ------------------------------------------------------------------------------ a block
+
+// Notes pages in the block's groups and, where lanes are not numbers or many queries come, packs keys.
+template <class A>
+void lay_out(const Work<A>& w, Block& b, Span pages, bool many) {
+    for (const KvPage* p = pages.from; p != pages.to; ++p) {
+        const size_t size = bytes_of(p->kind);
+        const bool direct = aligned(p, pages.to);
+        int lane = p->lo, at = p->at - b.base;
+        if (at < 0) {
+            lane -= at;
+            at = 0;
+        }
+        while (lane < p->hi && at < KEYS) {
+            const int c = at / PAGE, to = at % PAGE;
+            const int rest = PAGE - to, n = p->hi - lane < rest ? p->hi - lane : rest;
+            b.kind[c] = p->kind;
+            b.ks[c] = p->ks;
+            b.vs[c] = p->vs;
+            float* packed = w.keys + size_t(c) * w.steps * 16;
+            if (direct && !(many && (A::STEP == 2 || p->kind != F32))) {
+                b.keys[c] = p->k;
+                b.keys_kind[c] = p->kind;
+            } else {
+                pack_keys(w, *p, packed, direct ? 0 : lane, direct ? 0 : to, direct ? PAGE : n);
+                b.keys[c] = packed;
+                b.keys_kind[c] = PACKED;
+            }
+            if (!b.there[c]) {
+                b.there[c] = true;
+                if (n < PAGE) {
+                    for (int i = 0; i < PAGE; ++i) b.value[c * PAGE + i] = w.zero;
+                }
+            }
+            const char* v = static_cast<const char*>(p->v) + size_t(lane) * w.a.dim * size;
+            for (int i = 0; i < n; ++i) b.value[at + i] = v + i * w.a.dim * size;
+            lane += n;
+            at += n;
+        }
+    }
+}
+
+// Scores of queries [q0, q1) with groups [c0, c1).
+template <class A>
+void score(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
+    for (int i = c0; i < c1;) {
+        if (!b.there[i]) {
+            for (int q = q0; q < q1; ++q) vst(w.s + q * w.lds + i * PAGE, vall(NONE));
+            ++i;
+            continue;
+        }
         int j = i + 1;
-        while (j < n && pages[j].kind == pages[i].kind) ++j;
-        switch (pages[i].kind) {
-            case F32: score<F32>(w, q0, q1, pages + i, j - i); break;
-            case BF16: score<BF16>(w, q0, q1, pages + i, j - i); break;
-            case I8: score<I8>(w, q0, q1, pages + i, j - i); break;
-        }
+        while (j < c1 && b.there[j] && b.keys_kind[j] == b.keys_kind[i]) ++j;
+        by_kind<A>(b.keys_kind[i], [&]<int K>() {
+            by_rows(q0, q1, [&]<int Q>(int q) {
+                constexpr int N = across(Q);
+                const float* x = w.q + q * w.ldq;
+                float* out = w.s + q * w.lds;
+                int c = i;
+                for (; c + N <= j; c += N) {
+                    score_tile<A, K, Q, N>(x, w.ldq, b.keys + c, b.value + c * PAGE,
+                                           w.a.dim, out + c * PAGE, w.lds);
+                }
+                if constexpr (N > 1) {
+                    for (; c < j; ++c) {
+                        score_tile<A, K, Q, 1>(x, w.ldq, b.keys + c, b.value + c * PAGE,
+                                           w.a.dim, out + c * PAGE, w.lds);
+                    }
+                }
+            });
+        });
         i = j;
     }
 }
 
-// sums[query][D * 16 channels from c] += weights times values, key by key.
-template <int K, int Q, int D>
-__attribute__((noinline)) void gather(const Work& w, int query, int c, const KvPage* pages, int n) {
-    using T = typename Stored<K>::type;
-    const int dim = w.a.dim;
-    V sum[Q][D];
-    PH_UNROLL for (int i = 0; i < Q; ++i) {
-        PH_UNROLL for (int d = 0; d < D; ++d) {
-            sum[i][d] = vld(w.sums + size_t(query + i) * w.padded + c + d * 16);
+// Sums of values of groups [c0, c1).
+template <class A>
+void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
+    const bool many = q1 - q0 > FEW;
+    constexpr int PER = PAGE / A::STEP;  // steps of a group
+    for (int i = c0; i < c1;) {
+        int j = i + 1;
+        if (!b.there[i]) {
+            i = j;
+            continue;
         }
+        while (j < c1 && b.there[j] && b.kind[j] == b.kind[i]) ++j;
+        int kind = b.kind[i];
+        if (many && (A::STEP == 2 || kind != F32)) {
+            by_kind<A>(kind, [&]<int K>() {
+                if constexpr (K != PACKED) pack_values_as<A, K>(w, b.value, i * PER, j * PER);
+            });
+            kind = PACKED;
+        }
+        by_kind<A>(kind, [&]<int K>() {
+            by_rows(q0, q1, [&]<int Q>(int q) {
+                constexpr int D = across(Q);
+                const auto go = [&]<int W>(int c) {
+                    gather_tile<A, K, Q, W>(w.p + q * w.ldp, w.ldp, b.value, w.values, b.ahead,
+                                            w.width, i * PER, j * PER, c, w.a.dim,
+                                            w.sums + q * w.width);
+                };
+                int c = 0;
+                for (; c + D * 16 <= w.width; c += D * 16) go.template operator()<D>(c);
+                if constexpr (D > A::GROUP) {
+                    for (; c < w.width; c += A::GROUP * 16) go.template operator()<A::GROUP>(c);
+                }
+            });
+        });
+        i = j;
     }
-    const bool over = c + D * 16 > dim;  // the last channels' load leaves the row
-    for (int j = 0; j < n; ++j) {
-        const KvPage& page = pages[j];
-        const float* p = w.s + query * w.a.stride + page.at - page.lo;
-        for (int l = page.lo; l < page.hi; ++l) {
-            const T* v = static_cast<const T*>(page.v) + size_t(l) * dim + c;
-            V vv[D];
-            PH_UNROLL for (int d = 0; d < D - 1; ++d) vv[d] = vld(v + d * 16);
-            // Inside the page the next row's values go to channels that nobody reads.
-            vv[D - 1] = over && l * dim + c + D * 16 > PAGE * dim
-                            ? vld_part(v + (D - 1) * 16, dim - c - (D - 1) * 16)
-                            : vld(v + (D - 1) * 16);
-            PH_UNROLL for (int i = 0; i < Q; ++i) {
-                float x = p[i * w.a.stride + l];
-                if constexpr (K == I8) x *= page.vs[l];
-                const V xv = vall(x);
-                PH_UNROLL for (int d = 0; d < D; ++d) sum[i][d] = vfma(xv, vv[d], sum[i][d]);
+}
+
+// Hides keys that a row does not pick or that are behind its window, and lanes of shared pages that hold
+// none. Rows [r0, r1), pages of the block.
+template <class A>
+void hide(const Work<A>& w, int base, Span pages, int r0, int r1, bool shared) {
+    const AttendItem& a = w.a;
+    for (const KvPage* p = pages.from; p != pages.to; ++p) {
+        int least = 0x7fffffff;
+        if (a.window) {
+            for (int i = p->lo; i < p->hi; ++i) least = p->pos[i] < least ? p->pos[i] : least;
+        }
+        const bool gaps = shared && p->hi < PAGE;
+        for (int r = r0; r < r1; ++r) {
+            const bool picked = !p->pick || p->pick[r * a.pick_step];
+            const int limit = a.pos[r] - a.window;
+            const bool behind = a.window && least <= limit;
+            if (picked && !behind && !gaps) continue;
+            for (int i = p->lo; i < (gaps ? PAGE : p->hi); ++i) {
+                const int at = p->at - base + i - p->lo;
+                if (at < 0 || at >= KEYS) continue;
+                if (picked && i < p->hi && !(behind && p->pos[i] <= limit)) continue;
+                for (int h = 0; h < a.g; ++h) w.s[(r * a.g + h) * w.lds + at] = NONE;
             }
         }
     }
-    PH_UNROLL for (int i = 0; i < Q; ++i) {
-        PH_UNROLL for (int d = 0; d < D; ++d) {
-            vst(w.sums + size_t(query + i) * w.padded + c + d * 16, sum[i][d]);
-        }
-    }
 }
 
-template <int K, int D, int Q = (PARTS == 1 && D <= 2 ? 8 : 4)>
-void gather_queries(const Work& w, int q0, int q1, int c, const KvPage* pages, int n) {
-    for (; q0 + Q <= q1; q0 += Q) gather<K, Q, D>(w, q0, c, pages, n);
-    if constexpr (Q > 1) {
-        if (q0 < q1) gather_queries<K, D, Q == 4 ? 3 : Q == 3 ? 1 : Q / 2>(w, q0, q1, c, pages, n);
-    }
+PH_INLINE float highest(const V& a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(a.p[0]);
+#else
+    return vtop(a);
+#endif
+}
+PH_INLINE float summed(const V& a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(a.p[0]);
+#else
+    return vsum(a);
+#endif
 }
 
-template <int K>
-void gather_kind(const Work& w, int q0, int q1, const KvPage* pages, int n) {
-    int c = 0;
-    for (; c + 64 <= w.padded; c += 64) gather_queries<K, 4>(w, q0, q1, c, pages, n);
-    if (c + 32 <= w.padded) {
-        gather_queries<K, 2>(w, q0, q1, c, pages, n);
-        c += 32;
+#if PH_PACKS
+// exp(by * x + plus) to a relative error of 3e-6, for weights that bfloat16 rounds to 2e-3; 0 where x is
+// NONE, NaN stays NaN. 2^r on [0, 1) is a polynomial (reweighted least squares), the rest an exponent.
+struct RoughExp {
+    __m512 by, plus;
+    explicit RoughExp(float scale, float top) {
+        constexpr float log2e = 1.44269504088896f;
+        by = _mm512_set1_ps(scale * log2e);
+        plus = _mm512_set1_ps(-top * log2e);
     }
-    if (c < w.padded) gather_queries<K, 1>(w, q0, q1, c, pages, n);
-}
-
-void gather_all(const Work& w, int q0, int q1, const KvPage* pages, int n) {
-    constexpr int TOGETHER = 8;  // pages whose values stay close while the queries pass by
-    for (int i = 0; i < n;) {
-        int j = i + 1;
-        while (j < n && j - i < TOGETHER && pages[j].kind == pages[i].kind) ++j;
-        switch (pages[i].kind) {
-            case F32: gather_kind<F32>(w, q0, q1, pages + i, j - i); break;
-            case BF16: gather_kind<BF16>(w, q0, q1, pages + i, j - i); break;
-            case I8: gather_kind<I8>(w, q0, q1, pages + i, j - i); break;
-        }
-        i = j;
+    PH_INLINE __m512 operator()(__m512 x) const {
+        const __m512 t = _mm512_fmadd_ps(x, by, plus);
+        const __m512 r = _mm512_reduce_ps(t, 0x09);  // t - floor(t); of an infinity 0
+        __m512 y = _mm512_set1_ps(1.353417e-2f);
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.201147e-2f));
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.4144275e-1f));
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.9300384e-1f));
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.00000259f));
+        return _mm512_scalef_ps(y, t);
     }
-}
+};
+#endif
 
-// s[0, n) -> exp(s - max), keys up to the next multiple of 16 after `end` becoming 0; their sum.
-float weigh(float* s, int n, int end) {
-    const int stop = (end + 15) / 16 * 16;
-    for (int i = n; i < stop; ++i) s[i] = NONE;
-    V top = vall(NONE);
-    for (int i = 0; i < stop; i += 16) top = vmax(top, vld(s + i));
-    const float m = vtop(top);
-    const V mv = vall(m == NONE ? 0.0f : m);
+// Scores to weights, and their sum. Those of groups with factors, or all where a cap bends them, are
+// finished and go under the top as they are; the others are multiplied by `scale` on the way.
+template <class A>
+float raise(const Work<A>& w, const Block& b, int query, int groups, float top) {
+    const AttendItem& a = w.a;
+    float* s = w.s + query * w.lds;
     V sum = vall(0.0f);
-    for (int i = 0; i < stop; i += 16) {
-        const V e = vexp(vsub(vld(s + i), mv));
-        vst(s + i, e);
-        sum = vadd(sum, e);
+#if PH_PACKS
+    if constexpr (A::STEP == 2) {
+        const RoughExp finished(1.0f, top), scaled(a.scale, top);
+        uint16_t* p = reinterpret_cast<uint16_t*>(w.p + query * w.ldp);
+        if (!a.factors && a.softcap <= 0) {
+            const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+            if (groups % 2) vst(s + groups * PAGE, vall(NONE));
+            for (int c = 0; c < groups; c += 2) {
+                const __m512 e0 = scaled(_mm512_loadu_ps(s + c * PAGE));
+                const __m512 e1 = scaled(_mm512_loadu_ps(s + (c + 1) * PAGE));
+                const __m512bh h = _mm512_cvtne2ps_pbh(e1, e0);
+                _mm512_storeu_si512(p + c * PAGE, (__m512i)h);
+                sum.p[0] = _mm512_dpbf16_ps(sum.p[0], h, ones);
+            }
+            return summed(sum);
+        }
+        for (int c = 0; c < groups; ++c) {
+            const __m512 x = _mm512_loadu_ps(s + c * PAGE);
+            __m512 e = b.ks[c] || a.softcap > 0 ? finished(x) : scaled(x);
+            const __m512 f = b.vs[c] ? _mm512_mul_ps(e, _mm512_loadu_ps(b.vs[c])) : e;
+            const __m256i h = (__m256i)_mm512_cvtneps_pbh(f);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE), h);
+            if (!b.vs[c]) e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+            sum.p[0] = _mm512_add_ps(sum.p[0], e);
+        }
+        return summed(sum);
     }
-    return vsum(sum);
+#endif
+    for (int c = 0; c < groups; ++c) {
+        V x = vld(s + c * PAGE);
+        if (!b.ks[c] && a.softcap <= 0) x = vmul(x, vall(a.scale));
+        const V e = vexp(vsub(x, vall(top)));
+        sum = vadd(sum, e);
+        vst(s + c * PAGE, b.vs[c] ? vmul(e, vld(b.vs[c])) : e);
+    }
+    return summed(sum);
+}
+
+// Scores [0, end) to weights, those up to the next group becoming 0; their maximum and their sum.
+template <class A>
+void weigh(const Work<A>& w, const Block& b, int query, int end, int stop) {
+    const AttendItem& a = w.a;
+    float* s = w.s + query * w.lds;
+    for (int i = end < 0 ? 0 : end; i < stop; ++i) s[i] = NONE;
+    const int groups = stop / PAGE;
+    const V scale = vall(a.scale), cap = vall(a.softcap);
+    V top = vall(NONE), plain = vall(NONE);
+    const bool all_plain = !a.factors && a.softcap <= 0;
+    for (int c = 0; c < groups; ++c) {
+        const V x = vld(s + c * PAGE);
+        if (all_plain || (!b.ks[c] && a.softcap <= 0)) {
+            plain = vmax(plain, x);
+            continue;
+        }
+        V y = vmul(b.ks[c] ? vmul(x, vld(b.ks[c])) : x, scale);
+        if (a.softcap > 0) y = vmul(vtanh(vdiv(y, cap)), cap);
+        y = vif_less(x, vall(HIDDEN), x, y);  // what is hidden stays so, whatever its factor
+        vst(s + c * PAGE, y);
+        top = vmax(top, y);
+    }
+    const float m = highest(vmax(top, vmul(plain, scale)));
+    w.top[query] = m;
+    w.total[query] = raise(w, b, query, groups, m == NONE ? 0.0f : m);
+}
+
+// ------------------------------------------------------------------------------ joining
+
+// Adds a block's result to that of the blocks before.
+template <class A>
+void join(const Work<A>& w, const float* top, const float* total, const float* sums) {
+    for (int q = 0; q < w.n; q += 16) {
+        const V old = vld(w.all_top + q), now = vld(top + q);
+        const V both = vmax(old, now);
+        const V base = vif_less(both, vall(HIDDEN), vall(0.0f), both);
+        const V keep = vexp(vsub(old, base)), add = vexp(vsub(now, base));
+        vst(w.all_top + q, both);
+        vst(w.all_total + q,
+            vadd(vmul(vld(w.all_total + q), keep), vmul(vld(total + q), add)));
+        float by[2][16];
+        vst(by[0], keep);
+        vst(by[1], add);
+        for (int i = 0; i < 16 && q + i < w.n; ++i) {
+            const V k = vall(by[0][i]), l = vall(by[1][i]);
+            float* to = w.all_sums + size_t(q + i) * w.width;
+            const float* from = sums + size_t(q + i) * w.width;
+            for (int c = 0; c < w.width; c += 16) {
+                vst(to + c, vfma(vld(from + c), l, vmul(vld(to + c), k)));
+            }
+        }
+    }
+}
+
+template <class A>
+void clear(const Work<A>& w) {
+    const int n16 = (w.n + 15) / 16 * 16;
+    for (int i = 0; i < n16; ++i) w.all_top[i] = w.top[i] = NONE;
+    memset(w.all_total, 0, sizeof(float) * n16);
+    memset(w.total, 0, sizeof(float) * n16);
+    memset(w.all_sums, 0, sizeof(float) * w.n * w.width);
+}
+
+template <class A>
+void finish(const Work<A>& w) {
+    const AttendItem& a = w.a;
+    for (int q = 0; q < w.n; ++q) {
+        float* out = a.out + q / a.g * a.ldo + size_t(q % a.g) * a.dim;
+        float* from = w.all_sums + size_t(q) * w.width;
+        const V by = vall(w.all_total[q]);
+        for (int c = 0; c < w.width; c += 16) vst(from + c, vdiv(vld(from + c), by));
+        if constexpr (A::GROUP == 1) {
+            memcpy(out, from, sizeof(float) * a.dim);
+        } else {
+            for (int c = 0; c < a.dim; c += 4) {  // back from the order of `Pairs`
+                const int at = c / 32 * 32 + c % 8 / 4 * 16 + c % 32 / 8 * 4;
+                memcpy(out + c, from + at, sizeof(float) * (a.dim - c < 4 ? a.dim - c : 4));
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------ an item
+
+template <class A>
+void load_queries(const Work<A>& w) {
+    const AttendItem& a = w.a;
+    for (int q = 0; q < w.n; ++q) {
+        const float* from = a.q + q / a.g * a.ldq + size_t(q % a.g) * a.dim;
+        float* to = w.q + q * w.ldq;
+        if constexpr (A::STEP == 1) {
+            memcpy(to, from, sizeof(float) * a.dim);
+        } else {
+            narrow(from, to, a.dim, BRAINS);
+        }
+    }
+}
+
+template <class A>
+void run_block(const Work<A>& w, int number) {
+    const AttendItem& a = w.a;
+    Block b;
+    b.base = number * KEYS;
+    memset(b.there, 0, sizeof b.there);
+    memset(b.ks, 0, sizeof b.ks);
+    memset(b.vs, 0, sizeof b.vs);
+    memset(w.sums, 0, sizeof(float) * w.n * w.width);
+    int common = (a.n_shared_keys - b.base) / PAGE;  // groups that all rows see
+    common = common < 0 ? 0 : common > GROUPS ? GROUPS : common;
+    const Span shared = within(a.shared, a.n_shared, b.base);
+    lay_out(w, b, shared, w.n > FEW);
+    const KvPage* after = a.shared + a.n_shared;
+    for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
+    score(w, b, 0, w.n, 0, common);
+    hide(w, b.base, shared, 0, a.n_rows, true);
+    const auto own = [&](const KvRun& run, bool many) {
+        for (int c = common; c < GROUPS; ++c) {
+            b.there[c] = false;
+            b.ks[c] = b.vs[c] = nullptr;
+        }
+        const Span pages = within(a.own + run.page0, run.page1 - run.page0, b.base);
+        lay_out(w, b, pages, many);
+        return pages;
+    };
+    const auto stop_of = [&](const KvRun& run) {  // of its groups
+        const int left = run.n_keys - b.base;
+        return left <= 0 ? 0 : left >= KEYS ? GROUPS : (left + PAGE - 1) / PAGE;
+    };
+    for (int i = 0; i < a.n_runs; ++i) {
+        const KvRun& run = a.runs[i];
+        const int q0 = run.row0 * a.g, q1 = run.row1 * a.g, stop = stop_of(run);
+        if (common < stop) {
+            const Span pages = own(run, q1 - q0 > FEW);
+            score(w, b, q0, q1, common, stop);
+            hide(w, b.base, pages, run.row0, run.row1, false);
+        }
+        for (int q = q0; q < q1; ++q) {
+            const int end = run.n_keys - (run.row1 - 1 - q / a.g) - b.base;
+            weigh(w, b, q, end, stop * PAGE);
+        }
+    }
+    gather(w, b, 0, w.n, 0, common);
+    for (int i = 0; i < a.n_runs; ++i) {
+        const KvRun& run = a.runs[i];
+        const int stop = stop_of(run);
+        if (common >= stop) continue;
+        if (a.n_runs > 1) own(run, false);
+        gather(w, b, run.row0 * a.g, run.row1 * a.g, common, stop);
+    }
+}
+
+template <class A>
+void attend_as(const AttendItem& a) {
+    Work<A> w(a);
+    load_queries(w);
+    clear(w);
+    const int n16 = (w.n + 15) / 16 * 16;
+    for (int i = a.block0; i < a.block1; ++i) {
+        if (a.parts) {
+            w.top = a.parts + size_t(i - a.block0) * attend_part(w.n, a.dim);
+            w.total = w.top + n16;
+            w.sums = w.total + n16;
+            for (int j = w.n; j < n16; ++j) w.top[j] = NONE, w.total[j] = 0.0f;
+        }
+        run_block(w, i);
+        if (!a.parts) join(w, w.top, w.total, w.sums);
+    }
+    if (!a.parts) finish(w);
+}
+
+template <class A>
+void merge_as(const AttendItem& a) {
+    const Work<A> w(a);
+    clear(w);
+    const int n16 = (w.n + 15) / 16 * 16;
+    for (int i = a.block0; i < a.block1; ++i) {
+        const float* part = a.parts + size_t(i - a.block0) * attend_part(w.n, a.dim);
+        join(w, part, part + n16, part + 2 * n16);
+    }
+    finish(w);
 }
 
 }  // namespace
 
 void attend(const AttendItem& a) {
-    const int n = a.n_rows * a.g;
-    const int padded = (a.dim + 15) / 16 * 16;
-    float* q = a.scratch;
-    float* sums = q + size_t(n) * a.dim;
-    float* total = sums + size_t(n) * padded;
-    float* part = total + (n + 15) / 16 * 16;
-    float* s = part + 32 * PAGE;
-    const Work w{a, q, sums, s, total, part, padded};
-    for (int r = 0; r < a.n_rows; ++r) {
-        memcpy(q + size_t(r) * a.g * a.dim, a.q + r * a.ldq, sizeof(float) * a.g * a.dim);
-    }
-    memset(sums, 0, sizeof(float) * n * padded);
+#if PH_PACKS
+    if (a.pairs) return attend_as<Pairs>(a);
+#endif
+    attend_as<Singles>(a);
+}
 
-    score_all(w, 0, n, a.shared, a.n_shared);
-    for (int i = 0; i < a.n_runs; ++i) {
-        const KvRun& run = a.runs[i];
-        score_all(w, run.row0 * a.g, run.row1 * a.g, a.tail + run.page0, run.page1 - run.page0);
-        for (int r = run.row0; r < run.row1; ++r) {
-            for (int h = 0; h < a.g; ++h) {
-                const int at = r * a.g + h;
-                total[at] = weigh(s + at * a.stride, run.n_keys - (run.row1 - 1 - r), run.n_keys);
-            }
-        }
-    }
-    gather_all(w, 0, n, a.shared, a.n_shared);
-    for (int i = 0; i < a.n_runs; ++i) {
-        const KvRun& run = a.runs[i];
-        gather_all(w, run.row0 * a.g, run.row1 * a.g, a.tail + run.page0, run.page1 - run.page0);
-    }
-    for (int r = 0; r < a.n_rows; ++r) {
-        for (int h = 0; h < a.g; ++h) {
-            const int at = r * a.g + h;
-            float* out = a.out + r * a.ldo + size_t(h) * a.dim;
-            const float* from = sums + size_t(at) * padded;
-            const V by = vall(total[at]);
-            int c = 0;
-            for (; c + 16 <= a.dim; c += 16) vst(out + c, vdiv(vld(from + c), by));
-            if (c < a.dim) vst_part(out + c, vdiv(vld(from + c), by), a.dim - c);
-        }
-    }
+void attend_merge(const AttendItem& a) {
+#if PH_PACKS
+    if (a.pairs) return merge_as<Pairs>(a);
+#endif
+    merge_as<Singles>(a);
 }
 
 }  // namespace ph::PH_ISA
