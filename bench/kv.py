@@ -97,10 +97,10 @@ class Contestant:
     """An engine with one sequence under way."""
 
     def __init__(self, model: tuple[Any, Any], use: Sequence[str], ids: Sequence[int], threads: int) -> None:
-        from pronghorn.model.checkpoint import Checkpoint
+        from pronghorn.model.checkpoint import Checkpoint, Tensors
 
         tape, tensors = model
-        checkpoint = Checkpoint(Path("random"), "hf", {}, tensors, (), -1)
+        checkpoint = Checkpoint(Path("random"), "hf", {}, Tensors.of(tensors), (), -1)
         tokenizer = load_tokenizer(BUNDLED / "pronghorn-tiny", {})
         made = compose(("match", *use))
         self.engine = make_engine(checkpoint, tape, made, tokenizer, "native", threads, 1 << 31)

@@ -12,7 +12,7 @@ import numpy as np
 from pronghorn.compose import Composition, compose
 from pronghorn.engine import Engine
 from pronghorn.llm import make_engine
-from pronghorn.model.checkpoint import Checkpoint
+from pronghorn.model.checkpoint import Checkpoint, Tensors
 from pronghorn.model.tokenizer import Tokenizer
 from pronghorn.seq import Request, Seq
 from tests.tiny import VOCAB, tape_model
@@ -49,7 +49,7 @@ def engine(
 ) -> Engine:
     """An engine over a random llama; `changes` are config fields."""
     tape, tensors = _model(seed, tuple(sorted(changes.items())))
-    checkpoint = Checkpoint(Path("random"), "hf", {}, tensors, (EOS,), -1)
+    checkpoint = Checkpoint(Path("random"), "hf", {}, Tensors.of(tensors), (EOS,), -1)
     chosen = methods or compose(use)
     return make_engine(checkpoint, tape, chosen, byte_tokenizer(), backend, threads, kv_bytes, clip)
 

@@ -65,6 +65,15 @@ class Tensors(Mapping[str, Any]):
         self._entries = dict(entries)
         self._files = files
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array]) -> Tensors:
+        """Arrays that lie in memory."""
+
+        def entry(name: str, a: Array) -> Entry:
+            return Entry(TensorInfo(name, a.shape, a.dtype.name, a.nbytes), lambda: a)
+
+        return cls({name: entry(name, a) for name, a in arrays.items()})
+
     def __getitem__(self, name: str) -> Any:
         return self._entries[name].read()
 

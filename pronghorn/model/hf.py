@@ -68,7 +68,7 @@ def load_folder(folder: Path, only: str = "") -> Checkpoint:
     arrays: dict[str, ArrayEntry] = {}
     files = [(file, map_file(file)) for file in _files(folder, only)]
     for file, data in files:
-        for stored, entry in read_safetensors(file, data).items():
+        for stored, entry in _parse(file, data).items():
             for name, part in _rename(stored, entry, model_type):
                 if name in arrays:
                     raise CheckpointError(f"{file}: tensor {name} appears a second time")
@@ -199,11 +199,16 @@ def _shards(index: Path) -> list[str]:
     return shards
 
 
-def read_safetensors(path: Path, data: Array) -> dict[str, ArrayEntry]:
-    """Entries of one file, whose bytes are `data`, by stored name, in the order of their data.
+def read_safetensors(path: Path) -> dict[str, ArrayEntry]:
+    """Entries of one file by stored name, in the order of their data.
 
     Raises CheckpointError when the header disagrees with itself or with the file's size.
     """
+    return _parse(path, map_file(path))
+
+
+def _parse(path: Path, data: Array) -> dict[str, ArrayEntry]:
+    """The same of a file whose bytes are `data`."""
     if data.size < 8:
         raise CheckpointError(f"{path} has {data.size} bytes: too short for a safetensors header")
     n_header = int.from_bytes(data[:8].tobytes(), "little")
