@@ -329,7 +329,7 @@ class Engine:
                 index[at:end] = i
             parent[at] = -1
             if seq.request.score:
-                want[known] = 1
+                want[at:mid] = 1
                 n_want += w.take
             elif w.last:
                 want[mid - 1] = 1

@@ -10,7 +10,7 @@ import pytest
 
 from pronghorn.model.bind import bind
 from pronghorn.model.tape import Param, Tape
-from pronghorn.ops.codes import Codes, Grid
+from pronghorn.ops.codes import NONE, Codes, Grid
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
@@ -88,6 +88,28 @@ def test_products(grid: Grid, isa: str, monkeypatch: pytest.MonkeyPatch) -> None
         got = products(codes, x)
         worst = np.abs(got - y).max() / size.max()
         assert worst < 2e-6, (n_out, n_in, n, worst)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("act", [8, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_products_at_their_extremes(bits: int, act: int, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest codes against the largest inputs, all of one sign in some rows: no sum runs over, and
+    what float32 holds exactly comes out exactly."""
+    monkeypatch.setenv("PRONGHORN_ISA", isa)
+    rng = np.random.default_rng(bits)
+    most, n_in = 127 if act == 8 else 32767, 256
+    for centred in (True, False):
+        grid = Grid(bits, 128, centred, activations=act)
+        code = rng.choice(np.array([0, (1 << bits) - 1], np.uint8), size=(48, n_in))
+        code[0], code[1] = 0, (1 << bits) - 1
+        scale = np.exp2(rng.integers(-9, 9, (48, 2))).astype(np.float16)
+        codes = Codes(grid, code, scale, NONE, NONE, NONE)
+        x = rng.choice(np.float32([-most, most]), size=(33, n_in))
+        x[0], x[1] = most, -most
+        sums = [x[:, g : g + 128] @ codes.levels()[:, g : g + 128].T.astype(np.float64) for g in (0, 128)]
+        want = sum(s.astype(np.float32) * scale[:, i] for i, s in enumerate(sums))
+        assert np.allclose(products(codes, x), want, rtol=3e-7, atol=0), (bits, centred)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -20,7 +20,7 @@ from pronghorn.errors import CheckpointError
 from pronghorn.llm import BUNDLED, LLM
 from pronghorn.model.arch import build_tape
 from pronghorn.model.checkpoint import load_checkpoint
-from pronghorn.model.packed import dense, floats
+from pronghorn.model.quantized.stored import dense, floats
 from pronghorn.quantize import run, state, text, write
 from pronghorn.quantize.job import Job
 from pronghorn.types import Packed

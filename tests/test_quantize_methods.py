@@ -10,7 +10,7 @@ import pytest
 
 from pronghorn.compose import parse
 from pronghorn.errors import CheckpointError, MethodError
-from pronghorn.model.packed import dense
+from pronghorn.model.quantized.stored import dense
 from pronghorn.ops.codes import Codes, Grid
 from pronghorn.quantize.awq import fold, scaled, search, sites
 from pronghorn.quantize.finequant import choose

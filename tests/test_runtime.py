@@ -53,12 +53,15 @@ def test_steps_keep_no_memory(threads: int, rows: int, experts: int):
     chunk = Chunk(0, tokens(rows), [], [])  # nothing is committed: every step is the same
     for _ in range(3):
         d.step([chunk])
-    before = heap()
-    for _ in range(200):
-        d.step([chunk])
-    in_use, mapped = (a - b for a, b in zip(heap(), before, strict=True))
-    assert mapped == 0
-    assert abs(in_use) < 16 * 1024  # what Python itself moves about
+    kept = []
+    for _ in range(3):  # Python moves things about now and then; what is kept is kept each time
+        before = heap()
+        for _ in range(200):
+            d.step([chunk])
+        in_use, mapped = (a - b for a, b in zip(heap(), before, strict=True))
+        assert mapped == 0
+        kept.append(in_use)
+    assert min(kept) < 200 * 16
 
 
 def huge() -> int:
@@ -84,7 +87,7 @@ def test_weights_lie_in_huge_pages(hidden: int, layers: int):
         "assert huge() - before >= d.runner.exe.weight_bytes * 0.95\n"
         "d.step([Chunk(0, tokens(3))])\n"
     )  # in a process that has no slabs yet
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_threads_sleep_between_steps():

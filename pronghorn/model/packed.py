@@ -16,14 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from pronghorn.errors import CheckpointError
 from pronghorn.model.checkpoint import Entry, TensorInfo
 from pronghorn.model.names import shown
-from pronghorn.ops.codes import Codes, Grid
-from pronghorn.ops.panels import PANEL, factors, stride, unpack
+from pronghorn.ops.codes import Grid
+from pronghorn.ops.panels import PANEL, factors, stride
 from pronghorn.types import Packed
 
 FILE = "packed.json"
@@ -46,24 +45,6 @@ def describe(packed: Packed) -> dict[str, Any]:
 def whole(described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The content of `packed.json`. described: `describe` of each matrix by name."""
     return {"version": VERSION, "tensors": dict(described)}
-
-
-def dense(packed: Packed) -> np.ndarray[Any, Any]:
-    """The values, float32 (n_out, n_in)."""
-    if packed.kind == CODES:
-        return unpack(packed).dense()
-    if packed.kind == FLOATS:
-        w = np.asarray(packed.fields["w"]).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-        out: np.ndarray[Any, Any] = w * packed.fields["scale"][:, None]
-        return out
-    return np.asarray(packed.fields["w"], np.float32)
-
-
-def floats(value: Any) -> np.ndarray[Any, Any]:
-    """The values of a checkpoint's tensor, float32, whatever holds them."""
-    if isinstance(value, Codes):
-        return value.dense()
-    return dense(value) if isinstance(value, Packed) else np.asarray(value, np.float32)
 
 
 # ------------------------------------------------------------------------------ reading
@@ -142,7 +123,7 @@ def _matrix(what: str, name: str, about: Any, entries: Mapping[str, Entry]) -> t
         nbytes += stored.info.nbytes
     parts = {part: entries[f"{name}.{part}"].read for part in wanted}
     spelled = f"codes{grid.bits}" if grid is not None else "F8_E4M3"
-    info = TensorInfo(name, (n_out, n_in), spelled, nbytes)
+    info = TensorInfo(name, (n_out, n_in), spelled, nbytes, small=True)
     return Entry(info, _reader(what, kind, (n_out, n_in), grid, parts)), [f"{name}.{p}" for p in wanted]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.model.packed import dense, floats
+from pronghorn.model.quantized.stored import dense, floats
 from pronghorn.model.tape import Op, Param, Tape
 from pronghorn.ops.codes import Codes, Grid
 from pronghorn.ops.panels import pack

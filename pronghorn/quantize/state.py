@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pronghorn.errors import CheckpointError
-from pronghorn.model.checkpoint import Entry, map_file
+from pronghorn.model.checkpoint import Entry
 from pronghorn.model.hf import read_json, read_safetensors
 from pronghorn.model.packed import LIMIT, joined
 from pronghorn.quantize.job import Stage
@@ -68,7 +68,7 @@ class State:
         entries: dict[str, Entry] = {}
         if about["arrays"]:
             path = self.folder / f"{number}.safetensors"
-            entries = dict(read_safetensors(path, map_file(path)))
+            entries = dict(read_safetensors(path))
         entries = joined(self.folder, about["tensors"], entries)
         made = {name: e.read() for name, e in entries.items()}
         return Stage(made, np.zeros((0, 0), np.float32), about["notes"])

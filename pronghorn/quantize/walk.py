@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.model.packed import floats
+from pronghorn.model.quantized.stored import floats
 from pronghorn.model.tape import Op, Param, Tape
 from pronghorn.ops import ref
 from pronghorn.ops.codes import Codes

@@ -31,6 +31,11 @@ class Turned:
 Tensor: TypeAlias = Array | Codes | Turned | Packed
 
 
+def floats(tensor: Tensor) -> Array:
+    """The values in float32, whatever holds them."""
+    return np.asarray(dense(tensor), np.float32)
+
+
 class NonFiniteError(CheckpointError):
     """A scale or an offset is NaN or infinite."""
 
