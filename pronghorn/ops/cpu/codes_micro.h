@@ -11,11 +11,12 @@
 namespace ph::PH_ISA {
 namespace {
 
-// Rows and panels of a block: as many sums as registers hold, or half of them where the float sums of
-// short groups stay in registers too.
+// Panels that a block of many rows reads side by side: as many sums as registers hold, or half of them where
+// the float sums of short groups stay in registers too. Few rows are bound by memory: then a block reads one
+// panel, which is one stream.
 #if defined(__AVX512F__)
 constexpr int MOST_ROWS = 8;
-constexpr int across(int rows) { return rows <= 2 ? 8 : rows == 4 ? 4 : 2; }
+constexpr int across(int rows) { return rows == 1 ? 1 : 2; }
 #elif defined(__AVX2__)
 constexpr int MOST_ROWS = 4;
 constexpr int across(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
@@ -23,6 +24,7 @@ constexpr int across(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 constexpr int MOST_ROWS = 4;
 constexpr int across(int rows) { return rows == 1 ? 2 : 1; }
 #endif
+constexpr int AHEAD = 8192;  // bytes, over all panels of a block, that are asked for in advance
 
 struct Tile {
     const Grid* grid;
@@ -35,7 +37,8 @@ struct Tile {
     float* y;
     size_t ldy;
     bool first, last;
-    size_t ahead;        // bytes of a panel that are asked for in advance
+    int turn;            // -1: the block asks for its own panels in advance; 0, 1: for the first or the
+                         // second panel of the next block; else for nothing
     const float* scale;  // of a row of weights, or null
     const float* bias;
 };
@@ -90,9 +93,16 @@ template <int BITS, bool TABLE, int X, bool HALF, int R, int P>
 __attribute__((noinline)) void tile(const Tile& t) {
     constexpr bool SMALL = BITS < 8 && !TABLE;
         constexpr bool KEEP = R * P * PARTS <= 12;  // float sums stay in registers
+    // Sums of integers that take turns, where there are too few to hide how long one addition takes.
+    constexpr int CHAINS = R * P * PARTS == 1 ? 4 : R * P * PARTS <= 3 ? 2 : 1;
     const Grid& g = *t.grid;
     const N adjust = nall((SMALL ? 0 : BIAS) - g.zero);
     const int per_group = HALF ? 16 : t.at.group;
+    const auto soon = [&](int p) -> size_t {
+        if (t.turn < 0) return AHEAD / P;
+        return P == 2 && t.turn == p ? 2 * t.panel : 0;
+    };
+    const size_t ahead[2] = {soon(0), soon(1)};
     V sum[KEEP ? R : 1][KEEP ? P : 1];
     {
         const Strided<float, R> y(t.y, t.ldy);
@@ -103,7 +113,7 @@ __attribute__((noinline)) void tile(const Tile& t) {
             }
         }
     }
-    N acc[R][P];
+    N acc[CHAINS][R][P];
     const char* block = t.w;
     for (int k = t.k0; k < t.k1; k += SUPER) {
         const int some = t.k1 - k < SUPER ? t.k1 - k : SUPER;
@@ -114,19 +124,27 @@ __attribute__((noinline)) void tile(const Tile& t) {
             const Strided<const char, R> x(t.x + t.at.sum + size_t(group) * 4, t.ldx);
             PH_UNROLL for (int r = 0; r < R; ++r) {
                 const N z = nmul(*reinterpret_cast<const int*>(x[r]), adjust);
-                PH_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = z;
+                PH_UNROLL for (int p = 0; p < P; ++p) {
+                    acc[0][r][p] = z;
+                    PH_UNROLL for (int c = 1; c < CHAINS; ++c) acc[c][r][p] = nall(0);
+                }
             }
         };
         const auto steps = [&]<int S>(const Strided<const char, R>& x) __attribute__((always_inline)) {
             W wv[P];
             PH_UNROLL for (int p = 0; p < P; ++p) wv[p] = step<BITS, TABLE, S>(unit[p], g.level);
+            PH_UNROLL for (int i = S * BITS / 8; i < (S + 1) * BITS / 8; ++i) {
+                PH_UNROLL for (int p = 0; p < P; ++p) {
+                    __builtin_prefetch(unit[p] + ahead[p % 2] + i * 64);
+                }
+            }
             PH_UNROLL for (int r = 0; r < R; ++r) {
                 int four[X / 8];
                 memcpy(four, x[r] + S * (X / 2), X / 2);
                 const Sums x0 = iall(four[0]), x1 = iall(four[X / 8 - 1]);
                 PH_UNROLL for (int p = 0; p < P; ++p) {
                     PH_EACH {
-                        Sums& s = acc[r][p].p[i];
+                        Sums& s = acc[S % CHAINS][r][p].p[i];
                         if constexpr (X == 8) s = dot4<SMALL>(s, wv[p].p[i], x0);
                         else s = dot2(s, wv[p].p[i], x0, x1);
                     }
@@ -144,7 +162,8 @@ __attribute__((noinline)) void tile(const Tile& t) {
             PH_UNROLL for (int r = 0; r < R; ++r) {
                 const V xv = vall(*reinterpret_cast<const float*>(by[r]));
                 PH_UNROLL for (int p = 0; p < P; ++p) {
-                    const V f = vmul(nfloat(acc[r][p]), a[p]);
+                    PH_UNROLL for (int c = 1; c < CHAINS; ++c) acc[0][r][p] = nadd(acc[0][r][p], acc[c][r][p]);
+                    const V f = vmul(nfloat(acc[0][r][p]), a[p]);
                     if constexpr (KEEP) sum[r][p] = vfma(f, xv, sum[r][p]);
                     else vst(y[r] + p * 16, vfma(f, xv, vld(y[r] + p * 16)));
                 }
@@ -167,13 +186,6 @@ __attribute__((noinline)) void tile(const Tile& t) {
             const int stop = at + (HALF ? 32 : per_group) < some ? at + (HALF ? 32 : per_group) : some;
             begin(first + j);
             for (; at < stop; at += UNIT) {
-                if constexpr (R > 1) {
-                    PH_UNROLL for (int p = 0; p < P; ++p) {
-                        PH_UNROLL for (int i = 0; i < BITS; ++i) {
-                            __builtin_prefetch(unit[p] + t.ahead + i * 64);
-                        }
-                    }
-                }
                 steps.template operator()<0>(x);
                 if constexpr (!HALF) steps.template operator()<4>(x);
                 steps.template operator()<1>(x);
@@ -227,23 +239,29 @@ PH_INLINE void tiles(Tile& t, int& n_panels) {
     }
 }
 
-template <int BITS, bool TABLE, int X, bool HALF, int R>
+template <int BITS, bool TABLE, int X, bool HALF, int R, int P = across(R)>
 void panels(Tile t, int n_panels) {
-    constexpr int WIDE = HALF || X == 16 ? (across(R) < 4 ? across(R) : 4) : across(R);
-    tiles<BITS, TABLE, X, HALF, R, WIDE>(t, n_panels);
-    if constexpr (WIDE > 2) tiles<BITS, TABLE, X, HALF, R, WIDE / 4>(t, n_panels);
-    if constexpr (WIDE > 1) tiles<BITS, TABLE, X, HALF, R, 1>(t, n_panels);
+    tiles<BITS, TABLE, X, HALF, R, P>(t, n_panels);
+    if constexpr (P > 1) tiles<BITS, TABLE, X, HALF, R, 1>(t, n_panels);
 }
 
-// Rows go in blocks of a few sizes, a rest of another size in several; many rows of short groups by sixes,
-// whose float sums stay in registers. Returns how many went.
+// Up to 8 rows go as one block, more of them by eights; many rows of short groups by sixes, whose float sums
+// stay in registers. Returns how many went.
 template <int BITS, bool TABLE, int X, bool HALF>
-int rows_at_once(const Tile& t, int n, int n_panels) {
-    constexpr bool RARE = HALF || X == 16;
-    if constexpr (MOST_ROWS == 8 && !RARE) {
-        const bool by_sixes = n > 8 && t.at.group < 128;
-        if (n >= 8 && !by_sixes) return panels<BITS, TABLE, X, HALF, 8>(t, n_panels), 8;
-        if (n >= 6 && n != 7) return panels<BITS, TABLE, X, HALF, 6>(t, n_panels), 6;
+int rows_at_once(const Tile& t, int n, int n_panels, bool more) {
+    if constexpr (MOST_ROWS == 8 && !HALF && X == 8) {
+        if (more && n >= 6 && t.at.group < 128) return panels<BITS, TABLE, X, HALF, 6>(t, n_panels), 6;
+        if (more && n >= 8) return panels<BITS, TABLE, X, HALF, 8>(t, n_panels), 8;
+        switch (more ? 0 : n) {
+            case 8: return panels<BITS, TABLE, X, HALF, 8, 1>(t, n_panels), 8;
+            case 7: return panels<BITS, TABLE, X, HALF, 7, 1>(t, n_panels), 7;
+            case 6: return panels<BITS, TABLE, X, HALF, 6, 1>(t, n_panels), 6;
+            case 5: return panels<BITS, TABLE, X, HALF, 5, 1>(t, n_panels), 5;
+            case 4: return panels<BITS, TABLE, X, HALF, 4, 1>(t, n_panels), 4;
+            case 3: return panels<BITS, TABLE, X, HALF, 3, 1>(t, n_panels), 3;
+            case 2: return panels<BITS, TABLE, X, HALF, 2, 1>(t, n_panels), 2;
+            default: break;
+        }
     }
     if (n >= 4) return panels<BITS, TABLE, X, HALF, 4>(t, n_panels), 4;
     if (n >= 2) return panels<BITS, TABLE, X, HALF, 2>(t, n_panels), 2;
@@ -252,7 +270,7 @@ int rows_at_once(const Tile& t, int n, int n_panels) {
 
 template <bool RARE>
 constexpr bool one_block(int n) {
-    return n == 1 || n == 2 || n == 4 || (!RARE && MOST_ROWS == 8 && (n == 6 || n == 8));
+    return n == 1 || n == 2 || n == 4 || (!RARE && MOST_ROWS == 8 && n <= 8);
 }
 
 template <int BITS, bool TABLE, int X, bool HALF>
@@ -264,9 +282,12 @@ void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) 
     const int whole = p1 == m.n_panels && spare ? p1 - 1 : p1;
     const bool many = n > 32;
     const auto rows = [&](Tile t, int from, int to, int n_panels) {
-        while (from < to) {
+        const bool more = !one_block<HALF || X == 16>(to - from);
+        for (int turn = 0; from < to; ++turn) {
             t.x = x + from * ldx;
-            const int done = rows_at_once<BITS, TABLE, X, HALF>(t, to - from, n_panels);
+            // Of very many rows there are so many blocks that it does not matter.
+            t.turn = !more ? -1 : many ? 2 : turn;
+            const int done = rows_at_once<BITS, TABLE, X, HALF>(t, to - from, n_panels, more);
             t.y += done * t.ldy;
             from += done;
         }
@@ -274,7 +295,6 @@ void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) 
     Tile t;
     t.grid = &m.grid;
     t.panel = m.panel;
-    t.ahead = many ? 0 : 4096;
     t.ldx = ldx;
     t.at = codes_row(form_of(m), m.n_in);
     const auto place = [&](int p, int k0, int k1, float* y, size_t ldy) {
@@ -293,7 +313,7 @@ void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) 
         const int bottom = top + TOGETHER < n ? top + TOGETHER : n;
         const int cut = many ? CUT : m.n_in;
         // Rows that go in several blocks pass by a few panels, which stay in the cache meanwhile.
-        const int some = one_block<HALF || X == 16>(n) ? whole - p0 : n < MOST_ROWS ? 4 : 2;
+        const int some = one_block<HALF || X == 16>(n) ? whole - p0 : 2;
         for (int k = 0; k < m.n_in; k += cut) {
             for (int p = p0; p < whole; p += some) {
                 place(p, k, k + cut < m.n_in ? k + cut : m.n_in, l.y + top * l.ldy + p * 16, l.ldy);

@@ -22,9 +22,9 @@ void narrow_codes(const float* x, void* out, int n_in, int form) {
             top = vmax(top, vabs(v));
             odd = vfma(v, vall(0.0f), odd);  // NaN where an input is not finite
         }
-        const float largest = vtop(top);
+        const float largest = vtop_any(top);
         const float by = largest > 0 ? most / largest : 0.0f;
-        const float s = largest / most + vsum(odd);
+        const float s = largest / most + vsum_any(odd);
         scale[k / at.per_scale] = s;
         // Adding 1.5 * 2^23 rounds to an integer.
         const V magic = vall(12582912.0f), low = vall(-most), high = vall(most);
@@ -35,23 +35,11 @@ void narrow_codes(const float* x, void* out, int n_in, int form) {
                 V n = vsub(vadd(vmul(vld(values + (i - k)), vall(by)), magic), magic);
                 n = vmin(vmax(n, low), high);
                 total = vadd(total, n);
-                float t[16];
-                vst(t, n);
-                if (at.act == 8) {
-                    int8_t* q = reinterpret_cast<int8_t*>(to) + i;
-                    for (int j = 0; j < 16; ++j) q[j] = int8_t(int(t[j]));
-                } else {  // of each step of 4: 0, 2, 1, 3
-                    int16_t* q = reinterpret_cast<int16_t*>(to) + i;
-                    for (int j = 0; j < 16; j += 4) {
-                        q[j] = int16_t(int(t[j]));
-                        q[j + 1] = int16_t(int(t[j + 2]));
-                        q[j + 2] = int16_t(int(t[j + 1]));
-                        q[j + 3] = int16_t(int(t[j + 3]));
-                    }
-                }
+                if (at.act == 8) vst_bytes(reinterpret_cast<int8_t*>(to) + i, n);
+                else vst_shorts(reinterpret_cast<int16_t*>(to) + i, n);
             }
             if (from >= n_in) break;
-            const float of = vsum(total);  // exact: below 2^24
+            const float of = vsum_any(total);  // exact: below 2^24
             sum[from / at.group] = int(of);
             part[from / at.group] = of * s;
         }

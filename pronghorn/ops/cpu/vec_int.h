@@ -35,6 +35,7 @@ PH_INLINE Bytes64 bpick(const uint8_t* table, Bytes64 at) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), at);
 }
 PH_INLINE Sums iall(int x) { return _mm512_set1_epi32(x); }
+PH_INLINE Sums iadd(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
 PH_INLINE Part ifloat(Sums a) { return _mm512_cvtepi32_ps(a); }
 // By hand: GCC 12 copies and spills sums that its own function returns.
 template <bool SMALL>
@@ -86,6 +87,7 @@ PH_INLINE Bytes64 bleft(Bytes64 a) {
     return PH_I(slli_epi16)(a, N);
 }
 PH_INLINE Sums iall(int x) { return PH_I(set1_epi32)(x); }
+PH_INLINE Sums iadd(Sums a, Sums b) { return PH_I(add_epi32)(a, b); }
 PH_INLINE Part ifloat(Sums a) { return PH_I(cvtepi32_ps)(a); }
 PH_INLINE Sums dot2(Sums s, Bytes64 w, Sums x0, Sums x1) {
     const Sums even = PH_I(madd_epi16)(band(w, PH_I(set1_epi16)(0xff)), x0);
@@ -126,6 +128,7 @@ PH_INLINE Bytes64 bleft(Bytes64 a) {
 }
 PH_INLINE Bytes64 bpick(const uint8_t* table, Bytes64 at) { return vqtbl1q_u8(vld1q_u8(table), at); }
 PH_INLINE Sums iall(int x) { return vdupq_n_s32(x); }
+PH_INLINE Sums iadd(Sums a, Sums b) { return vaddq_s32(a, b); }
 PH_INLINE Part ifloat(Sums a) { return vcvtq_f32_s32(a); }
 template <bool SMALL>
 PH_INLINE Sums dot4(Sums s, Bytes64 w, Sums x) {
@@ -185,6 +188,11 @@ PH_INLINE N nmul(int x, const N& b) {
 #endif
     return a;
 }
+PH_INLINE N nadd(const N& a, const N& b) {
+    N c;
+    PH_EACH c.p[i] = iadd(a.p[i], b.p[i]);
+    return c;
+}
 PH_INLINE V nfloat(const N& a) {
     V v;
     PH_EACH v.p[i] = ifloat(a.p[i]);
@@ -231,6 +239,48 @@ PH_INLINE float half_to_float(uint16_t h) {
     float x;
     memcpy(&x, &u, 4);
     return x;
+}
+
+// Whole numbers below 2^7 and 2^15 in magnitude, stored as integers.
+PH_INLINE void vst_bytes(int8_t* to, const V& n) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(n.p[0])));
+#else
+    float t[16];
+    vst(t, n);
+    for (int j = 0; j < 16; ++j) to[j] = int8_t(int(t[j]));
+#endif
+}
+// Of each four: 0, 2, 1, 3, as dot2 takes them.
+PH_INLINE void vst_shorts(int16_t* to, const V& n) {
+#if defined(__AVX512F__)
+    const __m512i four = _mm512_shuffle_epi32(_mm512_cvtps_epi32(n.p[0]), _MM_PERM_DBCA);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(four));
+#else
+    float t[16];
+    vst(t, n);
+    for (int j = 0; j < 16; j += 4) {
+        to[j] = int16_t(int(t[j]));
+        to[j + 1] = int16_t(int(t[j + 2]));
+        to[j + 2] = int16_t(int(t[j + 1]));
+        to[j + 3] = int16_t(int(t[j + 3]));
+    }
+#endif
+}
+// What vtop and vsum give of numbers whose order does not matter: the largest, and exact sums.
+PH_INLINE float vtop_any(const V& a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(a.p[0]);
+#else
+    return vtop(a);
+#endif
+}
+PH_INLINE float vsum_any(const V& a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(a.p[0]);
+#else
+    return vsum(a);
+#endif
 }
 
 // Sixteen numbers of half precision, and sixteen bytes.
