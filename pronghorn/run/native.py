@@ -9,6 +9,7 @@ float32 throughout, over keys and values as the store holds them.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ class NativeRunner:
                 self._mats[key] = self.exe.add_codes(
                     panels, scale, packed.shape[0], packed.shape[1],
                     [grid.bits, grid.group, grid.centred, SCALES[grid.scale], OFFSETS[grid.offset],
-                     grid.activations], list(grid.table),
+                     grid.activations], list(grid.table), _mapped(panels),
                 )  # fmt: skip
                 continue
             if packed.kind not in WEIGHTS:
@@ -248,6 +249,13 @@ def _siblings(cpu: int) -> str:
         return path.read_text().strip()
     except OSError:
         return str(cpu)
+
+
+def _mapped(array: Any) -> bool:
+    """Whether an array lies in a mapped file, where it costs no memory of our own."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
 
 
 def _activation(fn: str) -> int:

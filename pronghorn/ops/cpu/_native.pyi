@@ -62,10 +62,10 @@ class Executor:
 
     def add_codes(
         self, panels: npt.NDArray[np.uint8], scale: npt.NDArray[np.float32], n_out: int, n_in: int,
-        grid: list[int], table: list[int],
+        grid: list[int], table: list[int], stays: bool,
     ) -> int:  # fmt: skip
-        """A matrix as `ops.panels` lays it out, read where it lies if on a cache line's boundary; scale
-        (n_out,), empty but for groups of a whole row. grid: bits, group, centred, scale (0 float16, 1
+        """A matrix as `ops.panels` lays it out, read where it lies if it stays there, on a cache line's
+        boundary, else copied; scale (n_out,), empty but for groups of a whole row. grid: bits, group, centred, scale (0 float16, 1
         bfloat16, 2 float32, 3 two), offset (0 none, 1 value, 2 zero, 3 two), activations."""
 
     def add_rows(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:

@@ -1,6 +1,5 @@
 #include "matrix.h"
 
-#include <cstdint>
 #include <cstring>
 
 namespace ph {
@@ -60,8 +59,8 @@ PackedMatrix take(const CodesSource& s) {
     m.n_steps = (s.n_in + UNIT - 1) / UNIT;
     m.panel = s.panel;
     m.w = s.w;
-    if (reinterpret_cast<std::uintptr_t>(s.w) % 64) {
-        out.w = zeroed(m.panel * m.n_panels);
+    if (!s.in_place()) {
+        out.w = lasting(m.panel * m.n_panels);
         std::memcpy(out.w.get(), s.w, m.panel * m.n_panels);
         m.w = out.w.get();
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels.h"
 #include "memory.h"
@@ -24,6 +25,8 @@ struct CodesSource {
     const void* w;
     std::size_t panel;
     const float* scale;  // (n_out,) where one serves a row, else null
+    bool stays;          // the panels outlive the matrix, as those of a mapped file do
+    bool in_place() const { return stays && reinterpret_cast<std::uintptr_t>(w) % 64 == 0; }
 };
 
 struct PackedMatrix {
@@ -35,7 +38,7 @@ struct PackedMatrix {
 PackedMatrix prepare(const Source& source);
 void pack(const Source& source, const PackedMatrix& to, int panel);
 
-// Codes are read where they lie, when that is on a cache line's boundary: else they are copied.
+// Codes are read where they lie if they stay there, on a cache line's boundary: else they are copied.
 PackedMatrix take(const CodesSource& source);
 
 }  // namespace ph

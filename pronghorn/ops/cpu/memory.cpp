@@ -1,5 +1,9 @@
 #include "memory.h"
 
+#if defined(__linux__)
+#include <malloc.h>
+#endif
+
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -122,6 +126,12 @@ Bytes lasting(std::size_t n) {
     void* p = static_cast<char*>(memory.get()) + s.used;
     s.used += whole;
     return Bytes(p, FreeBytes{0, std::move(memory)});
+}
+
+void give_back() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
 }
 
 }  // namespace ph

@@ -27,4 +27,7 @@ Bytes zeroed(std::size_t n);
 // small matrices share huge pages too; a mapping goes back with its last piece.
 Bytes lasting(std::size_t n);
 
+// Memory that is free but still held goes back to the system, where the C library can do that.
+void give_back();
+
 }  // namespace ph

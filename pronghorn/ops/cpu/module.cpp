@@ -74,7 +74,8 @@ ph::Source source_of(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, n
 
 // grid: bits, group, centred, scale, offset, activations; table: 16 levels, or none.
 ph::CodesSource codes_of(const Flat<std::uint8_t, 2>& panels, const Floats& scale, int n_out,
-                         int n_in, const std::vector<int>& grid, const std::vector<int>& table) {
+                         int n_in, const std::vector<int>& grid, const std::vector<int>& table,
+                         bool stays) {
     need(grid.size() == 6 && (table.empty() || table.size() == 16), "a grid");
     const int bits = grid[0], group = grid[1];
     ph::Grid g{bits, group, 0, !table.empty(), ph::Scales(grid[3]), ph::Offsets(grid[4]), grid[5], {}};
@@ -96,7 +97,8 @@ ph::CodesSource codes_of(const Flat<std::uint8_t, 2>& panels, const Floats& scal
              panels.shape(1) >= ph::codes_bytes(g, n_in) && panels.shape(1) % 64 == 0,
          "panels that do not fit the matrix");
     need(scale.shape(0) == (group ? 0 : std::size_t(n_out)), "one scale per output where groups are rows");
-    return {g, n_out, n_in, panels.data(), panels.shape(1), group ? nullptr : scale.data()};
+    return {g, n_out, n_in, panels.data(), panels.shape(1), group ? nullptr : scale.data(),
+            stays};
 }
 
 ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& at) {
@@ -345,10 +347,10 @@ NB_MODULE(_native, m) {
              })
         .def("add_codes",
              [](Native& self, const Flat<std::uint8_t, 2>& panels, const Floats& scale, int n_out,
-                int n_in, const std::vector<int>& grid, const std::vector<int>& table) {
+                int n_in, const std::vector<int>& grid, const std::vector<int>& table, bool stays) {
                  const Native::Turn turn(self);
-                 const ph::CodesSource s = codes_of(panels, scale, n_out, n_in, grid, table);
-                 self.keep_alive(nb::cast(panels));
+                 const ph::CodesSource s = codes_of(panels, scale, n_out, n_in, grid, table, stays);
+                 if (s.in_place()) self.keep_alive(nb::cast(panels));
                  return self.add_codes(s);
              })
         .def("add_rows",

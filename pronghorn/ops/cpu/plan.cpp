@@ -143,6 +143,7 @@ void Executor::finish() {
     scratch_.resize(team_.size());
     moe_ = std::make_unique<Moe>();
     finished_ = true;
+    give_back();  // what packing needed
 }
 
 // Inputs take the form that a matrix wants once, right after they are made.
