@@ -56,7 +56,7 @@ def parts_of(
         part.attends |= "attend" in ops
         part.is_head |= "head" in ops
         for key in keys:
-            packed, _ = engine.bound.mats[key]
+            packed = engine.bound.mats.form(key)
             kind = arithmetic(packed)
             assert part.matrices is not None
             part.matrices[kind] = part.matrices.get(kind, 0) + packed.shape[0] * packed.shape[1]

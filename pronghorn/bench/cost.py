@@ -64,11 +64,12 @@ def model_of(engine: Engine) -> Model:
         for p in params:
             if p.key not in bound.mats:
                 continue
-            packed, _ = bound.mats[p.key]
+            packed = bound.mats.form(p.key)
             of = head if op.kind == "head" else body
             kind = arithmetic(packed)
             of[kind] = of.get(kind, 0) + int(share * packed.shape[0] * packed.shape[1])
-    weight_bytes = getattr(getattr(engine.runner, "exe", None), "weight_bytes", bound.weight_bytes)
+    exe = getattr(engine.runner, "exe", None)
+    weight_bytes = bound.weight_bytes if exe is None else exe.weight_bytes
     layout = store.sealed_layout if store.packed else store.open_layout
     kv_row = layout.block * len(layout.groups) / PAGE
     return Model(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,22 @@ from pronghorn.errors import CheckpointError
 from pronghorn.model.checkpoint import Tensors
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Op, Param, Tape
+from pronghorn.ops.codes import Grid
 from pronghorn.ops.panels import pack
 from pronghorn.ops.values import dense
 from pronghorn.slots import AsCoded, AsStored, WeightFormat
 from pronghorn.types import Packed
 
 MATRICES = {"embed": 1, "linear": 1, "head": 1}  # kind -> how many leading params are matrices
+
+
+class Form(NamedTuple):
+    """What became of a matrix, without its numbers; see `Packed`."""
+
+    kind: str
+    shape: tuple[int, ...]
+    grid: Grid | None
+    nbytes: int
 
 
 class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
@@ -36,9 +46,21 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
 
     def __init__(self, tensors: Mapping[str, Any], chosen: dict[str, tuple[Param, WeightFormat]]) -> None:
         self._tensors, self._chosen = tensors, chosen
+        self._forms: dict[str, Form] = {}
 
     def __getitem__(self, key: str) -> tuple[Packed, WeightFormat]:
         param, fmt = self._chosen[key]
+        packed, fmt = self._pack(param, fmt)
+        self._forms[key] = Form(packed.kind, packed.shape, packed.grid, packed.nbytes)
+        return packed, fmt
+
+    def form(self, key: str) -> Form:
+        """Without packing it again."""
+        if key not in self._forms:
+            self[key]
+        return self._forms[key]
+
+    def _pack(self, param: Param, fmt: WeightFormat) -> tuple[Packed, WeightFormat]:
         value = param.take(self._tensors)
         if isinstance(fmt, AsCoded) and isinstance(value, np.ndarray):
             fmt = AsStored()  # what a checkpoint holds in a form that codes do not have
@@ -86,7 +108,9 @@ class Bound:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(p.nbytes for p, _ in self.mats.values()) + sum(v.nbytes for v in self.vecs.values())
+        return sum(self.mats.form(key).nbytes for key in self.mats) + sum(
+            v.nbytes for v in self.vecs.values()
+        )
 
 
 def bind(

@@ -4,7 +4,7 @@ Results do not depend, bit for bit, on which other rows are in a step, on how a 
 chunks, on the shape of a draft tree or on the number of threads: every output is one chain of sums in
 an order of its own. Matrices kept in bfloat16 take activations rounded to bfloat16 and sum in float32.
 Matrices of small integers take activations as integers, and each group's sum is exact. Attention is
-float32 throughout, over keys and values as the store holds them.
+float32 over a float32 store; over bfloat16 its products take queries and weights as bfloat16.
 """
 
 from __future__ import annotations
