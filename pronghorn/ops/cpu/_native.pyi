@@ -65,8 +65,9 @@ class Executor:
         grid: list[int], table: list[int], stays: bool,
     ) -> int:  # fmt: skip
         """A matrix as `ops.panels` lays it out, read where it lies if it stays there, on a cache line's
-        boundary, else copied; scale (n_out,), empty but for groups of a whole row. grid: bits, group, centred, scale (0 float16,
-        1 bfloat16, 2 float32, 3 two), offset (0 none, 1 value, 2 zero, 3 two), activations."""
+        boundary, else copied; scale (n_out,), empty but for groups of a whole row. grid: bits, group,
+        centred, scale (0 float16, 1 bfloat16, 2 float32, 3 two), offset (0 none, 1 value, 2 zero, 3 two),
+        activations."""
 
     def add_rows(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
         """Keep a contiguous matrix as it is, to be read by rows."""
