@@ -2,7 +2,7 @@
 
     python bench/results.py [--only NAME ...] [--print]
 
-Takes about six minutes on two quiet cores. `--print` writes the page to stdout and leaves the file alone;
+Takes about ten minutes on two quiet cores. `--print` writes the page to stdout and leaves the file alone;
 `--only` runs some of the parts, for which `--print` is implied.
 """
 
@@ -38,6 +38,13 @@ PARTS = (
     Part(
         "Waiting for the first token", "start.py", ("--runs", "15"),
         "Whole processes on the bundled model, from the start of the interpreter to the first character.",
+    ),
+    Part(
+        "Speed against the machine's limits", "speed.py", (),
+        "Random weights in real shapes, two threads. *Of limit* is the shortest possible time, from bandwidth "
+        "and arithmetic peaks measured just before and after every run, over the measured one "
+        "([how](speed.md)). *plain* is the checkpoint's own bfloat16; int4 has groups of 32; inputs of "
+        "integer products are rounded to 8 bits.",
     ),
     Part(
         "Decoding against transformers", "decode.py", ("--tokens", "256", "--rounds", "7"),
