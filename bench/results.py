@@ -41,7 +41,7 @@ PARTS = (
     ),
     Part(
         "Speed against the machine's limits", "speed.py", (),
-        "Random weights in real shapes, two threads. *Of limit* is the shortest possible time, from bandwidth "
+        "Random weights in real shapes. *Of limit* is the shortest possible time, from bandwidth "
         "and arithmetic peaks measured just before and after every run, over the measured one "
         "([how](speed.md)). *plain* is the checkpoint's own bfloat16; int4 has groups of 32; inputs of "
         "integer products are rounded to 8 bits.",

@@ -3,7 +3,7 @@
     python bench/speed.py [--shape qwen2.5-0.5b ...] [--use weight.int8 ...] [--against openvino ...]
 
 Runs `pronghorn bench speed --quick` (docs/speed.md) for each shape and format in turn and puts the medians
-side by side. The weights are random, written once under the user's cache or `--dir`. `--against` and `--peers`
+side by side. Random weights are written once, under the user's cache or `--dir`. `--against` and `--peers`
 are handed on. "plain" stands for the checkpoint's own bfloat16. Some 40 seconds for each pair without peers.
 """
 
