@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from pronghorn.bench.record import Spread, spread
 
-@dataclass(frozen=True)
-class Spread:
-    """Of repeated measurements: the middle one and the extremes."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values), len(values))
+__all__ = ["Spread", "machine", "said", "spread", "table"]
 
 
 def machine() -> dict[str, str]:

@@ -55,10 +55,11 @@ def _parts(grid: Grid, n_groups: int) -> list[tuple[str, int, str]]:
 
 def _before(grid: Grid, n_groups: int) -> int:
     """Bytes before a block's codes."""
-    return _lines(sum(n * PANEL * _dtype(d).itemsize for _, n, d in _parts(grid, n_groups)))
+    return _lines(sum(n * PANEL * dtype_of(d).itemsize for _, n, d in _parts(grid, n_groups)))
 
 
-def _dtype(name: Any) -> np.dtype[Any]:
+def dtype_of(name: Any) -> np.dtype[Any]:
+    """NumPy's dtype of a scale or an offset, by the grid's name for it."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -98,7 +99,7 @@ def pack(codes: Codes) -> Packed:
         to = at
         for name, n, dtype in _parts(grid, n_groups):
             first = k // SUPER if name in ("over", "under") else k // grid.group
-            part = np.zeros((n_panels * PANEL, n), _dtype(dtype))
+            part = np.zeros((n_panels * PANEL, n), dtype_of(dtype))
             part[:n_out] = getattr(codes, name)[:, first : first + n]
             part = np.ascontiguousarray(part.reshape(n_panels, PANEL, n).transpose(0, 2, 1))
             raw = part.reshape(n_panels, -1).view(np.uint8)
@@ -128,8 +129,8 @@ def unpack(packed: Packed) -> Codes:
         n_groups, n_units = grid.n_groups(some), -(-some // UNIT)
         to = at
         for name, n, dtype in _parts(grid, n_groups):
-            size = n * PANEL * _dtype(dtype).itemsize
-            raw = np.ascontiguousarray(panels[:, to : to + size]).view(_dtype(dtype))
+            size = n * PANEL * dtype_of(dtype).itemsize
+            raw = np.ascontiguousarray(panels[:, to : to + size]).view(dtype_of(dtype))
             part = raw.reshape(n_panels, n, PANEL).transpose(0, 2, 1).reshape(-1, n)
             found[name].append(part[:n_out])
             to += size
@@ -158,7 +159,7 @@ def factors(packed: Packed) -> Iterator[NDArray[Any]]:
         some = min(SUPER, packed.shape[1] - k)
         n_groups, to = grid.n_groups(some), at
         for _, n, name in _parts(grid, n_groups):
-            dtype = _dtype(name)
+            dtype = dtype_of(name)
             size = n * PANEL * dtype.itemsize
             if dtype.itemsize > 1:
                 yield np.ascontiguousarray(panels[:, to : to + size]).view(dtype)

@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
 from pronghorn.ops.codes import NONE, Codes, Grid
+from pronghorn.ops.panels import dtype_of
 
 Floats = NDArray[np.float32]
 
@@ -62,8 +62,8 @@ def fit(w: NDArray[Any], grid: Grid, importance: Floats = EVEN) -> Codes:
     even = importance.min() == importance.max() and n_in == n_groups * group
     weight = (EVEN if even else weight).reshape(1, -1, 1 if even else group)
     out = Codes(
-        grid, np.empty((n_out, n_in), np.uint8), np.empty((n_out, n_groups), _dtype(grid)),
-        np.empty((n_out, n_groups), _dtype(grid)) if grid.offset else NONE, NONE, NONE,
+        grid, np.empty((n_out, n_in), np.uint8), np.empty((n_out, n_groups), dtype_of(grid.scale)),
+        np.empty((n_out, n_groups), dtype_of(grid.scale)) if grid.offset else NONE, NONE, NONE,
     )  # fmt: skip
     step = max(1, BLOCK // max(n_in, 1))
 
@@ -100,14 +100,10 @@ def _padded(a: Any, n: int) -> Any:
     return a if a.shape[1] == n else np.pad(a, ((0, 0), (0, n - a.shape[1])))
 
 
-def _dtype(grid: Grid) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16 if grid.scale == "bfloat16" else grid.scale)
-
-
 def stored(a: Floats, grid: Grid) -> Floats:
     """Scales or offsets as the grid's dtype holds them. Raises `CheckpointError` for what overflows."""
     with np.errstate(over="ignore"):
-        out = a.astype(_dtype(grid)).astype(np.float32)
+        out = a.astype(dtype_of(grid.scale)).astype(np.float32)
     if not np.isfinite(out).all():
         raise CheckpointError(
             f"a scale of {np.abs(a).max():g} does not fit {grid.scale}: the weights are too large for "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,3 +61,23 @@ class Coded:
             fields["scale"] = scale.reshape(-1, PANEL)[used].reshape(-1)
         some = unpack(Packed(w.kind, (len(used) * PANEL, w.shape[1]), fields, w.grid))
         return ops.cast(ops.array(some[of * PANEL + rows % PANEL].dense()))
+
+
+class Grouped(Coded):
+    """Whole levels in groups of inputs, with an offset or without. A subclass names `bits` and has the
+    fields."""
+
+    bits: ClassVar[int]
+    group: int
+    symmetric: bool
+    activations: int
+
+    def __post_init__(self) -> None:
+        one_of(f"int{self.bits}: group", self.group, (32, 64, 128))
+        one_of(f"int{self.bits}: activations", self.activations, (8, 16))
+
+    @property
+    def grid(self) -> Grid:
+        if self.symmetric:
+            return Grid(self.bits, self.group, activations=self.activations)
+        return Grid(self.bits, self.group, False, offset="value", activations=self.activations)

@@ -10,25 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pronghorn.methods.weight._coded import Coded, one_of
-from pronghorn.ops.codes import Grid
+from pronghorn.methods.weight._coded import Grouped
 
 
 @dataclass(frozen=True)
-class Int4(Coded):
+class Int4(Grouped):
     group: int = 32  # inputs that share a scale: 32, 64 or 128
     symmetric: bool = True  # false: an offset for each group too, 0.5 bits more a weight at 32
     activations: int = 8  # bits to which a product's inputs are rounded: 8 or 16
     only: str = ""  # globs on tensor names, joined by +; empty: every matrix
 
+    bits = 4
     error = 0.25  # of a row's largest magnitude
-
-    def __post_init__(self) -> None:
-        one_of("int4: group", self.group, (32, 64, 128))
-        one_of("int4: activations", self.activations, (8, 16))
-
-    @property
-    def grid(self) -> Grid:
-        if self.symmetric:
-            return Grid(4, self.group, activations=self.activations)
-        return Grid(4, self.group, False, offset="value", activations=self.activations)

@@ -98,7 +98,7 @@ void embed(const Mat& m, int row, float scale, float* out) {
         case IN_F8: {  // a panel's scale makes up for 2^8 already
             const float by = m.scale[row] * (m.n_panels ? 1.0f : 256.0f);
             return embed_as<uint8_t>(m, row, scale, out, [by](uint8_t x) {
-                return half_to_float(uint16_t((x & 0x80) << 8 | (x & 0x7f) << 7)) * by;
+                return half_to_float(eighth_to_half(x)) * by;
             });
         }
         case IN_CODES: return embed_codes(m, row, scale, out);

@@ -310,21 +310,6 @@ void hide(const Work<A>& w, int base, Span pages, int r0, int r1, bool shared) {
     }
 }
 
-PH_INLINE float highest(const V& a) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps(a.p[0]);
-#else
-    return vtop(a);
-#endif
-}
-PH_INLINE float summed(const V& a) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps(a.p[0]);
-#else
-    return vsum(a);
-#endif
-}
-
 #if PH_PACKS
 // exp(by * x + plus) to a relative error of 3e-6, for weights that bfloat16 rounds to 2e-3; 0 where x is
 // NONE, NaN stays NaN. 2^r on [0, 1) is a polynomial (reweighted least squares), the rest an exponent.

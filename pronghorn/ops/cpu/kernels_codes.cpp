@@ -22,9 +22,9 @@ void narrow_codes(const float* x, void* out, int n_in, int form) {
             top = vmax(top, vabs(v));
             odd = vfma(v, vall(0.0f), odd);  // NaN where an input is not finite
         }
-        const float largest = vtop_any(top);
+        const float largest = highest(top);
         const float by = largest > 0 ? most / largest : 0.0f;
-        const float s = largest / most + vsum_any(odd);
+        const float s = largest / most + summed(odd);
         scale[k / at.per_scale] = s;
         // Adding 1.5 * 2^23 rounds to an integer.
         const V magic = vall(12582912.0f), low = vall(-most), high = vall(most);
@@ -39,7 +39,7 @@ void narrow_codes(const float* x, void* out, int n_in, int form) {
                 else vst_shorts(reinterpret_cast<int16_t*>(to) + i, n);
             }
             if (from >= n_in) break;
-            const float of = vsum_any(total);  // exact: below 2^24
+            const float of = summed(total);  // exact: below 2^24
             sum[from / at.group] = int(of);
             part[from / at.group] = of * s;
         }

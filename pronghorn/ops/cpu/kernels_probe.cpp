@@ -3,7 +3,7 @@
 // The accumulators are more than latency times units of any processor that we know (4 x 2 for float32,
 // 6 x 2 for the dot products), and few enough to stay in registers.
 #include "probe.h"
-#include "vec.h"
+#include "vec_int.h"
 
 #define PH_UNROLL24 _Pragma("GCC unroll 24")
 
@@ -61,60 +61,34 @@ constexpr double BF16_LANES = 32;
 #define PH_HAS_BF16 0
 #endif
 
-// Four products of 8 bits into one sum of 32: where one instruction does it, and on AVX2 in three.
-#if defined(__AVX512VNNI__)
+// Four products of 8 bits into one sum of 32, as the kernels do it: where one instruction does it, and on AVX2
+// in three.
+#if defined(__AVX512VNNI__) || defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 #define PH_HAS_INT8 1
-using Ints = __m512i;
-constexpr double INT8_LANES = 64;
-PH_INLINE Ints same(int v) { return _mm512_set1_epi32(v); }
-PH_INLINE Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-// Spelt out: from the intrinsic GCC 12 makes copies of every accumulator.
-PH_INLINE Ints dot4(Ints s, Ints x, Ints y) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(x), "v"(y));
-    return s;
-}
-PH_INLINE float first(Ints a) { return float(_mm512_cvtsi512_si32(a)); }
-#elif defined(__AVX2__)
-#define PH_HAS_INT8 1
-using Ints = __m256i;
-constexpr double INT8_LANES = 32;
-PH_INLINE Ints same(int v) { return _mm256_set1_epi32(v); }
-PH_INLINE Ints plus(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-PH_INLINE Ints dot4(Ints s, Ints x, Ints y) {
-#if defined(__AVXVNNI__)
-    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(s) : "x"(x), "x"(y));
-    return s;
-#else
-    // Through a register that the compiler cannot see into: the products are the same every time.
-    __asm__("" : "+x"(x));
-    return plus(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), _mm256_set1_epi16(1)));
-#endif
-}
-PH_INLINE float first(Ints a) { return float(_mm256_cvtsi256_si32(a)); }
-#elif defined(__ARM_FEATURE_DOTPROD)
-#define PH_HAS_INT8 1
-using Ints = int32x4_t;
-constexpr double INT8_LANES = 16;
-PH_INLINE Ints same(int v) { return vdupq_n_s32(v); }
-PH_INLINE Ints plus(Ints a, Ints b) { return vaddq_s32(a, b); }
-PH_INLINE Ints dot4(Ints s, Ints x, Ints y) {
-    return vdotq_s32(s, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(y));
-}
-PH_INLINE float first(Ints a) { return float(vgetq_lane_s32(a, 0)); }
+constexpr double INT8_LANES = 4 * LANES;
 #else
 #define PH_HAS_INT8 0
 #endif
 
 #if PH_HAS_INT8
 float int8(size_t n) {
-    Ints a[ACCUMULATORS];
-    const Ints x = same(0x01020301), y = same(0x02ff01fe);
-    PH_UNROLL24 for (int k = 0; k < ACCUMULATORS; ++k) a[k] = same(k);
+    Sums a[ACCUMULATORS];
+    const Bytes64 x = ball(2);
+    Sums y = iall(0x02ff01fe);
+    PH_UNROLL24 for (int k = 0; k < ACCUMULATORS; ++k) a[k] = iall(k);
     for (size_t i = 0; i < n; ++i) {
-        PH_UNROLL24 for (int k = 0; k < ACCUMULATORS; ++k) a[k] = dot4(a[k], x, y);
+        PH_UNROLL24 for (int k = 0; k < ACCUMULATORS; ++k) {
+#if !defined(__AVX512VNNI__) && defined(__AVX2__)
+            // Out of the compiler's sight: the products are the same every time.
+            __asm__("" : "+x"(y));
+#endif
+            a[k] = dot4<true>(a[k], x, y);
+        }
     }
-    PH_UNROLL24 for (int k = 1; k < ACCUMULATORS; ++k) a[0] = plus(a[0], a[k]);
-    return first(a[0]);
+    PH_UNROLL24 for (int k = 1; k < ACCUMULATORS; ++k) a[0] = iadd(a[0], a[k]);
+    float out[LANES];
+    st(out, ifloat(a[0]));
+    return out[0];
 }
 #endif
 

@@ -274,6 +274,22 @@ PH_INLINE float vtop(const V& a) {
     return t[0];
 }
 
+// The same folded as the set does it fastest: another order of sums, but one order for each set.
+PH_INLINE float highest(const V& a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(a.p[0]);
+#else
+    return vtop(a);
+#endif
+}
+PH_INLINE float summed(const V& a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(a.p[0]);
+#else
+    return vsum(a);
+#endif
+}
+
 // ------------------------------------------------------------------------------ functions
 
 template <size_t N>

@@ -267,22 +267,6 @@ PH_INLINE void vst_shorts(int16_t* to, const V& n) {
     }
 #endif
 }
-// What vtop and vsum give of numbers whose order does not matter: the largest, and exact sums.
-PH_INLINE float vtop_any(const V& a) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps(a.p[0]);
-#else
-    return vtop(a);
-#endif
-}
-PH_INLINE float vsum_any(const V& a) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps(a.p[0]);
-#else
-    return vsum(a);
-#endif
-}
-
 // Sixteen numbers of half precision, and sixteen bytes.
 PH_INLINE V vhalf(const uint16_t* p) {
     V v;
@@ -312,8 +296,9 @@ PH_INLINE V vbytes(const uint8_t* p) {
     return v;
 }
 
-// Sixteen numbers of E4M3, times 2^-8: their bits are those of half precision but for the bias of the
-// exponent, denormals included. (E4M3 has no infinity; its one NaN is refused at load.)
+// E4M3 times 2^-8: its bits are those of half precision but for the bias of the exponent, denormals
+// included. (It has no infinity; its one NaN is refused at load.)
+PH_INLINE uint16_t eighth_to_half(uint8_t x) { return uint16_t((x & 0x80) << 8 | (x & 0x7f) << 7); }
 PH_INLINE V veighth(const uint8_t* p) {
     V v;
 #if defined(__AVX512F__)
@@ -323,7 +308,7 @@ PH_INLINE V veighth(const uint8_t* p) {
     v.p[0] = _mm512_cvtph_ps(_mm256_or_si256(rest, sign));
 #else
     uint16_t t[16];
-    for (int i = 0; i < 16; ++i) t[i] = uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7);
+    for (int i = 0; i < 16; ++i) t[i] = eighth_to_half(p[i]);
     v = vhalf(t);
 #endif
     return v;
