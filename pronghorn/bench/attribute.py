@@ -19,6 +19,7 @@ GOOD = 0.8  # of the limit: closer is near enough
 SMALL = 0.03  # of a step: less is not worth a word
 AROUND = "engine and Python"
 BEFORE = "angles"
+MULTIPLY = {"linear", "gated", "head", "moe"}  # ops whose matrices a step reads whole
 
 
 @dataclass
@@ -46,7 +47,7 @@ def parts_of(
     number = {v: k for k, v in runner._mats.items()}
     named: dict[str, Part] = {}
     for i, (ops, mats) in enumerate([([BEFORE], []), *runner.exe.portions()]):
-        keys = [number[m] for m in mats if "linear" in ops or "head" in ops or "moe" in ops]
+        keys = [number[m] for m in mats if MULTIPLY & set(ops)]
         part = named.setdefault(_name(ops, keys), Part("", matrices={}))
         part.name = _name(ops, keys)
         part.count += 1

@@ -38,7 +38,7 @@ struct Tile {
     size_t ldy;
     bool first, last;
     int turn;            // -1: the block asks for its own panels in advance; 0, 1: for the first or the
-                         // second panel of the next block; else for nothing
+                         // second panel of the next two; else for nothing
     const float* scale;  // of a row of weights, or null
     const float* bias;
 };
@@ -92,17 +92,14 @@ struct Strided {
 template <int BITS, bool TABLE, int X, bool HALF, int R, int P>
 __attribute__((noinline)) void tile(const Tile& t) {
     constexpr bool SMALL = BITS < 8 && !TABLE;
-        constexpr bool KEEP = R * P * PARTS <= 12;  // float sums stay in registers
+    constexpr bool KEEP = R * P * PARTS <= 12;  // float sums stay in registers
     // Sums of integers that take turns, where there are too few to hide how long one addition takes.
     constexpr int CHAINS = R * P * PARTS == 1 ? 4 : R * P * PARTS <= 3 ? 2 : 1;
     const Grid& g = *t.grid;
+    const bool scaled = g.scale != BY_ROW;
     const N adjust = nall((SMALL ? 0 : BIAS) - g.zero);
     const int per_group = HALF ? 16 : t.at.group;
-    const auto soon = [&](int p) -> size_t {
-        if (t.turn < 0) return AHEAD / P;
-        return P == 2 && t.turn == p ? 2 * t.panel : 0;
-    };
-    const size_t ahead[2] = {soon(0), soon(1)};
+    const size_t ahead = t.turn < 0 ? AHEAD / P : 2 * t.panel;
     V sum[KEEP ? R : 1][KEEP ? P : 1];
     {
         const Strided<float, R> y(t.y, t.ldy);
@@ -133,9 +130,9 @@ __attribute__((noinline)) void tile(const Tile& t) {
         const auto steps = [&]<int S>(const Strided<const char, R>& x) __attribute__((always_inline)) {
             W wv[P];
             PH_UNROLL for (int p = 0; p < P; ++p) wv[p] = step<BITS, TABLE, S>(unit[p], g.level);
-            PH_UNROLL for (int i = S * BITS / 8; i < (S + 1) * BITS / 8; ++i) {
-                PH_UNROLL for (int p = 0; p < P; ++p) {
-                    __builtin_prefetch(unit[p] + ahead[p % 2] + i * 64);
+            if constexpr (P == 1) {
+                PH_UNROLL for (int i = S * BITS / 8; i < (S + 1) * BITS / 8; ++i) {
+                    __builtin_prefetch(unit[0] + AHEAD + i * 64);
                 }
             }
             PH_UNROLL for (int r = 0; r < R; ++r) {
@@ -163,7 +160,8 @@ __attribute__((noinline)) void tile(const Tile& t) {
                 const V xv = vall(*reinterpret_cast<const float*>(by[r]));
                 PH_UNROLL for (int p = 0; p < P; ++p) {
                     PH_UNROLL for (int c = 1; c < CHAINS; ++c) acc[0][r][p] = nadd(acc[0][r][p], acc[c][r][p]);
-                    const V f = vmul(nfloat(acc[0][r][p]), a[p]);
+                    V f = nfloat(acc[0][r][p]);
+                    if (scaled) f = vmul(f, a[p]);
                     if constexpr (KEEP) sum[r][p] = vfma(f, xv, sum[r][p]);
                     else vst(y[r] + p * 16, vfma(f, xv, vld(y[r] + p * 16)));
                 }
@@ -186,6 +184,10 @@ __attribute__((noinline)) void tile(const Tile& t) {
             const int stop = at + (HALF ? 32 : per_group) < some ? at + (HALF ? 32 : per_group) : some;
             begin(first + j);
             for (; at < stop; at += UNIT) {
+                PH_UNROLL for (int p = 0; p < P; ++p) {
+                    if (P == 1 || (t.turn >= 0 && t.turn != p)) continue;
+                    PH_UNROLL for (int i = 0; i < BITS; ++i) __builtin_prefetch(unit[p] + ahead + i * 64);
+                }
                 steps.template operator()<0>(x);
                 if constexpr (!HALF) steps.template operator()<4>(x);
                 steps.template operator()<1>(x);
@@ -276,7 +278,7 @@ constexpr bool one_block(int n) {
 template <int BITS, bool TABLE, int X, bool HALF>
 void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
     constexpr int TOGETHER = 192;     // rows whose inputs stay in the second-level cache
-        constexpr int CUT = 4 * SUPER;    // inputs between visits to memory
+    constexpr int CUT = 10 * SUPER;    // inputs between visits to memory
     const Mat& m = *l.mat;
     const int spare = m.n_panels * 16 - m.n_out;
     const int whole = p1 == m.n_panels && spare ? p1 - 1 : p1;
@@ -285,8 +287,7 @@ void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) 
         const bool more = !one_block<HALF || X == 16>(to - from);
         for (int turn = 0; from < to; ++turn) {
             t.x = x + from * ldx;
-            // Of very many rows there are so many blocks that it does not matter.
-            t.turn = !more ? -1 : many ? 2 : turn;
+            t.turn = !more ? -1 : turn;
             const int done = rows_at_once<BITS, TABLE, X, HALF>(t, to - from, n_panels, more);
             t.y += done * t.ldy;
             from += done;

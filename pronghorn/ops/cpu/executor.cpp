@@ -178,7 +178,7 @@ void Executor::prepare(const StepIn& s) {
         if (s.want[r]) wanted_.push_back(r);
     }
     deal(s);
-    const std::size_t floats = attend_scratch(std::size_t(item_queries_), shape_.head_dim);
+    const std::size_t floats = std::max(attend_scratch(std::size_t(item_queries_), shape_.head_dim), gated_scratch(n));
     const std::size_t own = n <= FUSED_ROWS ? own_floats_ * n : 0;
     for (ThreadScratch& t : scratch_) {
         t.floats(std::max<std::size_t>(floats, shape_.head_dim));
@@ -268,6 +268,7 @@ void Executor::execute(Lane& lane) {
         switch (part.phase) {
             case Phase::Rows: row_ops(lane, part.ops); break;
             case Phase::Linears: linears(lane, p); break;
+            case Phase::Gated: gated(lane, p); break;
             case Phase::Attend: attend(lane, p); break;
             case Phase::Head: head(lane, p); break;
             case Phase::Moe: moe(lane, ops_[part.ops[0]]); break;
@@ -319,7 +320,7 @@ void Executor::row_op(const TapeOp& op, int r, const Own& own) {
         case Do::Glu: k_.glu(in(0), in(1), y, width, Act(op.ints[0])); break;
         case Do::Add: k_.add(in(0), in(1), y, width); break;
         case Do::Scale: k_.scale(in(0), op.floats[0], y, width); break;
-        case Do::Narrow: k_.narrow(in(0), y, widths_[op.in[0]], op.ints[0]); break;
+        case Do::Narrow: k_.narrow(in(0), y, widths_[op.in[0]], op.ints[0], 0, widths_[op.in[0]]); break;
         case Do::Keep: keep(op, r, own); break;
         case Do::Tap:
             if (!step_->taps.empty()) {
@@ -328,6 +329,7 @@ void Executor::row_op(const TapeOp& op, int r, const Own& own) {
             }
             break;
         case Do::Linear:
+        case Do::Gated:
         case Do::Attend:
         case Do::Moe:
         case Do::Head: break;
@@ -400,7 +402,7 @@ void Executor::head(Lane& lane, int part) {
         if (form == FLOATS) {
             std::memcpy(to + ld * i, values, sizeof(float) * m.n_in);
         } else {
-            k_.narrow(values, to + ld * i, m.n_in, form);
+            k_.narrow(values, to + ld * i, m.n_in, form, 0, m.n_in);
         }
     };
     const bool fused = fuses(parts_[part]);

@@ -18,7 +18,7 @@
 namespace ph {
 
 enum class Do { Embed, Wpe, Norm, Linear, Rope, Attend, Act, Glu, Add, Scale, Moe, Tap, Head,
-                Narrow, Keep };  // the last two are the planner's own
+                Narrow, Keep, Gated };  // the last three are the planner's own
 
 // One op of the tape. Registers, matrices, vectors and tables are numbers; -1 is none.
 struct TapeOp {
@@ -28,7 +28,8 @@ struct TapeOp {
     std::vector<int> mats;
     std::vector<int> vecs;
     std::vector<int> ints;      // Norm: group, centre; Rope: table, heads; Attend: layer, window;
-                                // Act, Glu: fn; Moe: top_k, renorm, fn, width; Tap: number
+                                // Act, Glu: fn; Moe: top_k, renorm, fn, width; Tap: number;
+                                // Narrow: form; Gated: fn, form, width
     std::vector<float> floats;  // Embed, Scale: factor; Norm: eps; Attend: scale, softcap;
                                 // Head: scale, softcap
 };
@@ -131,7 +132,7 @@ private:
         int half = 0;
         float gain = 1;
     };
-    enum class Phase { Rows, Linears, Attend, Head, Moe };
+    enum class Phase { Rows, Linears, Gated, Attend, Head, Moe };
     // Ops that run between two barriers. Those in `before` work row by row and are a phase of their own,
     // or run inside the items of this one: see fuse.cpp.
     struct Part {
@@ -159,6 +160,10 @@ private:
         float* own(std::size_t n);
     };
     struct Moe;
+    struct GatedCut {  // of a gated product: rows and pieces of columns of an item
+        int tall, across;
+        int unit;  // panels that must not be parted: one scale serves what they make
+    };
     // Where row ops find the registers that `before` of a part makes: in a thread's own memory, or
     // (base null) where all find them.
     struct Own {
@@ -171,6 +176,7 @@ private:
     int narrowed(int reg, int form, std::vector<TapeOp>& out, Narrowed& of);
     void check_op(const TapeOp& op) const;
     void plan();
+    void gate_products();
     void merge_parts();
     bool by_head(const Part& part) const;
     void place_registers();
@@ -191,6 +197,9 @@ private:
     void hand_over(const Own& own);
     void before_head(const TapeOp& op, int r, int head);
     void linears(Lane& lane, int part);
+    void gated(Lane& lane, int part);
+    GatedCut gated_cut(const TapeOp& op, int n) const;
+    std::size_t gated_scratch(int n) const;
     void head(Lane& lane, int part);
     void attend(Lane& lane, int part);
     void deal(const StepIn& step);

@@ -34,7 +34,7 @@ void Executor::merge_parts() {
     std::vector<Part> merged;
     for (Part& part : parts_) {
         Part* rows = merged.empty() || merged.back().phase != Phase::Rows ? nullptr : &merged.back();
-        const bool takes = part.phase == Phase::Linears || part.phase == Phase::Head ||
+        const bool takes = part.phase == Phase::Linears || part.phase == Phase::Gated || part.phase == Phase::Head ||
                            (part.phase == Phase::Attend && rows && by_head(*rows));
         if (!rows || !takes) {
             merged.push_back(std::move(part));
@@ -76,7 +76,7 @@ void Executor::place_own() {
     for (int p = 0; p < int(parts_.size()); ++p) {
         const Part& part = parts_[p];
         if (part.phase == Phase::Head) head = any_form_stride(mats_[ops_[part.ops[0]].mats[0]].mat.n_in);
-        if (part.phase != Phase::Linears && part.phase != Phase::Head) continue;
+        if (part.phase == Phase::Rows || part.phase == Phase::Attend || part.phase == Phase::Moe) continue;
         std::size_t at = 0;
         for (int i : part.before) {
             const int r = ops_[i].out;

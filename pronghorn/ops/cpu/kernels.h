@@ -164,8 +164,9 @@ struct Kernels {
     float (*dot)(const float* a, const float* b, std::size_t n);
 
     bool packs_input;  // BRAINS are bfloat16, else floats rounded to it
-    // One row of inputs in a form other than FLOATS.
-    void (*narrow)(const float* x, void* out, int n_in, int form);
+    // Inputs [from, to) of a row of n_in, which x begins with, in a form other than FLOATS. `from` begins a
+    // group of the form, `to` ends one or the row.
+    void (*narrow)(const float* x, void* out, int n_in, int form, int from, int to);
     // Panels [p0, p1) of n rows; x in the matrix's form, ldx bytes from row to row.
     void (*linear)(const Linear& l, const void* x, std::size_t ldx, int n, int p0, int p1);
 
@@ -222,11 +223,11 @@ inline std::size_t attend_scratch(std::size_t n, int dim) {
 #define PH_DECLARE_TABLE(name)                                                                    \
     namespace name {                                                                              \
     extern const Kernels table;                                                                   \
-    void narrow_codes(const float*, void*, int, int);                                             \
+    void narrow_codes(const float*, void*, int, int, int, int);                                   \
     void embed_codes(const Mat&, int, float, float*);                                             \
     void linear_codes(const Linear&, const void*, std::size_t, int, int, int);                    \
     void linear_rare(const Linear&, const void*, std::size_t, int, int, int);                     \
-    void narrow(const float*, void*, int, int);                                                   \
+    void narrow(const float*, void*, int, int, int, int);                                         \
     void linear(const Linear&, const void*, std::size_t, int, int, int);                          \
     void attend(const AttendItem&);                                                               \
     void attend_merge(const AttendItem&);                                                         \

@@ -471,7 +471,7 @@ void load_queries(const Work<A>& w) {
         if constexpr (A::STEP == 1) {
             memcpy(to, from, sizeof(float) * a.dim);
         } else {
-            narrow(from, to, a.dim, BRAINS);
+            narrow(from, to, a.dim, BRAINS, 0, a.dim);
         }
     }
 }

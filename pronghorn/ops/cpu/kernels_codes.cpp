@@ -3,46 +3,89 @@
 
 namespace ph::PH_ISA {
 
-// Scales are the largest magnitude of a group over the largest integer; a group of zeros has scale 0.
-void narrow_codes(const float* x, void* out, int n_in, int form) {
-    const CodesRow at = codes_row(form, n_in);
-    char* to = static_cast<char*>(out);
+namespace {
+
+// The largest magnitude of N vectors; NaN where one of their numbers is not finite.
+template <int N>
+PH_INLINE float largest_of(const V (&v)[N]) {
+#if defined(__AVX512F__)
+    __m512i top = _mm512_setzero_si512();  // as integers, NaN is above infinity, that above all else
+    PH_UNROLL for (int i = 0; i < N; ++i) {
+        const __m512i bits = _mm512_castps_si512(v[i].p[0]);
+        top = _mm512_max_epi32(top, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+    }
+    const int most = _mm512_reduce_max_epi32(top);
+    float largest;
+    memcpy(&largest, &most, 4);
+    return largest + (largest - largest);
+#else
+    V top = vall(0.0f), odd = vall(0.0f);
+    PH_UNROLL for (int i = 0; i < N; ++i) {
+        top = vmax(top, vabs(v[i]));
+        odd = vfma(v[i], vall(0.0f), odd);
+    }
+    return highest(top) + summed(odd);
+#endif
+}
+
+// Inputs [begin, finish) of a row, 16 * N with each scale and 16 * SUMMED in each sum.
+template <int N, int SUMMED, int ACT>
+void narrow_groups(const float* x, char* to, const CodesRow& at, int begin, int finish) {
     float* scale = reinterpret_cast<float*>(to + at.scale);
     int* sum = reinterpret_cast<int*>(to + at.sum);
     float* part = reinterpret_cast<float*>(to + at.part);
-    const float most = at.act == 8 ? 127.0f : 32767.0f;
-    const int filled = (n_in + UNIT - 1) / UNIT * UNIT;
-    for (int k = 0; k < n_in; k += at.per_scale) {
-        const int stop = k + at.per_scale < filled ? k + at.per_scale : filled;
-        V top = vall(0.0f), odd = vall(0.0f);
-        float values[128];
-        for (int i = k; i < stop; i += 16) {
-            const V v = i + 16 <= n_in ? vld(x + i) : vld_part(x + i, n_in > i ? n_in - i : 0);
-            vst(values + (i - k), v);
-            top = vmax(top, vabs(v));
-            odd = vfma(v, vall(0.0f), odd);  // NaN where an input is not finite
+    constexpr float MOST = ACT == 8 ? 127.0f : 32767.0f;
+    for (int k = begin; k < finish; k += 16 * N) {
+        const int some = finish - k < 16 * N ? finish - k : 16 * N;
+        float whole[16 * N];
+        const float* from = x + (k - begin);
+        if (some < 16 * N) {
+            for (int i = 0; i < 16 * N; ++i) whole[i] = i < some ? from[i] : 0.0f;
+            from = whole;
         }
-        const float largest = highest(top);
-        const float by = largest > 0 ? most / largest : 0.0f;
-        const float s = largest / most + summed(odd);
-        scale[k / at.per_scale] = s;
+        V v[N];
+        PH_UNROLL for (int i = 0; i < N; ++i) v[i] = vld(from + 16 * i);
+        const float largest = largest_of(v), s = largest / MOST;
+        const V by = vall(largest > 0 ? MOST / largest : 0.0f);
+        scale[k / (16 * N)] = s;
         // Adding 1.5 * 2^23 rounds to an integer.
-        const V magic = vall(12582912.0f), low = vall(-most), high = vall(most);
-        for (int from = k; from < stop; from += at.group) {
-            V total = vall(0.0f);
-            const int end = from + at.group < stop ? from + at.group : stop;
-            for (int i = from; i < end; i += 16) {
-                V n = vsub(vadd(vmul(vld(values + (i - k)), vall(by)), magic), magic);
-                n = vmin(vmax(n, low), high);
-                total = vadd(total, n);
-                if (at.act == 8) vst_bytes(reinterpret_cast<int8_t*>(to) + i, n);
-                else vst_shorts(reinterpret_cast<int16_t*>(to) + i, n);
-            }
-            if (from >= n_in) break;
-            const float of = summed(total);  // exact: below 2^24
-            sum[from / at.group] = int(of);
-            part[from / at.group] = of * s;
+        const V magic = vall(12582912.0f), low = vall(-MOST), high = vall(MOST);
+        PH_UNROLL for (int i = 0; i < N; ++i) {
+            v[i] = vsub(vadd(vmul(v[i], by), magic), magic);
+            v[i] = vmin(vmax(v[i], low), high);
+            if (16 * i >= (some + UNIT - 1) / UNIT * UNIT) continue;
+            if constexpr (ACT == 8) vst_bytes(reinterpret_cast<int8_t*>(to) + k + 16 * i, v[i]);
+            else vst_shorts(reinterpret_cast<int16_t*>(to) + k + 16 * i, v[i]);
         }
+        PH_UNROLL for (int j = 0; j < N; j += SUMMED) {
+            if (16 * j >= some) break;
+            V total = v[j];
+            PH_UNROLL for (int i = j + 1; i < j + SUMMED; ++i) total = vadd(total, v[i]);
+            const float of = summed(total);  // exact: below 2^24
+            sum[(k + 16 * j) / (16 * SUMMED)] = int(of);
+            part[(k + 16 * j) / (16 * SUMMED)] = of * s;
+        }
+    }
+}
+
+}  // namespace
+
+// Scales are the largest magnitude of a group over the largest integer; a group of zeros has scale 0.
+void narrow_codes(const float* x, void* out, int n_in, int form, int begin, int finish) {
+    const CodesRow at = codes_row(form, n_in);
+    char* to = static_cast<char*>(out);
+    if (at.act == 8) {
+        switch (at.group) {
+            case 16: return narrow_groups<2, 1, 8>(x, to, at, begin, finish);
+            case 32: return narrow_groups<2, 2, 8>(x, to, at, begin, finish);
+            case 64: return narrow_groups<4, 4, 8>(x, to, at, begin, finish);
+            default: return narrow_groups<8, 8, 8>(x, to, at, begin, finish);
+        }
+    }
+    switch (at.group) {
+        case 32: return narrow_groups<2, 2, 16>(x, to, at, begin, finish);
+        case 64: return narrow_groups<4, 4, 16>(x, to, at, begin, finish);
+        default: return narrow_groups<8, 8, 16>(x, to, at, begin, finish);
     }
 }
 

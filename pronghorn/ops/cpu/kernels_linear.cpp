@@ -221,25 +221,26 @@ void region(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) {
 
 }  // namespace
 
-void narrow(const float* x, void* out, int n_in, int form) {
-    if (form != BRAINS) return narrow_codes(x, out, n_in, form);
+void narrow(const float* x, void* out, int n_in, int form, int from, int to) {
+    if (form != BRAINS) return narrow_codes(x, out, n_in, form, from, to);
+    const int n = to - from;
 #if PH_PACKS
-    uint16_t* y = static_cast<uint16_t*>(out);
+    uint16_t* y = static_cast<uint16_t*>(out) + from;
     int i = 0;
-    for (; i + 16 <= n_in; i += 16) {
+    for (; i + 16 <= n; i += 16) {
         const __m256bh h = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i), (__m256i)h);
     }
-    if (i < n_in) {
-        const __mmask16 m = __mmask16((1u << (n_in - i)) - 1);
+    if (i < n) {
+        const __mmask16 m = __mmask16((1u << (n - i)) - 1);
         const __m256bh h = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(m, x + i));
         _mm256_mask_storeu_epi16(y + i, m, (__m256i)h);
     }
-    if (n_in & 1) y[n_in] = 0;
+    if (n & 1) y[n] = 0;
 #else
-    float* y = static_cast<float*>(out);
-    for (int i = 0; i < n_in; ++i) y[i] = widened(narrowed(x[i]));
-    if (n_in & 1) y[n_in] = 0;
+    float* y = static_cast<float*>(out) + from;
+    for (int i = 0; i < n; ++i) y[i] = widened(narrowed(x[i]));
+    if (n & 1) y[n] = 0;
 #endif
 }
 

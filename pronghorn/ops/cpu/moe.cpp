@@ -93,7 +93,7 @@ void Executor::moe(Lane& lane, const TapeOp& op) {
         if (form_of(w) == FLOATS) {
             std::memcpy(to, from, sizeof(float) * width);
         } else {
-            k_.narrow(from, to, width, form_of(w));
+            k_.narrow(from, to, width, form_of(w), 0, width);
         }
     };
     team_.each(lane, places, [&](int i) {

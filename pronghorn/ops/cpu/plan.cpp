@@ -13,7 +13,8 @@ namespace ph {
 namespace {
 
 bool by_rows(Do what) {
-    return what != Do::Linear && what != Do::Attend && what != Do::Head && what != Do::Moe;
+    return what != Do::Linear && what != Do::Gated && what != Do::Attend && what != Do::Head &&
+           what != Do::Moe;
 }
 
 void need(bool ok, const char* what) {
@@ -131,7 +132,8 @@ void Executor::check_op(const TapeOp& op) const {
             if (!op.vecs.empty()) vec(0, shape_.n_vocab);
             break;
         case Do::Narrow:
-        case Do::Keep: break;
+        case Do::Keep:
+        case Do::Gated: break;
     }
 }
 
@@ -177,6 +179,7 @@ void Executor::plan() {
         flat.push_back(std::move(op));
     }
     ops_ = std::move(flat);
+    gate_products();
 
     std::vector<char> made(widths_.size(), 0), done(ops_.size(), 0);
     const auto ready = [&](const TapeOp& op) {
@@ -216,7 +219,8 @@ void Executor::plan() {
             }
             for (int i : part.ops) finish_op(i);
         } else {
-            part.phase = what == Do::Attend ? Phase::Attend
+            part.phase = what == Do::Gated    ? Phase::Gated
+                         : what == Do::Attend ? Phase::Attend
                          : what == Do::Head ? Phase::Head
                                             : Phase::Moe;
             take(first);

@@ -8,6 +8,10 @@
 
 namespace ph {
 
+// Up to FEW rows go together, more by MANY: then inputs stay in a core's cache while pieces of PANELS panels
+// pass by.
+constexpr int FEW = 12, MANY = 192, PANELS = 8;
+
 // Products of n rows with each matrix of a list. input(i), called at the start of piece i, says where the
 // rows are, ldx bytes from row to row. after(r0, r1, p0, p1) is called for each finished piece, with
 // panels counted over the whole list.
@@ -15,7 +19,6 @@ template <typename Input, typename After>
 void product(Team& team, Lane& lane, const Kernels& k, const Linear* list, int n_list,
              const Input& input, std::size_t ldx, int n, const After& after) {
     if (n <= 0) return;
-    constexpr int FEW = 12, MANY = 192, PANELS = 8;
     int total = 0;
     for (int i = 0; i < n_list; ++i) total += list[i].mat->n_panels;
     const int threads = team.size();
