@@ -428,7 +428,7 @@ class NoReuse:
         pass
 
 
-class _Free:
+class Free:
     def mask(self, out: Bools) -> None:
         out[:] = True
 
@@ -453,7 +453,7 @@ class NoConstraint:
     traits = EXACT
 
     def open(self, tokenizer: Tokenizer) -> ConstraintState:
-        return _Free()
+        return Free()
 
 
 @dataclass(frozen=True)

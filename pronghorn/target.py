@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import RequestError
+from pronghorn.ops.cpu import _native
 from pronghorn.rng import DRAW, uniform
 from pronghorn.seq import Seq
+from pronghorn.slots import Free
 from pronghorn.types import Draft
 
 
@@ -61,12 +63,13 @@ class NodeTarget:
             x = np.asarray(self.logits[row], np.float64).copy()
             state = self.seq.constraint
             walked = state.advance(branch)
-            allowed = np.zeros(len(x), bool)
-            if walked == len(branch):
-                state.mask(allowed)
+            if not isinstance(state, Free):
+                allowed = np.zeros(len(x), bool)
+                if walked == len(branch):
+                    state.mask(allowed)
+                x[~allowed] = -np.inf
             state.rollback(walked)
-            allowed[self.n_tokens :] = False
-            x[~allowed] = -np.inf
+            x[self.n_tokens :] = -np.inf
             path = self.seq.path(branch) if self.shapers else np.zeros(0, np.int32)
             divide = self.temperature > 0  # before what truncates, as the field does
             for s in self.shapers:
@@ -93,10 +96,17 @@ class NodeTarget:
         if self.temperature <= 0:
             best = -1 if self.shapers else self._largest(row)
             return best if best >= 0 else int(self.shaped(row).argmax())
-        p = self.probs(row)
-        total = np.cumsum(p)
-        at = int(np.searchsorted(total, self.uniform(row, DRAW) * total[-1], side="right"))
-        return at if at < len(p) else int(np.flatnonzero(p)[-1])  # the product can round up to the sum
+        u = self.uniform(row, DRAW)
+        if not self.shapers and isinstance(self.seq.constraint, Free):
+            logits = np.ascontiguousarray(self.logits[row, : self.n_tokens], np.float32)
+            token = _native.draw(logits, self.temperature, u)
+            if token >= 0:
+                return token
+        x = self.shaped(row)
+        left = np.flatnonzero(x > -np.inf)  # few, where the shapers removed the rest
+        total = np.cumsum(np.exp(x[left] - x.max()))
+        at = int(np.searchsorted(total, u * total[-1], side="right"))
+        return int(left[min(at, len(left) - 1)])  # the product can round up to the sum
 
     def _largest(self, row: int) -> int:
         """The token of the largest logit if the constraint allows it, else -1: then all others must be

@@ -22,7 +22,8 @@ class Runner(Protocol):
 
     def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:
         """Run all rows. Each attends to every sealed row (or the pages a selector picks) and open row of
-        its sequence `kvs[rows.seq]`, and to its ancestors in the step. The new rows stay in the tail."""
+        its sequence `kvs[rows.seq]`, and to its ancestors in the step. The new rows stay in the tail. What
+        it returns may be overwritten by the next step."""
         ...
 
     def commit(self, row: Ints, addr: NDArray[np.uint64], block: Ints, slot: Ints) -> None:

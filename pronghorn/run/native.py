@@ -34,6 +34,7 @@ OFFSETS = {"": 0, "value": 1, "zero": 2, "two": 3}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 WAY_OUT = "run this model with the reference runner, or store it otherwise"
 NO_FLOATS = np.zeros(0, np.float32)
+KEPT_ROWS = 64  # of logits, at most, whose memory stays from step to step
 
 
 class NativeRunner:
@@ -60,6 +61,7 @@ class NativeRunner:
         self._mats: dict[str, int] = {}
         self._vecs: dict[str, int] = {}
         self._taps: list[tuple[str, int]] = []  # name and width of each tap
+        self._logits = np.empty((0, bound.n_vocab), np.float32)
         self._kvs: Sequence[SeqKV] = ()
         for rope in bound.ropes:
             freq = NO_FLOATS if rope.varies else rope.inv_freq(0)
@@ -160,7 +162,7 @@ class NativeRunner:
             spans, of = np.unique(rows.span, return_inverse=True)
             freqs.append(np.stack([rope.inv_freq(int(s)) for s in spans]))
             which.append(of.reshape(-1).astype(np.int32))
-        logits = np.empty((int(np.count_nonzero(rows.want)), self.bound.n_vocab), np.float32)
+        logits = self._room(int(np.count_nonzero(rows.want)))
         out: dict[str, NDArray[Any]] = {}
         views: list[NDArray[np.float32]] = []
         if taps and self._taps:
@@ -170,6 +172,15 @@ class NativeRunner:
             views, self._select,
         )  # fmt: skip
         return StepOut(logits, out)
+
+    def _room(self, n: int) -> NDArray[np.float32]:
+        """Logits of n rows: the same memory in every step, which fresh pages would slow down, unless so many
+        rows are wanted that it should not be kept."""
+        if n > KEPT_ROWS:
+            return np.empty((n, self.bound.n_vocab), np.float32)
+        if len(self._logits) < n:
+            self._logits = np.empty((n, self.bound.n_vocab), np.float32)
+        return self._logits[:n]
 
     def _tap_arrays(self, n: int) -> tuple[dict[str, NDArray[Any]], list[NDArray[np.float32]]]:
         """Arrays to return by name, and where each tap writes."""

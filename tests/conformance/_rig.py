@@ -171,7 +171,7 @@ class Small:
             assert at > self.kv.length, "a barrier lies ahead of the committed length"
             n = min(chunk, len(ids) - i, at - self.kv.length)
             out = self.step(ids[i : i + n], n_prompt)
-            logits.append(out.logits)
+            logits.append(np.array(out.logits))
             queries.append(out.taps["q"])
             i += n
             if self.kv.length == at:

@@ -21,6 +21,11 @@ def dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     Raises `ValueError` where the lengths differ, and `TypeError` for another dtype or layout.
     """
 
+def draw(logits: npt.NDArray[np.float32], temperature: float, u: float) -> int:
+    """A token of logits (n,) with probability softmax(logits / temperature): the one under the point u, in
+    [0, 1), of the probabilities side by side. Weights are float32, 2e-6 from exact at most for what is
+    within e**-30 of the likeliest. -1 where logits are not finite or the temperature leaves them so."""
+
 def top(logits: npt.NDArray[np.float32], out: npt.NDArray[np.int32]) -> None:
     """Fill out (rows, n) with the ids of the largest of logits (rows, n_vocab), largest first, ties to the
     lower id, -1 past the end of a small vocabulary. NaN is never chosen."""

@@ -220,6 +220,15 @@ void softmax(float* x, int n) {
     each(n, [&](int i, int m) { put(x + i, vdiv(get(x + i, m), by), m); });
 }
 
+float weigh(const float* x, float* y, int n, float top, float by) {
+    V sum = vall(0.0f);
+    each(n, [&](int i, int m) {
+        put(y + i, vexp(vmul(vsub(get(x + i, m), vall(top)), vall(by))), m);
+        sum = vadd(sum, get(y + i, m));
+    });
+    return vsum(sum);
+}
+
 }  // namespace
 
 extern const Kernels table;
@@ -239,6 +248,7 @@ const Kernels table = {
     .axpy = axpy,
     .softcap = softcap,
     .softmax = softmax,
+    .weigh = weigh,
     .attend = attend,
     .attend_merge = attend_merge,
 };

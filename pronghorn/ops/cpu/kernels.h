@@ -183,6 +183,8 @@ struct Kernels {
     void (*axpy)(float a, const float* x, float* y, int n);  // y += a * x
     void (*softcap)(float* x, int n, float scale, float cap);
     void (*softmax)(float* x, int n);
+    // y[i] = exp((x[i] - top) * by); their sum.
+    float (*weigh)(const float* x, float* y, int n, float top, float by);
     void (*attend)(const AttendItem& item);
     // `out` from the parts of blocks [block0, block1).
     void (*attend_merge)(const AttendItem& item);

@@ -13,6 +13,7 @@
 #include "executor.h"
 #include "isa.h"
 #include "probe.h"
+#include "sample.h"
 
 namespace nb = nanobind;
 
@@ -26,6 +27,10 @@ using Floats = Flat<float, 1>;
 float dot(const Floats& a, const Floats& b) {
     if (a.shape(0) != b.shape(0)) throw nb::value_error("dot: the lengths differ");
     return ph::kernels().dot(a.data(), b.data(), a.shape(0));
+}
+
+int draw(const Floats& logits, float temperature, double u) {
+    return ph::draw(ph::kernels(), logits.data(), int(logits.shape(0)), temperature, u);
 }
 
 void need(bool ok, const std::string& what) {
@@ -321,6 +326,7 @@ NB_MODULE(_native, m) {
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
+    m.def("draw", &draw, nb::arg("logits").noconvert(), nb::arg("temperature"), nb::arg("u"));
     m.def("dot", &dot, nb::arg("a").noconvert(), nb::arg("b").noconvert());
 
     nb::class_<ph::Probe>(m, "Probe")
