@@ -96,7 +96,7 @@ __attribute__((noinline)) void tile(const Tile& t) {
     // Sums of integers that take turns, where there are too few to hide how long one addition takes.
     constexpr int CHAINS = R * P * PARTS == 1 ? 4 : R * P * PARTS <= 3 ? 2 : 1;
     const Grid& g = *t.grid;
-    const N adjust = nall((SMALL ? 0 : BIAS) - g.zero);
+    const N adjust = nall((SMALL || X == 16 ? 0 : BIAS) - g.zero);
     const int per_group = HALF ? 16 : t.at.group;
     const auto soon = [&](int p) -> size_t {
         if (t.turn < 0) return AHEAD / P;

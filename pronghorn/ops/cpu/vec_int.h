@@ -11,7 +11,7 @@ namespace {
 //
 // dot4: to each of the register's sums, 4 unsigned bytes w times 4 signed bytes x. dot2: the same with
 // 16-bit x, of which x0 holds those of the bytes 0 and 2, x1 of 1 and 3. SMALL promises that w < 64.
-// BIAS: a set without a product of unsigned and signed bytes takes w - BIAS where w may be large.
+// BIAS: where w may be large, dot4 of a set without a product of unsigned and signed bytes takes w - BIAS.
 
 #if defined(__AVX512F__)
 
