@@ -66,8 +66,9 @@ if [ "$(cat "$site/.done" 2>/dev/null)" != "${wheels[*]}" ]; then
 fi
 
 "$bin/cmake" -G Ninja -S . -B "$here/build" -DCMAKE_MAKE_PROGRAM="$bin/ninja" -DCMAKE_SYSTEM_NAME=Linux \
-    -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_CXX_FLAGS="-idirafter $root/usr/include -Werror" \
-    -DPython_EXECUTABLE="$python" 
+    -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER="$cxx" \
+    -DCMAKE_CXX_FLAGS="-idirafter $root/usr/include -Werror" \
+    -DPython_EXECUTABLE="$python"
 "$bin/cmake" --build "$here/build" --target _native
 cp "$here"/build/pronghorn/ops/cpu/_native*.so pronghorn/ops/cpu/
 
