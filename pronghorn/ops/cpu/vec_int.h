@@ -137,9 +137,9 @@ PH_INLINE Sums dot4(Sums s, Bytes64 w, Sums x) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(s, a, b);
 #else
-    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
-    const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(a), vget_high_s8(b)));
-    return vaddq_s32(s, vpaddq_s32(low, high));
+    // Two products fit 16 bits: rounded inputs are at most 127 in magnitude.
+    const int16x8_t two = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+    return vpadalq_s16(s, two);
 #endif
 }
 PH_INLINE Sums dot2(Sums s, Bytes64 w, Sums x0, Sums x1) {
