@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# What an emulator gets through in five minutes. It cannot do all of the others: it loses its threads in a fork.
+# What an emulator gets through in five minutes. Of the others it cannot do all: a fork ends its threads.
 selection=(
     tests/test_native_codes.py tests/test_native_equal.py tests/test_native_identical.py
     tests/test_native_long.py::test_many_blocks_equal_the_oracle
