@@ -37,7 +37,7 @@ run: $(VENV)/.run
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 	scripts/check-kernels.sh
-	scripts/check-aarch64.sh
+	BIN=$(BIN) JOBS=$(JOBS) scripts/test-aarch64.sh
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

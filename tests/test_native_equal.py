@@ -176,7 +176,8 @@ def like_native(packed, fmt):
 @pytest.mark.parametrize("kind", ["bfloat16", "codes"])
 def test_narrow_matrices(kind, name, isa, monkeypatch):
     # Float32 sums in another order than the oracle's now and then round an activation the other way
-    # (2^-9 of one input): the largest difference is loose, the typical one is not.
+    # (2^-9 of one input): the largest difference is loose, the typical one is not. A row whose router hardly
+    # prefers one expert to the next may then go to the other one.
     monkeypatch.setenv("PRONGHORN_ISA", isa)
     m = MODELS[name]
     m = dataclasses.replace(m, formats=(Int8(),)) if kind == "codes" else dataclasses.replace(m, dtype=kind)
@@ -186,12 +187,24 @@ def test_narrow_matrices(kind, name, isa, monkeypatch):
     rounded = dataclasses.replace(bound, mats=mats)
     ref = Driver(RefRunner(rounded, store_for(bound, Ops("float64"))), 1)
     native = Driver(NativeRunner(bound, store_for(bound, Ops("float32")), threads=2), 1)
+    margins: list[np.ndarray] = []
+    route = run_ref.ref.route
+
+    def watched(ops, logits, top_k, renorm):
+        falling = -np.sort(-logits, axis=-1)
+        margins.append(falling[:, top_k - 1] - falling[:, top_k])
+        return route(ops, logits, top_k, renorm)
+
+    monkeypatch.setattr(run_ref.ref, "route", watched)
     for n in (1, 2, 3, 5, 12, 13, 31, 200):
         chunk = [Chunk(0, tokens(n, m.vocab, n))]
+        margins.clear()
         a, b = ref.step(chunk)[0], native.step(chunk)[0]
         gap = np.abs(a - b)
         assert np.median(gap) < 2e-3
-        assert gap.max() < 0.1 * np.abs(a).max()
+        sure = np.min(margins, axis=0) > 2e-4 if margins else np.full(n, True)
+        assert sure.sum() > 0.98 * n - 1
+        assert gap[sure].max(initial=0) < 0.1 * np.abs(a).max()
 
 
 @pytest.mark.parametrize("isa", _native.isas())

@@ -97,7 +97,7 @@ __attribute__((noinline)) void tile(const Tile& t) {
     constexpr int CHAINS = R * P * PARTS == 1 ? 4 : R * P * PARTS <= 3 ? 2 : 1;
     const Grid& g = *t.grid;
     const bool scaled = g.scale != BY_ROW;
-    const N adjust = nall((SMALL ? 0 : BIAS) - g.zero);
+    const N adjust = nall((SMALL || X == 16 ? 0 : BIAS) - g.zero);
     const int per_group = HALF ? 16 : t.at.group;
     const size_t ahead = t.turn < 0 ? AHEAD / P : 2 * t.panel;
     V sum[KEEP ? R : 1][KEEP ? P : 1];

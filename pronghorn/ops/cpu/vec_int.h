@@ -11,7 +11,7 @@ namespace {
 //
 // dot4: to each of the register's sums, 4 unsigned bytes w times 4 signed bytes x. dot2: the same with
 // 16-bit x, of which x0 holds those of the bytes 0 and 2, x1 of 1 and 3. SMALL promises that w < 64.
-// BIAS: a set without a product of unsigned and signed bytes takes w - BIAS where w may be large.
+// BIAS: where w may be large, dot4 of a set without a product of unsigned and signed bytes takes w - BIAS.
 
 #if defined(__AVX512F__)
 
@@ -137,9 +137,9 @@ PH_INLINE Sums dot4(Sums s, Bytes64 w, Sums x) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(s, a, b);
 #else
-    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
-    const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(a), vget_high_s8(b)));
-    return vaddq_s32(s, vpaddq_s32(low, high));
+    // Two products fit 16 bits: rounded inputs are at most 127 in magnitude.
+    const int16x8_t two = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+    return vpadalq_s16(s, two);
 #endif
 }
 PH_INLINE Sums dot2(Sums s, Bytes64 w, Sums x0, Sums x1) {
@@ -245,6 +245,10 @@ PH_INLINE float half_to_float(uint16_t h) {
 PH_INLINE void vst_bytes(int8_t* to, const V& n) {
 #if defined(__AVX512F__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(n.p[0])));
+#elif defined(__aarch64__)
+    int16x4_t h[4];
+    PH_EACH h[i] = vmovn_s32(vcvtq_s32_f32(n.p[i]));
+    vst1q_s8(to, vcombine_s8(vmovn_s16(vcombine_s16(h[0], h[1])), vmovn_s16(vcombine_s16(h[2], h[3]))));
 #else
     float t[16];
     vst(t, n);
@@ -256,6 +260,11 @@ PH_INLINE void vst_shorts(int16_t* to, const V& n) {
 #if defined(__AVX512F__)
     const __m512i four = _mm512_shuffle_epi32(_mm512_cvtps_epi32(n.p[0]), _MM_PERM_DBCA);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(four));
+#elif defined(__aarch64__)
+    PH_EACH {
+        const int16x4_t four = vmovn_s32(vcvtq_s32_f32(n.p[i]));
+        vst1_s16(to + i * 4, vzip1_s16(four, vext_s16(four, four, 2)));
+    }
 #else
     float t[16];
     vst(t, n);
@@ -288,6 +297,13 @@ PH_INLINE V vbytes(const uint8_t* p) {
 #if defined(__AVX512F__)
     v.p[0] = _mm512_cvtepi32_ps(
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__aarch64__)
+    const uint8x16_t b = vld1q_u8(p);
+    const uint16x8_t h[2] = {vmovl_u8(vget_low_u8(b)), vmovl_high_u8(b)};
+    PH_UNROLL for (int i = 0; i < 2; ++i) {
+        v.p[2 * i] = vcvtq_f32_u32(vmovl_u16(vget_low_u16(h[i])));
+        v.p[2 * i + 1] = vcvtq_f32_u32(vmovl_high_u16(h[i]));
+    }
 #else
     float t[16];
     for (int i = 0; i < 16; ++i) t[i] = float(p[i]);
@@ -306,6 +322,16 @@ PH_INLINE V veighth(const uint8_t* p) {
     const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(b, _mm256_set1_epi16(0x7f)), 7);
     const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(b, _mm256_set1_epi16(0x80)), 8);
     v.p[0] = _mm512_cvtph_ps(_mm256_or_si256(rest, sign));
+#elif defined(__aarch64__)
+    const uint8x16_t b = vld1q_u8(p);
+    const uint16x8_t h[2] = {vmovl_u8(vget_low_u8(b)), vmovl_high_u8(b)};
+    PH_UNROLL for (int i = 0; i < 2; ++i) {
+        const uint16x8_t rest = vshlq_n_u16(vandq_u16(h[i], vdupq_n_u16(0x7f)), 7);
+        const uint16x8_t sign = vshlq_n_u16(vandq_u16(h[i], vdupq_n_u16(0x80)), 8);
+        const float16x8_t x = vreinterpretq_f16_u16(vorrq_u16(rest, sign));
+        v.p[2 * i] = vcvt_f32_f16(vget_low_f16(x));
+        v.p[2 * i + 1] = vcvt_high_f32_f16(x);
+    }
 #else
     uint16_t t[16];
     for (int i = 0; i < 16; ++i) t[i] = eighth_to_half(p[i]);
