@@ -241,6 +241,7 @@ const Kernels table = {
     .softmax = softmax,
     .attend = attend,
     .attend_merge = attend_merge,
+    .fit = fit,
 };
 
 }  // namespace ph::PH_ISA
