@@ -200,6 +200,7 @@ class LLM:
         reasons = check(self.methods, self.facts)
         if reasons:
             raise MethodError("this combination cannot work: " + "; ".join(reasons))
+        self.checkpoint.tensors.fetch()
         self.tokenizer: Tokenizer = load_tokenizer(self.checkpoint.path, self.checkpoint.gguf_metadata)
         self.engine: Engine = make_engine(
             self.checkpoint, tape, self.methods, self.tokenizer, backend, threads, kv_bytes
