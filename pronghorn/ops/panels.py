@@ -98,7 +98,7 @@ def pack(codes: Codes) -> Packed:
     """Kind "codes", with fields panels uint8 (n_panels, stride), and scale float32 (n_out,) where one
     serves a row."""
     grid, (n_out, n_in) = codes.grid, codes.shape
-    panels = np.zeros((-(-n_out // PANEL), stride(grid, n_in)), np.uint8)
+    panels = _native.room(-(-n_out // PANEL), stride(grid, n_in))
     _native.pack(
         np.ascontiguousarray(codes.code), raw(codes.scale), raw(codes.offset), raw(codes.over),
         raw(codes.under), *numbers(grid), panels,

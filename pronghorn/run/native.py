@@ -9,7 +9,6 @@ float32 over a float32 store; over bfloat16 its products take queries and weight
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +86,7 @@ class NativeRunner:
                 grid, panels = packed.grid, packed.fields["panels"]
                 assert grid is not None
                 self._mats[key] = self.exe.add_codes(
-                    panels, scale, packed.shape[0], packed.shape[1], *numbers(grid), _mapped(panels)
+                    panels, scale, packed.shape[0], packed.shape[1], *numbers(grid), True
                 )
                 continue
             if packed.kind not in WEIGHTS:
@@ -246,13 +245,6 @@ def _siblings(cpu: int) -> str:
         return path.read_text().strip()
     except OSError:
         return str(cpu)
-
-
-def _mapped(array: Any) -> bool:
-    """Whether an array lies in a mapped file, where it costs no memory of our own."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
 
 
 def _activation(fn: str) -> int:

@@ -25,6 +25,10 @@ def top(logits: npt.NDArray[np.float32], out: npt.NDArray[np.int32]) -> None:
     """Fill out (rows, n) with the ids of the largest of logits (rows, n_vocab), largest first, ties to the
     lower id, -1 past the end of a small vocabulary. NaN is never chosen."""
 
+def room(n_rows: int, n_bytes: int) -> npt.NDArray[np.uint8]:
+    """Zeros (n_rows, n_bytes) in memory as weights lie in it: where lines of the cache begin, in huge pages where
+    the system has them, spread over its memory nodes."""
+
 def pack(
     code: npt.NDArray[np.uint8], scale: npt.NDArray[np.uint8], offset: npt.NDArray[np.uint8],
     over: npt.NDArray[np.uint8], under: npt.NDArray[np.uint8], grid: list[int], table: list[int],

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "codes.h"
@@ -378,6 +379,14 @@ NB_MODULE(_native, m) {
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
+    m.def("room", [](std::size_t n_rows, std::size_t n_bytes) {
+        need(!n_rows || n_bytes <= SIZE_MAX / n_rows, "room for more than there can be");
+        auto held = std::make_unique<ph::Bytes>(ph::lasting(n_rows * n_bytes));
+        void* const at = held->get();
+        nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<ph::Bytes*>(p); });
+        static_cast<void>(held.release());
+        return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>(at, {n_rows, n_bytes}, owner);
+    });
     m.def("pack", &pack_codes, nb::arg("code").noconvert(), nb::arg("scale").noconvert(),
           nb::arg("offset").noconvert(), nb::arg("over").noconvert(), nb::arg("under").noconvert(),
           nb::arg("grid"), nb::arg("table"), nb::arg("panels").noconvert());
