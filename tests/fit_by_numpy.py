@@ -33,6 +33,7 @@ SHRINK = {
     2: (1.0, 0.8, 0.6),
 }
 
+
 def fit(w: Floats, grid: Grid, importance: Floats) -> Codes:
     """w (n_out, n_in), n_in in whole groups. importance: (n_in,)."""
     n_out, n_in = w.shape

@@ -86,7 +86,9 @@ def test_scales_are_rounded_to_nearest() -> None:
     sizes = 2.0 ** rng.uniform(-30, 15, 500)
     for scale in ("float16", "bfloat16"):
         w = np.repeat(sizes[:, None], 32, axis=1).astype(np.float32)
-        one, other = (f(w, Grid(2, 32, scale=scale), np.ones(32, np.float32)) for f in (fit, fit_by_numpy.fit))
+        one, other = (
+            f(w, Grid(2, 32, scale=scale), np.ones(32, np.float32)) for f in (fit, fit_by_numpy.fit)
+        )
         apart = np.abs(one.scale.astype(np.float32) - other.scale.astype(np.float32))
         assert (apart <= np.abs(np.spacing(other.scale)).astype(np.float32)).all()
         assert (one.scale == other.scale).mean() > 0.95
