@@ -55,8 +55,8 @@ def test_as_good_as_trying_everything(grid: Grid) -> None:
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("grid", [*SYMMETRIC, *AFFINE], ids=str)
 def test_the_same_as_in_numpy(grid: Grid, weighed: bool) -> None:
-    """Up to ties. With many levels candidates differ by less than the rounding of the sums that compare them, so
-    that only the error says something there."""
+    """Up to ties. With many levels candidates differ by less than the rounding of the sums that compare
+    them, so that only the error says something there."""
     w, rng = normal(8, 100, 384, df=4), np.random.default_rng(9)
     h = (rng.exponential(1, 384) if weighed else np.ones(384)).astype(np.float32)
     one, other = fit(w, grid, h), fit_by_numpy.fit(w, grid, h)

@@ -78,8 +78,8 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
         return packed, fmt
 
     def _done(self, nbytes: int) -> None:
-        """So much of the checkpoint is not needed again: its pages go back now and then, or all of it would be
-        in memory once beside what is made of it."""
+        """So much of the checkpoint is not needed again: its pages go back now and then, or all of it would
+        lie in memory beside what is made of it."""
         self._n_done += nbytes
         if self._n_done > RELEASE and isinstance(self._tensors, Tensors):
             self._tensors.release()

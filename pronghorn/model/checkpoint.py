@@ -109,8 +109,8 @@ class Tensors(Mapping[str, Any]):
             threading.Thread(target=data[:: mmap.PAGESIZE].max, daemon=True).start()
 
     def release(self) -> None:
-        """Give mapped pages back to the system, once a runner has packed what it reads, unless it reads most of
-        them where they lie. They are read again from the files if anybody asks."""
+        """Give mapped pages back to the system, once a runner has packed what it reads, unless it reads most
+        of them where they lie. They are read again from the files if anybody asks."""
         if self._ready:
             return
         for data in self._files:

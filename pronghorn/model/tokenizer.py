@@ -30,7 +30,7 @@ class Encoder(Protocol):
 
 
 class Pieces(Protocol):
-    """Bytes of each id, b"" for special tokens and holes: a list, or what makes them when they are asked for."""
+    """Bytes of each id, b"" for special tokens and holes: a list, or what makes them when asked."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, id_: int, /) -> bytes: ...

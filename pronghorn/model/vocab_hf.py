@@ -81,7 +81,7 @@ class LibraryPieces:
     def __init__(
         self, library: tokenizers.Tokenizer, n: int, piece_of: Callable[[str], bytes], whole: dict[int, bytes]
     ) -> None:
-        """n: ids. piece_of: bytes of a token's text. whole: bytes of those ids to which that does not apply."""
+        """n: ids. piece_of: bytes of a token's text. whole: bytes of the ids to which that does not apply."""
         self._library, self._n, self._piece_of, self._whole = library, n, piece_of, whole
 
     def __len__(self) -> int:
@@ -195,8 +195,8 @@ def from_library(
 def _count(library: tokenizers.Tokenizer) -> int:
     """Ids of a vocabulary, the largest plus one. Raises CheckpointError for ids that repeat or are absurd.
 
-    As many tokens as ids that have one, from 0 on: then there is one id for each, and it is not needed to ask
-    for all tokens by their text, which takes three times as long.
+    Where there are as many tokens as ids that have one, from 0 on, each token has an id of its own. Only
+    else is the whole vocabulary asked for, which takes three times as long.
     """
     n = int(library.get_vocab_size(with_added_tokens=True))
     if 0 < n <= N_VOCAB_MAX and None not in map(library.id_to_token, range(n)):

@@ -128,7 +128,9 @@ struct Fit {
     void* scale;
     void* offset;
 };
-inline std::size_t fit_scratch(const Grid& g, int n_in) { return std::size_t(g.group ? g.group : n_in) * 20 + 16; }
+inline std::size_t fit_scratch(const Grid& g, int n_in) {
+    return std::size_t(g.group ? g.group : n_in) * 20 + 16;  // 16 floats and 16 bytes for each input
+}
 
 enum Ending : int { FITTED = 0, NOT_FINITE = 1, TOO_LARGE = 2 };
 struct Fitted {

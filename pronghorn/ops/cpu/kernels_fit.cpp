@@ -32,7 +32,12 @@ struct Shrunk {
 constexpr Shrunk ALL = {0, {}}, MOST6 = {1, {0.95f}}, MOST5 = {1, {0.93f}}, MOST4 = {2, {0.92f, 0.84f}},
                  MOST3 = {2, {0.88f, 0.76f}}, MOST2 = {2, {0.8f, 0.6f}};
 PH_INLINE const Shrunk& shrunk(int bits) {
-    return bits == 8 ? ALL : bits == 6 ? MOST6 : bits == 5 ? MOST5 : bits == 4 ? MOST4 : bits == 3 ? MOST3 : MOST2;
+    return bits == 8   ? ALL
+           : bits == 6 ? MOST6
+           : bits == 5 ? MOST5
+           : bits == 4 ? MOST4
+           : bits == 3 ? MOST3
+                       : MOST2;
 }
 
 // The whole number nearest to x, between two others not beyond 2^22.
@@ -340,7 +345,8 @@ Fitted fit_on(const Fit& f, const Levels& levels, float first, float last) {
             if (!turned(f, r, k, n, w)) return {NOT_FINITE, 0.0f};
         }
         const Group g = {w, f.weight ? f.weight + k : nullptr, n};
-        (f.weight ? search<true, Levels> : search<false, Levels>)(f, g, levels, first, last, group, codes, worst);
+        const auto one = f.weight ? search<true, Levels> : search<false, Levels>;
+        one(f, g, levels, first, last, group, codes, worst);
         for (int r = 0; r < f.n_rows; ++r) {
             uint8_t* to = f.code + size_t(r) * f.n_in + k;
             for (int i = 0; i < n; ++i) to[i] = codes[size_t(i) * 16 + r];

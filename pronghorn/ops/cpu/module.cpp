@@ -122,7 +122,8 @@ void pack_codes(const Bytes& code, const Bytes& scale, const Bytes& offset, cons
     const std::size_t n_out = code.shape(0), n_in = code.shape(1);
     need(n_out < (1u << 28) && n_in < (1u << 28), "a matrix's shape");
     need_panels(g, int(n_out), int(n_in), panels.shape(0), panels.shape(1));
-    const std::size_t n_groups = ph::groups_of(int(n_in), g.group), n_supers = (n_in + ph::SUPER - 1) / ph::SUPER;
+    const std::size_t n_groups = ph::groups_of(int(n_in), g.group);
+    const std::size_t n_supers = (n_in + ph::SUPER - 1) / ph::SUPER;
     const std::size_t wide = g.scale == ph::BY_TWO ? 1 : 2;
     const auto fits = [&](const Bytes& a, bool there, std::size_t n) {
         need(!there || (a.shape(0) == n_out && a.shape(1) == n), "factors that do not fit the codes");
@@ -143,7 +144,8 @@ nb::tuple fit_codes(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, nb
     const ph::Grid g = grid_of(grid, table);
     need(kind != ph::IN_F8, "weights that are floats");
     const ph::Source s = source_of(kind, w, weight);
-    need(s.n_in < (1 << 28) && g.scale != ph::BY_TWO && g.offset != ph::OF_ZERO, "a grid whose factors are floats");
+    need(s.n_in < (1 << 28) && g.scale != ph::BY_TWO && g.offset != ph::OF_ZERO,
+         "a grid whose factors are floats");
     for (int i = 1; i < (g.table ? 16 : 0); ++i) need(g.level[i - 1] <= g.level[i], "levels in their order");
     const std::size_t n_out = s.n_out, n_in = s.n_in;
     const std::size_t n = (g.group ? std::size_t(ph::groups_of(s.n_in, g.group)) * 2 : 4);
@@ -154,7 +156,8 @@ nb::tuple fit_codes(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, nb
     ph::Fitted got;
     {
         const nb::gil_scoped_release release;
-        got = ph::fit(s, g, weight.shape(0) ? weight.data() : nullptr, code.data(), scale.data(), offset.data());
+        got = ph::fit(s, g, weight.shape(0) ? weight.data() : nullptr, code.data(), scale.data(),
+                      offset.data());
     }
     return nb::make_tuple(int(got.ending), got.size);
 }
