@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +200,9 @@ class LLM:
         reasons = check(self.methods, self.facts)
         if reasons:
             raise MethodError("this combination cannot work: " + "; ".join(reasons))
+        self.checkpoint.tensors.fetch()
         self.tokenizer: Tokenizer = load_tokenizer(self.checkpoint.path, self.checkpoint.gguf_metadata)
+        self.checkpoint = replace(self.checkpoint, gguf_metadata={})  # a vocabulary's texts, read now
         self.engine: Engine = make_engine(
             self.checkpoint, tape, self.methods, self.tokenizer, backend, threads, kv_bytes
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from pronghorn.errors import CheckpointError, MethodError
 from pronghorn.ops.codes import Codes, Grid
 from pronghorn.ops.panels import pack, unpack
 from pronghorn.quantize.fit import codes, fit, levels
+from tests import fit_by_numpy
 
 NF4 = load("weight", "nf4")().grid
 SYMMETRIC = [
@@ -48,6 +50,48 @@ def test_as_good_as_trying_everything(grid: Grid) -> None:
         w = normal(1, df=df)
         # with many levels some scale among hundreds is always lucky
         assert error(fit(w, grid), w) < (1.2 if grid.bits > 5 else 1.04) * by_trying(w, grid)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("grid", [*SYMMETRIC, *AFFINE], ids=str)
+def test_the_same_as_in_numpy(grid: Grid, weighed: bool) -> None:
+    """Up to ties. With many levels candidates differ by less than the rounding of the sums that compare
+    them, so that only the error says something there."""
+    w, rng = normal(8, 100, 384, df=4), np.random.default_rng(9)
+    h = (rng.exponential(1, 384) if weighed else np.ones(384)).astype(np.float32)
+    one, other = fit(w, grid, h), fit_by_numpy.fit(w, grid, h)
+    if grid.bits < 6:
+        assert (one.scale == other.scale).mean() > 0.9
+        assert (one.code == other.code).mean() > 0.99
+    worse = ((one.dense() - w) ** 2 @ h).sum() / ((other.dense() - w) ** 2 @ h).sum()
+    assert worse == pytest.approx(1, abs=1e-4 if grid.bits < 6 else 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16], ids=str)
+def test_weights_of_any_dtype_and_layout(dtype: type) -> None:
+    """Read as they are stored, rows or columns apart; all rows alike whatever the threads do."""
+    w = normal(10, 700, 200).astype(dtype)
+    for grid in (Grid(4, 32), Grid(8, 0, scale="float32")):
+        plain = fit(w.astype(np.float32), grid)
+        for same in (w, np.asfortranarray(w), np.repeat(w, 2, axis=1)[:, ::2], w[::-1][::-1]):
+            got = fit(same, grid)
+            assert (got.code == plain.code).all()
+            assert (got.scale == plain.scale).all()
+        assert (fit(w[37:41], grid).code == plain.code[37:41]).all()
+
+
+def test_scales_are_rounded_to_nearest() -> None:
+    """Constants: the only scales there are come out of every range of half precision and of bfloat16."""
+    rng = np.random.default_rng(11)
+    sizes = 2.0 ** rng.uniform(-30, 15, 500)
+    for scale in ("float16", "bfloat16"):
+        w = np.repeat(sizes[:, None], 32, axis=1).astype(np.float32)
+        one, other = (
+            f(w, Grid(2, 32, scale=scale), np.ones(32, np.float32)) for f in (fit, fit_by_numpy.fit)
+        )
+        apart = np.abs(one.scale.astype(np.float32) - other.scale.astype(np.float32))
+        assert (apart <= np.abs(np.spacing(other.scale)).astype(np.float32)).all()
+        assert (one.scale == other.scale).mean() > 0.95
 
 
 @pytest.mark.parametrize("bits", [4, 3, 2])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
 from pronghorn.model.checkpoint import Tensors
+from pronghorn.model.quantized.stored import side_by_side
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Op, Param, Tape
 from pronghorn.ops.codes import Grid
@@ -26,6 +27,8 @@ from pronghorn.slots import AsCoded, AsStored, WeightFormat
 from pronghorn.types import Packed
 
 MATRICES = {"embed": 1, "linear": 1, "head": 1}  # kind -> how many leading params are matrices
+
+RELEASE = 1 << 27  # bytes of a checkpoint after which pages go back: few calls, little memory
 
 
 class Form(NamedTuple):
@@ -47,6 +50,7 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
     def __init__(self, tensors: Mapping[str, Any], chosen: dict[str, tuple[Param, WeightFormat]]) -> None:
         self._tensors, self._chosen = tensors, chosen
         self._forms: dict[str, Form] = {}
+        self._n_done = 0
 
     def __getitem__(self, key: str) -> tuple[Packed, WeightFormat]:
         param, fmt = self._chosen[key]
@@ -68,7 +72,18 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
             return (value if isinstance(value, Packed) else pack(value)), fmt
         value = dense(value)
         check_finite(param.name, value)
-        return fmt.pack(value), fmt
+        packed = fmt.pack(value)
+        if not any(np.may_share_memory(value, field) for field in packed.fields.values()):
+            self._done(value.nbytes)
+        return packed, fmt
+
+    def _done(self, nbytes: int) -> None:
+        """So much of the checkpoint is not needed again: its pages go back now and then, or all of it would
+        lie in memory beside what is made of it."""
+        self._n_done += nbytes
+        if self._n_done > RELEASE and isinstance(self._tensors, Tensors):
+            self._tensors.release()
+            self._n_done = 0
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._chosen)
@@ -207,8 +222,9 @@ def check_finite(name: str, value: NDArray[Any]) -> None:
     }
     kind, mask = bits.get(value.dtype.name, (None, 0))
     flat = value if kind is None else value.view(kind)
-    step = max(1, (1 << 22) // max(1, int(np.prod(value.shape[1:]))))
-    for i in range(0, len(flat), step):
+    step = max(1, (1 << 20) // max(1, int(np.prod(value.shape[1:]))))
+
+    def check(i: int) -> None:
         part = flat[i : i + step]
         bad = ~np.isfinite(part) if kind is None else (part & mask) == mask
         if bad.any():
@@ -217,3 +233,5 @@ def check_finite(name: str, value: NDArray[Any]) -> None:
                 f"tensor {name!r} holds NaN or infinite values ({n} near row {i}): the checkpoint is "
                 "damaged; download or convert it again"
             )
+
+    side_by_side(check, range(0, len(flat), step))

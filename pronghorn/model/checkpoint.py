@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class TensorInfo:
     dtype: str  # as stored: "BF16", "F32", "Q4_0", "gptq int4"
     nbytes: int  # as stored, with scales and all
     small: bool = False  # stays that small when loaded: codes or fp8, no array of floats
+    ready: bool = False  # lies in the file as kernels read it
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,23 @@ class Tensors(Mapping[str, Any]):
         """Name, shape, stored dtype and stored bytes, without reading the data."""
         return self._entries[name].info
 
+    @property
+    def _ready(self) -> bool:
+        """Whether most of the files is read where it lies."""
+        infos = [entry.info for entry in self._entries.values()]
+        return 2 * sum(i.nbytes for i in infos if i.ready) > sum(i.nbytes for i in infos)
+
+    def fetch(self) -> None:
+        """Begin to map the pages of files that are read where they lie, on threads of their own: a core that
+        idles while the rest is loaded does it for the first step."""
+        for data in self._files if self._ready else ():
+            threading.Thread(target=data[:: mmap.PAGESIZE].max, daemon=True).start()
+
     def release(self) -> None:
-        """Give mapped pages back to the system, once a runner has packed what it reads. They are read
-        again from the files if anybody asks."""
+        """Give mapped pages back to the system, once a runner has packed what it reads, unless it reads most
+        of them where they lie. They are read again from the files if anybody asks."""
+        if self._ready:
+            return
         for data in self._files:
             mapped: Any = data.base
             mapped = mapped.obj if isinstance(mapped, memoryview) else mapped

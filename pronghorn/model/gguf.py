@@ -357,6 +357,19 @@ class _Cursor:
             raise CheckpointError(f"{self._path}: a string claims {n} bytes; it is damaged")
         return self.take(n).decode("utf-8", errors="replace")
 
+    def strings(self, count: int) -> list[str]:
+        """As `string`, but in one loop: a vocabulary has hundreds of thousands."""
+        data, at, length, out = self._data, self.at, struct.Struct("<Q").unpack_from, []
+        for _ in range(count):
+            start = at + 8
+            at = start + (length(data, at)[0] if start <= len(data) else 0)
+            if at > len(data) or at - start > MAX_STRING:
+                self.at = start - 8
+                self.string()  # says what is wrong
+            out.append(str(data[start:at], "utf-8", "replace"))
+        self.at = at
+        return out
+
     def name(self) -> str:
         text = self.string()
         if not text or len(text) > 65535:
@@ -377,7 +390,7 @@ class _Cursor:
         if count > min(MAX_ITEMS, self.left // least):
             raise CheckpointError(f"{self._path}: a metadata array claims {count} items; it is damaged")
         if inner == _STRING:
-            return [self.string() for _ in range(count)]
+            return self.strings(count)
         return list(struct.unpack(f"<{count}{_SCALARS[inner]}", self.take(count * least)))
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:

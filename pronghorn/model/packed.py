@@ -123,7 +123,7 @@ def _matrix(what: str, name: str, about: Any, entries: Mapping[str, Entry]) -> t
         nbytes += stored.info.nbytes
     parts = {part: entries[f"{name}.{part}"].read for part in wanted}
     spelled = f"codes{grid.bits}" if grid is not None else "F8_E4M3"
-    info = TensorInfo(name, (n_out, n_in), spelled, nbytes, small=True)
+    info = TensorInfo(name, (n_out, n_in), spelled, nbytes, small=True, ready=grid is not None)
     return Entry(info, _reader(what, kind, (n_out, n_in), grid, parts)), [f"{name}.{p}" for p in wanted]
 
 

@@ -9,7 +9,7 @@ Departure from the `tokenizers` library: a malformed byte sequence becomes U+FFF
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,14 @@ class Encoder(Protocol):
         ...
 
 
+class Pieces(Protocol):
+    """Bytes of each id, b"" for special tokens and holes: a list, or what makes them when asked."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, id_: int, /) -> bytes: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
 class Tokenizer:
     """A vocabulary: ids 0..n_vocab-1, each with the exact bytes that it contributes to text.
 
@@ -43,7 +51,7 @@ class Tokenizer:
     def __init__(
         self,
         encoder: Encoder,
-        pieces: list[bytes],
+        pieces: Pieces,
         special: Mapping[int, str],
         bos: int,
         eos: tuple[int, ...],
@@ -54,7 +62,7 @@ class Tokenizer:
     ) -> None:
         """Hold a vocabulary that a loader has read.
 
-        pieces: bytes of each id, b"" for special tokens and holes. special: markup of each special
+        pieces: see `Pieces`. special: markup of each special
         token. prefix, suffix: what `encode` puts around a text when `bos` is asked for. drop_space:
         encoding puts a space before the text, so decoding takes one away (SentencePiece).
         Raises CheckpointError where an id lies outside the vocabulary.

@@ -75,6 +75,28 @@ class LibraryEncoder:
             )
 
 
+class LibraryPieces:
+    """`Pieces` made from the library's tokens: a vocabulary has 150,000, of which an answer needs few."""
+
+    def __init__(
+        self, library: tokenizers.Tokenizer, n: int, piece_of: Callable[[str], bytes], whole: dict[int, bytes]
+    ) -> None:
+        """n: ids. piece_of: bytes of a token's text. whole: bytes of the ids to which that does not apply."""
+        self._library, self._n, self._piece_of, self._whole = library, n, piece_of, whole
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, id_: int) -> bytes:
+        if id_ in self._whole:
+            return self._whole[id_]
+        text = self._library.id_to_token(id_)
+        return b"" if text is None else self._piece_of(text)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(self._n))
+
+
 def guarded(call: Callable[[], T], error: Callable[[str], PronghornError]) -> T:
     """`call()`, with whatever the library raises as `error(cause)`.
 
@@ -151,15 +173,10 @@ def from_library(
     Raises CheckpointError (ids that repeat or are absurd, missing bytes) and UnsupportedError (a
     decoder whose tokens are not byte strings).
     """
-    vocab: dict[str, int] = library.get_vocab(with_added_tokens=True)
-    check_ids(list(vocab.values()), N_VOCAB_MAX)
     added = library.get_added_tokens_decoder()
     piece_of, drop_space = _piece_rule(library, source)
-    pieces = [b""] * (max(vocab.values()) + 1)
-    for token, id_ in vocab.items():
-        pieces[id_] = piece_of(token)
-    for id_, entry in added.items():
-        pieces[id_] = b"" if entry.special else entry.content.encode()
+    whole = {id_: b"" if entry.special else entry.content.encode() for id_, entry in added.items()}
+    pieces = LibraryPieces(library, _count(library), piece_of, whole)
     _check_bytes(library, pieces, source)
     special = {id_: entry.content for id_, entry in added.items() if entry.special}
     return Tokenizer(
@@ -173,6 +190,20 @@ def from_library(
         suffix,
         drop_space,
     )
+
+
+def _count(library: tokenizers.Tokenizer) -> int:
+    """Ids of a vocabulary, the largest plus one. Raises CheckpointError for ids that repeat or are absurd.
+
+    Where there are as many tokens as ids that have one, from 0 on, each token has an id of its own. Only
+    else is the whole vocabulary asked for, which takes three times as long.
+    """
+    n = int(library.get_vocab_size(with_added_tokens=True))
+    if 0 < n <= N_VOCAB_MAX and None not in map(library.id_to_token, range(n)):
+        return n
+    vocab: dict[str, int] = library.get_vocab(with_added_tokens=True)
+    check_ids(list(vocab.values()), N_VOCAB_MAX)
+    return max(vocab.values()) + 1
 
 
 def _parts(component: Any) -> Iterator[dict[str, Any]]:
@@ -229,7 +260,7 @@ def _piece_rule(library: tokenizers.Tokenizer, source: str) -> tuple[Callable[[s
     return piece, drop_space
 
 
-def _check_bytes(library: tokenizers.Tokenizer, pieces: list[bytes], source: str) -> None:
+def _check_bytes(library: tokenizers.Tokenizer, pieces: LibraryPieces, source: str) -> None:
     """Refuse a byte vocabulary with holes: without an unknown token the library drops text silently."""
     model = library.model
     cuts = [*_parts(library.pre_tokenizer), *_parts(library.normalizer)]
@@ -238,7 +269,12 @@ def _check_bytes(library: tokenizers.Tokenizer, pieces: list[bytes], source: str
         return
     if getattr(model, "unk_token", None) is not None or hasattr(model, "unk_id"):
         return
-    present = set(pieces)
+    # A token for each byte is usually found by its usual text; else it may still be any of all tokens.
+    texts = [chars for char, byte in byte_of_char().items() for chars in (char, f"<0x{byte:02X}>")]
+    ids = (library.token_to_id(text) for text in texts)
+    present = {pieces[id_] for id_ in ids if id_ is not None}
+    if any(bytes([byte]) not in present for byte in UTF8_BYTES):
+        present = set(pieces)
     missing = [byte for byte in UTF8_BYTES if bytes([byte]) not in present]
     if missing:
         raise CheckpointError(

@@ -27,11 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.ops.codes import NONE, SUPER, Codes, Grid
+from pronghorn.ops.cpu import _native
 from pronghorn.types import Packed
 
 PANEL, UNIT, LINE = 16, 32, 64
 LOW = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}  # bits of a code that lie in the first vectors
 HIGH = {2: 0, 3: 1, 4: 0, 5: 1, 6: 2, 8: 0}
+
+SCALES = {"float16": 0, "bfloat16": 1, "float32": 2, "two": 3}  # as the native extension counts them
+OFFSETS = {"": 0, "value": 1, "zero": 2, "two": 3}
 
 
 def _lines(n: int) -> int:
@@ -78,37 +82,27 @@ def stride(grid: Grid, n_in: int) -> int:
     return n if n // LINE % 2 else n + LINE
 
 
+def numbers(grid: Grid) -> tuple[list[int], list[int]]:
+    """A grid and its table as the native extension takes them."""
+    return [
+        grid.bits, grid.group, grid.centred, SCALES[grid.scale], OFFSETS[grid.offset], grid.activations
+    ], list(grid.table)  # fmt: skip
+
+
+def raw(a: NDArray[Any]) -> NDArray[np.uint8]:
+    """A matrix's bytes (n_rows, n), (0, 0) for nothing; a view where it lies row after row."""
+    return np.ascontiguousarray(a).view(np.uint8) if a.size else np.zeros((0, 0), np.uint8)
+
+
 def pack(codes: Codes) -> Packed:
     """Kind "codes", with fields panels uint8 (n_panels, stride), and scale float32 (n_out,) where one
     serves a row."""
     grid, (n_out, n_in) = codes.grid, codes.shape
-    n_panels, n_units = -(-n_out // PANEL), -(-n_in // UNIT)
-    padded = np.zeros((n_panels * PANEL, n_units * UNIT), np.uint8)
-    padded[:n_out, :n_in] = codes.code
-    steps = np.ascontiguousarray(
-        padded.reshape(n_panels, PANEL, n_units, 8, 4).transpose(0, 2, 3, 1, 4)
-    ).reshape(n_panels, n_units, 8, LINE)
-    units = np.concatenate(
-        [_together(steps, 0, LOW[grid.bits]), _together(steps, LOW[grid.bits], HIGH[grid.bits])], axis=2
-    ).reshape(n_panels, n_units, -1)
-    panels = np.zeros((n_panels, stride(grid, n_in)), np.uint8)
-    at = 0
-    for k in range(0, n_in, SUPER):
-        some = min(SUPER, n_in - k)
-        n_groups = grid.n_groups(some)
-        to = at
-        for name, n, dtype in _parts(grid, n_groups):
-            first = k // SUPER if name in ("over", "under") else k // grid.group
-            part = np.zeros((n_panels * PANEL, n), dtype_of(dtype))
-            part[:n_out] = getattr(codes, name)[:, first : first + n]
-            part = np.ascontiguousarray(part.reshape(n_panels, PANEL, n).transpose(0, 2, 1))
-            raw = part.reshape(n_panels, -1).view(np.uint8)
-            panels[:, to : to + raw.shape[1]] = raw
-            to += raw.shape[1]
-        at += _before(grid, n_groups)
-        raw = units[:, k // UNIT : k // UNIT + -(-some // UNIT)].reshape(n_panels, -1)
-        panels[:, at : at + raw.shape[1]] = raw
-        at += raw.shape[1]
+    panels = _native.room(-(-n_out // PANEL), stride(grid, n_in))
+    _native.pack(
+        np.ascontiguousarray(codes.code), raw(codes.scale), raw(codes.offset), raw(codes.over),
+        raw(codes.under), *numbers(grid), panels,
+    )  # fmt: skip
     fields: dict[str, Any] = {"panels": panels}
     if grid.group == 0:
         fields["scale"] = np.ascontiguousarray(codes.scale[:, 0], np.float32)
@@ -167,19 +161,8 @@ def factors(packed: Packed) -> Iterator[NDArray[Any]]:
         at += _before(grid, n_groups) + -(-some // UNIT) * UNIT * PANEL * grid.bits // 8
 
 
-def _together(steps: NDArray[np.uint8], low: int, bits: int) -> NDArray[np.uint8]:
-    """Bits low, low + 1, ... of the codes of 8 steps (.., 8, 64), as `bits` vectors (.., bits, 64)."""
-    if bits == 8:
-        return steps
-    mask = np.uint8((1 << bits) - 1)
-    out = np.zeros((*steps.shape[:2], bits, LINE), np.uint8)
-    for s in range(8 if bits else 0):
-        out[:, :, s % bits] |= ((steps[:, :, s] >> np.uint8(low)) & mask) << np.uint8(s // bits * bits)
-    return out
-
-
 def _apart(vectors: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """The opposite: `bits` bits for each of 8 steps."""
+    """Vectors (.., bits, 64) that hold `bits` bits for each of 8 steps -> (.., 8, 64)."""
     if bits == 8:
         return np.array(vectors)
     mask = np.uint8((1 << bits) - 1)

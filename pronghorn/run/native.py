@@ -9,7 +9,6 @@ float32 over a float32 store; over bfloat16 its products take queries and weight
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +23,12 @@ from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
 from pronghorn.ops.cpu import _native
+from pronghorn.ops.panels import numbers
 from pronghorn.ops.ref import Ops
 from pronghorn.types import Ints, Rows, StepOut
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of stored KV
 WEIGHTS = {"float32": 0, "bfloat16": 1, "float16": 2, "float8": 3}
-SCALES = {"float16": 0, "bfloat16": 1, "float32": 2, "two": 3}
-OFFSETS = {"": 0, "value": 1, "zero": 2, "two": 3}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 WAY_OUT = "run this model with the reference runner, or store it otherwise"
 NO_FLOATS = np.zeros(0, np.float32)
@@ -90,10 +88,8 @@ class NativeRunner:
                 grid, panels = packed.grid, packed.fields["panels"]
                 assert grid is not None
                 self._mats[key] = self.exe.add_codes(
-                    panels, scale, packed.shape[0], packed.shape[1],
-                    [grid.bits, grid.group, grid.centred, SCALES[grid.scale], OFFSETS[grid.offset],
-                     grid.activations], list(grid.table), _mapped(panels),
-                )  # fmt: skip
+                    panels, scale, packed.shape[0], packed.shape[1], *numbers(grid), True
+                )
                 continue
             if packed.kind not in WEIGHTS:
                 raise UnsupportedError(
@@ -260,13 +256,6 @@ def _siblings(cpu: int) -> str:
         return path.read_text().strip()
     except OSError:
         return str(cpu)
-
-
-def _mapped(array: Any) -> bool:
-    """Whether an array lies in a mapped file, where it costs no memory of our own."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
 
 
 def _activation(fn: str) -> int:

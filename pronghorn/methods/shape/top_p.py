@@ -35,7 +35,7 @@ class TopP:
         down = logits.max() - logits
         e = np.exp(-down)
         # Only where the mass reaches p does the order of tokens matter: they are sorted there.
-        at = np.minimum(down * BINS, 40 * BINS).astype(np.intp)
+        at = (np.minimum(down, 40) * BINS).astype(np.intp)
         mass = np.bincount(at, e)
         above = np.cumsum(mass) - mass  # mass of the likelier bins
         most = self.p * mass.sum()

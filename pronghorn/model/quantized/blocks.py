@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import CheckpointError
-from pronghorn.model.quantized.stored import Array, require_finite
+from pronghorn.model.quantized.stored import Array, require_finite, side_by_side
 from pronghorn.ops.codes import NONE, Codes, Grid
 
 Bytes = NDArray[np.uint8]
@@ -56,8 +56,11 @@ def decode(kind: str, raw: Bytes, name: str) -> Codes:
     blocks = raw.reshape(n_out, -1, block.n_bytes)
     code = np.empty((n_out, blocks.shape[1], block.n_values), np.uint8)
     step = max(1, CHUNK // raw.shape[1])
-    for i in range(0, n_out, step):
+
+    def some(i: int) -> None:
         block.code(blocks[i : i + step], code[i : i + step])
+
+    side_by_side(some, range(0, n_out, step))
     factors = [np.ascontiguousarray(a).reshape(n_out, -1) if a.size else a for a in block.factors(blocks)]
     require_finite(name, *factors)
     if kind == "MXFP4" and (blocks[..., 0] == 255).any():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -48,6 +51,18 @@ def require_finite(name: str, *factors: Array) -> None:
             f"tensor {name!r} holds NaN or infinite scales ({n}): the checkpoint is damaged; "
             "download or convert it again"
         )
+
+
+def side_by_side(do: Callable[[int], object], items: Sequence[int]) -> None:
+    """`do` of each item, on a thread for each processor, 8 at most: NumPy lets go of the interpreter in what
+    counts."""
+    if len(items) < 4:
+        for i in items:
+            do(i)
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(do, items):
+            pass
 
 
 def dense(tensor: Tensor) -> Array:

@@ -30,6 +30,28 @@ def top(logits: npt.NDArray[np.float32], out: npt.NDArray[np.int32]) -> None:
     """Fill out (rows, n) with the ids of the largest of logits (rows, n_vocab), largest first, ties to the
     lower id, -1 past the end of a small vocabulary. NaN is never chosen."""
 
+def room(n_rows: int, n_bytes: int) -> npt.NDArray[np.uint8]:
+    """Zeros (n_rows, n_bytes) in memory as weights lie in it: from the start of a line of the cache, in huge
+    pages where the system has them, spread over its memory nodes."""
+
+def pack(
+    code: npt.NDArray[np.uint8], scale: npt.NDArray[np.uint8], offset: npt.NDArray[np.uint8],
+    over: npt.NDArray[np.uint8], under: npt.NDArray[np.uint8], grid: list[int], table: list[int],
+    panels: npt.NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Fill panels (n_panels, stride), zeros so far, with codes (n_out, n_in) as `ops.panels` lays them out,
+    on several threads. Factors are seen as bytes, (n_out, ..), (0, 0) where the grid has none; grid, table:
+    see `Executor.add_codes`."""
+
+def fit(
+    kind: int, w: npt.NDArray[Any], weight: npt.NDArray[np.float32], grid: list[int], table: list[int],
+    code: npt.NDArray[np.uint8], scale: npt.NDArray[np.uint8], offset: npt.NDArray[np.uint8],
+) -> tuple[int, float]:  # fmt: skip
+    """Fill code (n_out, n_in), and scale and offset as for `pack`, with the search of `quantize.fit` for w
+    (n_out, n_in) of kind 0 to 2 (see `Executor`), on several threads. weight: of each input's squared error,
+    empty where all count alike. Gives 0 and 0, or 1 for a NaN or an infinity, or 2 and the magnitude of a
+    factor that its dtype does not hold."""
+
 class Probe:
     """What the machine can do at most, with the instruction set in use (`isa()`).
 

@@ -251,6 +251,7 @@ const Kernels table = {
     .weigh = weigh,
     .attend = attend,
     .attend_merge = attend_merge,
+    .fit = fit,
 };
 
 }  // namespace ph::PH_ISA

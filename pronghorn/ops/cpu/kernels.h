@@ -114,6 +114,30 @@ struct Linear {
     std::size_t ldy;  // floats from row to row
 };
 
+// Up to 16 rows of weights for which codes are looked for (kernels_fit.cpp), on a grid without "two" and
+// without zeros. Elements lie `row` and `column` bytes apart, codes n_in, factors n_groups.
+struct Fit {
+    Grid grid;
+    int n_rows, n_in, n_groups;
+    Weights kind;  // IN_F32, IN_BF16 or IN_F16
+    const void* w;
+    std::ptrdiff_t row, column;
+    const float* weight;  // (n_in,) of each input's squared error; null: all count alike
+    float* scratch;       // fit_scratch floats
+    std::uint8_t* code;
+    void* scale;
+    void* offset;
+};
+inline std::size_t fit_scratch(const Grid& g, int n_in) {
+    return std::size_t(g.group ? g.group : n_in) * 20 + 16;  // 16 floats and 16 bytes for each input
+}
+
+enum Ending : int { FITTED = 0, NOT_FINITE = 1, TOO_LARGE = 2 };
+struct Fitted {
+    Ending ending;
+    float size;  // TOO_LARGE: the magnitude of a factor that its dtype does not hold
+};
+
 constexpr int KEYS = 256;  // of a block of attention: those whose numbers share a quotient by KEYS
 
 // A page of keys and values of one head. Lanes [lo, hi) hold keys number `at`, `at` + 1, ...
@@ -188,6 +212,8 @@ struct Kernels {
     void (*attend)(const AttendItem& item);
     // `out` from the parts of blocks [block0, block1).
     void (*attend_merge)(const AttendItem& item);
+
+    Fitted (*fit)(const Fit& f);
 };
 
 // Floats from row to row for rows of `width` values. Rows of wide matrices must not start a power of two
@@ -233,6 +259,7 @@ inline std::size_t attend_scratch(std::size_t n, int dim) {
     void linear(const Linear&, const void*, std::size_t, int, int, int);                          \
     void attend(const AttendItem&);                                                               \
     void attend_merge(const AttendItem&);                                                         \
+    Fitted fit(const Fit&);                                                                       \
     }
 PH_FOR_EACH_ISA(PH_DECLARE_TABLE)
 #undef PH_DECLARE_TABLE

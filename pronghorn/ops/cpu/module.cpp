@@ -8,8 +8,10 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <vector>
 
+#include "codes.h"
 #include "executor.h"
 #include "isa.h"
 #include "probe.h"
@@ -77,18 +79,16 @@ ph::Source source_of(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, n
             kind == ph::IN_F8 ? scale.data() : nullptr};
 }
 
-// grid: bits, group, centred, scale, offset, activations; table: 16 levels, or none.
-ph::CodesSource codes_of(const Flat<std::uint8_t, 2>& panels, const Floats& scale, int n_out,
-                         int n_in, const std::vector<int>& grid, const std::vector<int>& table,
-                         bool stays) {
-    need(grid.size() == 6 && (table.empty() || table.size() == 16), "a grid");
-    const int bits = grid[0], group = grid[1];
-    ph::Grid g{bits, group, 0, !table.empty(), ph::Scales(grid[3]), ph::Offsets(grid[4]), grid[5], {}};
-    g.zero = g.table ? 128 : grid[2] ? 1 << (bits - 1) : 0;
+// numbers: bits, group, centred, scale, offset, activations; table: 16 levels, or none.
+ph::Grid grid_of(const std::vector<int>& numbers, const std::vector<int>& table) {
+    need(numbers.size() == 6 && (table.empty() || table.size() == 16), "a grid");
+    const int bits = numbers[0], group = numbers[1], scale = numbers[3], offset = numbers[4];
+    ph::Grid g{bits, group, 0, !table.empty(), ph::Scales(scale), ph::Offsets(offset), numbers[5], {}};
+    g.zero = g.table ? 128 : numbers[2] ? 1 << (bits - 1) : 0;
     need((bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8) &&
              (group == 0 || group == 16 || group == 32 || group == 64 || group == 128) &&
-             (!g.table || bits == 4) && grid[3] >= ph::BY_HALF && grid[3] <= ph::BY_TWO &&
-             grid[4] >= ph::NO_OFFSET && grid[4] <= ph::OF_TWO && (g.act == 8 || (g.act == 16 && group != 16)) &&
+             (!g.table || bits == 4) && scale >= ph::BY_HALF && scale <= ph::BY_TWO &&
+             offset >= ph::NO_OFFSET && offset <= ph::OF_TWO && (g.act == 8 || (g.act == 16 && group != 16)) &&
              (group == 0) == (g.scale == ph::BY_ROW) && (group || !g.offset) &&
              (g.offset != ph::OF_TWO || g.scale == ph::BY_TWO) &&
              (g.offset != ph::OF_VALUE || g.scale != ph::BY_TWO),
@@ -97,13 +97,74 @@ ph::CodesSource codes_of(const Flat<std::uint8_t, 2>& panels, const Floats& scal
         need(table[i] >= -128 && table[i] <= 127, "a level out of range");
         g.level[i] = std::uint8_t(table[i] + 128);
     }
+    return g;
+}
+
+using Bytes = Flat<std::uint8_t, 2>;
+
+void need_panels(const ph::Grid& g, int n_out, int n_in, std::size_t n_panels, std::size_t panel) {
     need(n_out > 0 && n_in > 0 && n_out < (1 << 28) && n_in < (1 << 28), "a matrix's shape");
-    need(panels.shape(0) == std::size_t(n_out + ph::PAGE - 1) / ph::PAGE &&
-             panels.shape(1) >= ph::codes_bytes(g, n_in) && panels.shape(1) % 64 == 0,
+    need(n_panels == std::size_t(n_out + ph::PAGE - 1) / ph::PAGE && panel >= ph::codes_bytes(g, n_in) &&
+             panel % 64 == 0,
          "panels that do not fit the matrix");
-    need(scale.shape(0) == (group ? 0 : std::size_t(n_out)), "one scale per output where groups are rows");
-    return {g, n_out, n_in, panels.data(), panels.shape(1), group ? nullptr : scale.data(),
-            stays};
+}
+
+ph::CodesSource codes_of(const Bytes& panels, const Floats& scale, int n_out, int n_in,
+                         const std::vector<int>& grid, const std::vector<int>& table, bool stays) {
+    const ph::Grid g = grid_of(grid, table);
+    need_panels(g, n_out, n_in, panels.shape(0), panels.shape(1));
+    need(scale.shape(0) == (g.group ? 0 : std::size_t(n_out)), "one scale per output where groups are rows");
+    return {g, n_out, n_in, panels.data(), panels.shape(1), g.group ? nullptr : scale.data(), stays};
+}
+
+using BytesOut = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Factors are bytes, (n_out, n factors of their size).
+void pack_codes(const Bytes& code, const Bytes& scale, const Bytes& offset, const Bytes& over,
+                const Bytes& under, const std::vector<int>& grid, const std::vector<int>& table,
+                const BytesOut& panels) {
+    const ph::Grid g = grid_of(grid, table);
+    const std::size_t n_out = code.shape(0), n_in = code.shape(1);
+    need(n_out < (1u << 28) && n_in < (1u << 28), "a matrix's shape");
+    need_panels(g, int(n_out), int(n_in), panels.shape(0), panels.shape(1));
+    const std::size_t n_groups = ph::groups_of(int(n_in), g.group);
+    const std::size_t n_supers = (n_in + ph::SUPER - 1) / ph::SUPER;
+    const std::size_t wide = g.scale == ph::BY_TWO ? 1 : 2;
+    const auto fits = [&](const Bytes& a, bool there, std::size_t n) {
+        need(!there || (a.shape(0) == n_out && a.shape(1) == n), "factors that do not fit the codes");
+    };
+    fits(scale, g.group, n_groups * wide);
+    fits(offset, g.offset, n_groups * (g.offset == ph::OF_VALUE ? wide : 1));
+    fits(over, g.scale == ph::BY_TWO, n_supers * 2);
+    fits(under, g.offset == ph::OF_TWO, n_supers * 2);
+    const ph::Codes c{g, int(n_out), int(n_in), code.data(), scale.data(), offset.data(), over.data(),
+                      under.data()};
+    const nb::gil_scoped_release release;
+    ph::pack(c, panels.data(), panels.shape(1));
+}
+
+nb::tuple fit_codes(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro>& w, const Floats& weight,
+                    const std::vector<int>& grid, const std::vector<int>& table, const BytesOut& code,
+                    const BytesOut& scale, const BytesOut& offset) {
+    const ph::Grid g = grid_of(grid, table);
+    need(kind != ph::IN_F8, "weights that are floats");
+    const ph::Source s = source_of(kind, w, weight);
+    need(s.n_in < (1 << 28) && g.scale != ph::BY_TWO && g.offset != ph::OF_ZERO,
+         "a grid whose factors are floats");
+    for (int i = 1; i < (g.table ? 16 : 0); ++i) need(g.level[i - 1] <= g.level[i], "levels in their order");
+    const std::size_t n_out = s.n_out, n_in = s.n_in;
+    const std::size_t n = (g.group ? std::size_t(ph::groups_of(s.n_in, g.group)) * 2 : 4);
+    need(weight.shape(0) == 0 || weight.shape(0) == n_in, "one weight per input");
+    need(code.shape(0) == n_out && code.shape(1) == n_in && scale.shape(0) == n_out && scale.shape(1) == n &&
+             (!g.offset || (offset.shape(0) == n_out && offset.shape(1) == n)),
+         "room for codes and factors");
+    ph::Fitted got;
+    {
+        const nb::gil_scoped_release release;
+        got = ph::fit(s, g, weight.shape(0) ? weight.data() : nullptr, code.data(), scale.data(),
+                      offset.data());
+    }
+    return nb::make_tuple(int(got.ending), got.size);
 }
 
 ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& at) {
@@ -327,6 +388,20 @@ NB_MODULE(_native, m) {
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
     m.def("draw", &draw, nb::arg("logits").noconvert(), nb::arg("temperature"), nb::arg("u"));
+    m.def("room", [](std::size_t n_rows, std::size_t n_bytes) {
+        need(!n_rows || n_bytes <= SIZE_MAX / n_rows, "room for more than there can be");
+        auto held = std::make_unique<ph::Bytes>(ph::lasting(n_rows * n_bytes));
+        void* const at = held->get();
+        nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<ph::Bytes*>(p); });
+        static_cast<void>(held.release());
+        return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>(at, {n_rows, n_bytes}, owner);
+    });
+    m.def("pack", &pack_codes, nb::arg("code").noconvert(), nb::arg("scale").noconvert(),
+          nb::arg("offset").noconvert(), nb::arg("over").noconvert(), nb::arg("under").noconvert(),
+          nb::arg("grid"), nb::arg("table"), nb::arg("panels").noconvert());
+    m.def("fit", &fit_codes, nb::arg("kind"), nb::arg("w").noconvert(), nb::arg("weight").noconvert(),
+          nb::arg("grid"), nb::arg("table"), nb::arg("code").noconvert(), nb::arg("scale").noconvert(),
+          nb::arg("offset").noconvert());
     m.def("dot", &dot, nb::arg("a").noconvert(), nb::arg("b").noconvert());
 
     nb::class_<ph::Probe>(m, "Probe")
@@ -352,8 +427,8 @@ NB_MODULE(_native, m) {
                  return self.add_matrix(s);
              })
         .def("add_codes",
-             [](Native& self, const Flat<std::uint8_t, 2>& panels, const Floats& scale, int n_out,
-                int n_in, const std::vector<int>& grid, const std::vector<int>& table, bool stays) {
+             [](Native& self, const Bytes& panels, const Floats& scale, int n_out, int n_in,
+                const std::vector<int>& grid, const std::vector<int>& table, bool stays) {
                  const Native::Turn turn(self);
                  const ph::CodesSource s = codes_of(panels, scale, n_out, n_in, grid, table, stays);
                  if (s.in_place()) self.keep_alive(nb::cast(panels));
