@@ -28,8 +28,6 @@ from pronghorn.types import Packed
 
 MATRICES = {"embed": 1, "linear": 1, "head": 1}  # kind -> how many leading params are matrices
 
-RELEASE = 1 << 27  # bytes of a checkpoint after which pages go back: few calls, little memory
-
 
 class Form(NamedTuple):
     """What became of a matrix, without its numbers; see `Packed`."""
@@ -50,7 +48,6 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
     def __init__(self, tensors: Mapping[str, Any], chosen: dict[str, tuple[Param, WeightFormat]]) -> None:
         self._tensors, self._chosen = tensors, chosen
         self._forms: dict[str, Form] = {}
-        self._n_done = 0
 
     def __getitem__(self, key: str) -> tuple[Packed, WeightFormat]:
         param, fmt = self._chosen[key]
@@ -73,17 +70,10 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
         value = dense(value)
         check_finite(param.name, value)
         packed = fmt.pack(value)
-        if not any(np.may_share_memory(value, field) for field in packed.fields.values()):
-            self._done(value.nbytes)
+        shares = any(np.may_share_memory(value, field) for field in packed.fields.values())
+        if isinstance(self._tensors, Tensors) and not shares:
+            self._tensors.done(value.nbytes)
         return packed, fmt
-
-    def _done(self, nbytes: int) -> None:
-        """So much of the checkpoint is not needed again: its pages go back now and then, or all of it would
-        lie in memory beside what is made of it."""
-        self._n_done += nbytes
-        if self._n_done > RELEASE and isinstance(self._tensors, Tensors):
-            self._tensors.release()
-            self._n_done = 0
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._chosen)

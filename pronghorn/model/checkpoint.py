@@ -27,6 +27,8 @@ from pronghorn.model.quantized.stored import NonFiniteError, Tensor, dense
 
 Array = NDArray[Any]
 
+RELEASE = 1 << 27  # bytes of tensors after which mapped pages go back: few calls, little memory
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -66,6 +68,7 @@ class Tensors(Mapping[str, Any]):
         """files: the bytes of each mapped file."""
         self._entries = dict(entries)
         self._files = files
+        self._n_done = 0
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array]) -> Tensors:
@@ -107,6 +110,14 @@ class Tensors(Mapping[str, Any]):
         idles while the rest is loaded does it for the first step."""
         for data in self._files if self._ready else ():
             threading.Thread(target=data[:: mmap.PAGESIZE].max, daemon=True).start()
+
+    def done(self, nbytes: int) -> None:
+        """So much is not needed again: mapped pages go back now and then, or all of them would lie in memory
+        beside what is made of them."""
+        self._n_done += nbytes
+        if self._n_done > RELEASE:
+            self.release()
+            self._n_done = 0
 
     def release(self) -> None:
         """Give mapped pages back to the system, once a runner has packed what it reads, unless it reads most
