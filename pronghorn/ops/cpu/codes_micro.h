@@ -247,12 +247,12 @@ void panels(Tile t, int n_panels) {
     if constexpr (P > 1) tiles<BITS, TABLE, X, HALF, R, 1>(t, n_panels);
 }
 
-// Up to 8 rows go as one block, more of them by eights; many rows of short groups by sixes, whose float sums
-// stay in registers. Returns how many went.
+// Up to 8 rows go as one block, more of them by eights; very many, or those of short groups, by sixes, whose
+// float sums stay in registers. Returns how many went.
 template <int BITS, bool TABLE, int X, bool HALF>
-int rows_at_once(const Tile& t, int n, int n_panels, bool more) {
+int rows_at_once(const Tile& t, int n, int n_panels, bool more, bool many) {
     if constexpr (MOST_ROWS == 8 && !HALF && X == 8) {
-        if (more && n >= 6 && t.at.group < 128) return panels<BITS, TABLE, X, HALF, 6>(t, n_panels), 6;
+        if (more && n >= 6 && (many || t.at.group < 128)) return panels<BITS, TABLE, X, HALF, 6>(t, n_panels), 6;
         if (more && n >= 8) return panels<BITS, TABLE, X, HALF, 8>(t, n_panels), 8;
         switch (more ? 0 : n) {
             case 8: return panels<BITS, TABLE, X, HALF, 8, 1>(t, n_panels), 8;
@@ -288,7 +288,7 @@ void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) 
         for (int turn = 0; from < to; ++turn) {
             t.x = x + from * ldx;
             t.turn = !more ? -1 : turn;
-            const int done = rows_at_once<BITS, TABLE, X, HALF>(t, to - from, n_panels, more);
+            const int done = rows_at_once<BITS, TABLE, X, HALF>(t, to - from, n_panels, more, many);
             t.y += done * t.ldy;
             from += done;
         }

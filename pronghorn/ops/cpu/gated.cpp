@@ -60,12 +60,11 @@ void Executor::gate_products() {
 Executor::GatedCut Executor::gated_cut(const TapeOp& op, int n) const {
     const int form = op.ints[1], width = op.ints[2];
     const int unit = form < FIRST_CODES ? 1 : codes_row(form, width).per_scale / PAGE;
-    const auto pieces = [](int a, int b) { return (a + b - 1) / b; };
     const int units = pieces(pieces(width, PAGE), unit);
     if (n <= FEW) return {n, std::min(units, 2 * team_.size()), unit};
     int chunk = PANELS / unit;
-    while (chunk > 1 && pieces(units, chunk) * pieces(n, MANY) < 4 * team_.size()) chunk /= 2;
-    return {std::min(n, MANY), pieces(units, chunk), unit};
+    while (chunk > 1 && pieces(units, chunk) * pieces(n, height(n)) < 16 * team_.size()) chunk /= 2;
+    return {height(n), pieces(units, chunk), unit};
 }
 
 // Floats that the largest item of a step of n rows works in.
@@ -75,7 +74,7 @@ std::size_t Executor::gated_scratch(int n) const {
         if (part.phase != Phase::Gated) continue;
         const TapeOp& op = ops_[part.ops[0]];
         const GatedCut cut = gated_cut(op, n);
-        const int units = (op.ints[2] + cut.unit * PAGE - 1) / (cut.unit * PAGE);
+        const int units = pieces(op.ints[2], cut.unit * PAGE);
         const int columns = (units / cut.across + 1) * cut.unit * PAGE;
         most = std::max(most, op.mats.size() * cut.tall * row_stride(columns));
     }
@@ -89,11 +88,11 @@ void Executor::gated(Lane& lane, int part) {
     const Act fn = Act(op.ints[0]);
     const GatedCut cut = gated_cut(op, n);
     const int n_panels = mats_[op.mats[0]].mat.n_panels;
-    const int units = (n_panels + cut.unit - 1) / cut.unit;
+    const int units = pieces(n_panels, cut.unit);
     const bool fused = fuses(parts_[part]);
     const std::size_t ldx = (fused && own_part_[x] == part ? own_stride_[x] : stride(x)) * sizeof(float);
     Own own;
-    team_.each(lane, cut.across * ((n + cut.tall - 1) / cut.tall), [&](int i) {
+    team_.each(lane, cut.across * pieces(n, cut.tall), [&](int i) {
         if (fused && !own.base) own = before(lane.id, part);
         if (fused && i == 0) hand_over(own);
         const int r0 = i / cut.across * cut.tall, rows = std::min(n - r0, cut.tall), at = i % cut.across;

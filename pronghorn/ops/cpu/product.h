@@ -12,6 +12,11 @@ namespace ph {
 // pass by.
 constexpr int FEW = 12, MANY = 192, PANELS = 8;
 
+inline int pieces(int a, int b) { return (a + b - 1) / b; }
+
+// Rows of an item, of n rows: all items have about as many.
+inline int height(int n) { return n <= FEW ? n : pieces(pieces(n, pieces(n, MANY)), 6) * 6; }
+
 // Products of n rows with each matrix of a list. input(i), called at the start of piece i, says where the
 // rows are, ldx bytes from row to row. after(r0, r1, p0, p1) is called for each finished piece, with
 // panels counted over the whole list.
@@ -22,13 +27,12 @@ void product(Team& team, Lane& lane, const Kernels& k, const Linear* list, int n
     int total = 0;
     for (int i = 0; i < n_list; ++i) total += list[i].mat->n_panels;
     const int threads = team.size();
-    const auto pieces = [](int a, int b) { return (a + b - 1) / b; };
-    int chunk = PANELS, tall = MANY;
+    int chunk = PANELS;
+    const int tall = height(n);
     if (n <= FEW) {
-        tall = n;
         chunk = std::max(pieces(total, 2 * threads), std::min(PANELS, pieces(total, threads)));
     } else {
-        while (chunk > 2 && pieces(total, chunk) * pieces(n, tall) < 4 * threads) chunk /= 2;
+        while (chunk > 2 && pieces(total, chunk) * pieces(n, tall) < 16 * threads) chunk /= 2;
     }
     const int across = pieces(total, chunk);
     team.each(lane, across * pieces(n, tall), [&](int i) {
