@@ -24,7 +24,7 @@ constexpr int across(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 constexpr int MOST_ROWS = 4;
 constexpr int across(int rows) { return rows == 1 ? 2 : 1; }
 #endif
-constexpr int AHEAD = 8192;  // bytes, over all panels of a block, that are asked for in advance
+constexpr int AHEAD = 8192;  // bytes, over all panels of a block, that are asked for in advance, at least
 
 struct Tile {
     const Grid* grid;
@@ -37,6 +37,8 @@ struct Tile {
     float* y;
     size_t ldy;
     bool first, last;
+    size_t ahead;        // bytes from what is read to what is asked for, where a block reads one panel
+    const char* then;    // weights that are read after the last panel, or null
     int turn;            // -1: the block asks for its own panels in advance; 0, 1: for the first or the
                          // second panel of the next two; else for nothing
     const float* scale;  // of a row of weights, or null
@@ -99,7 +101,7 @@ __attribute__((noinline)) void tile(const Tile& t) {
     const bool scaled = g.scale != BY_ROW;
     const N adjust = nall((SMALL || X == 16 ? 0 : BIAS) - g.zero);
     const int per_group = HALF ? 16 : t.at.group;
-    const size_t ahead = t.turn < 0 ? AHEAD / P : 2 * t.panel;
+    const size_t ahead = P == 1 ? t.ahead : t.turn < 0 ? AHEAD / P : 2 * t.panel;
     V sum[KEEP ? R : 1][KEEP ? P : 1];
     {
         const Strided<float, R> y(t.y, t.ldy);
@@ -132,7 +134,7 @@ __attribute__((noinline)) void tile(const Tile& t) {
             PH_UNROLL for (int p = 0; p < P; ++p) wv[p] = step<BITS, TABLE, S>(unit[p], g.level);
             if constexpr (P == 1) {
                 PH_UNROLL for (int i = S * BITS / 8; i < (S + 1) * BITS / 8; ++i) {
-                    __builtin_prefetch(unit[0] + AHEAD + i * 64);
+                    __builtin_prefetch(reinterpret_cast<const void*>(uintptr_t(unit[0]) + ahead + i * 64));
                 }
             }
             PH_UNROLL for (int r = 0; r < R; ++r) {
@@ -230,9 +232,23 @@ __attribute__((noinline)) void tile(const Tile& t) {
     }
 }
 
+// What one stream asks for while it reads the first of its last n panels. Short panels ask for whole ones, and
+// at the end for what comes then; long ones for that all at once. Neither asks for much that nobody reads.
+PH_INLINE void look_ahead(Tile& t, int n) {
+    const int reach = t.panel <= 2 * AHEAD ? int((AHEAD + t.panel - 1) / t.panel) : 0;
+    t.ahead = t.then && reach ? reach * t.panel : AHEAD;
+    if (!t.then || n > (reach ? reach : 1)) return;
+    if (reach) {
+        t.ahead = uintptr_t(t.then) - uintptr_t(t.w) + size_t(reach - n) * t.panel;
+    } else {
+        for (int i = 0; i < AHEAD; i += 64) __builtin_prefetch(t.then + i);
+    }
+}
+
 template <int BITS, bool TABLE, int X, bool HALF, int R, int P>
 PH_INLINE void tiles(Tile& t, int& n_panels) {
     for (; n_panels >= P; n_panels -= P) {
+        if constexpr (P == 1) look_ahead(t, n_panels);
         tile<BITS, TABLE, X, HALF, R, P>(t);
         t.w += P * t.panel;
         t.y += P * 16;
@@ -298,6 +314,7 @@ void product(const Linear& l, const char* x, size_t ldx, int n, int p0, int p1) 
     t.panel = m.panel;
     t.ldx = ldx;
     t.at = codes_row(form_of(m), m.n_in);
+    t.then = n <= MOST_ROWS ? static_cast<const char*>(l.then) : nullptr;
     const auto place = [&](int p, int k0, int k1, float* y, size_t ldy) {
         t.k0 = k0;
         t.k1 = k1;

@@ -385,7 +385,8 @@ void Executor::linears(Lane& lane, int part) {
         };
         const bool is_own = fused && own_part_[x] == part;
         const std::size_t ldx = is_own ? own_stride_[x] : stride(x);
-        product(team_, lane, k_, list, n_list, input, ldx * sizeof(float), n_rows(),
+        const void* then = from + MOST < ops.size() ? nullptr : then_[part * team_.size() + lane.id];
+        product(team_, lane, k_, list, n_list, input, ldx * sizeof(float), n_rows(), then,
                 [](int, int, int, int) {});
     }
 }
@@ -423,7 +424,7 @@ void Executor::head(Lane& lane, int part) {
         op.vecs.empty() ? nullptr : static_cast<const float*>(vecs_[op.vecs[0]].data.get());
     const Linear l{&m, bias, logits_, std::size_t(shape_.n_vocab)};
     const float scale = op.floats[0], cap = op.floats[1];
-    product(team_, lane, k_, &l, 1, input, ld * sizeof(float), n, [&](int r0, int r1, int p0, int p1) {
+    product(team_, lane, k_, &l, 1, input, ld * sizeof(float), n, nullptr, [&](int r0, int r1, int p0, int p1) {
         if (scale == 1.0f && cap <= 0) return;
         const int c0 = p0 * PAGE, c1 = std::min(p1 * PAGE, shape_.n_vocab);
         for (int r = r0; r < r1; ++r) {

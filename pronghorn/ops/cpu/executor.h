@@ -163,6 +163,7 @@ private:
     struct GatedCut {  // of a gated product: rows and pieces of columns of an item
         int tall, across;
         int unit;  // panels that must not be parted: one scale serves what they make
+        int panel(int piece, int n_panels) const;  // the first of a piece
     };
     // Where row ops find the registers that `before` of a part makes: in a thread's own memory, or
     // (base null) where all find them.
@@ -181,6 +182,7 @@ private:
     bool by_head(const Part& part) const;
     void place_registers();
     void place_own();
+    void look_ahead();
     void prepare(const StepIn& step);
     void work(Lane& lane);
     void execute(Lane& lane);
@@ -241,6 +243,8 @@ private:
     std::vector<int> own_part_;             // of each register: the part in whose `before` it is made
     std::vector<std::size_t> own_at_, own_stride_;  // floats of a row before it, and of it
     std::size_t own_floats_ = 0;
+    std::vector<const void*> then_;  // of (part, thread): weights that it reads first in the next part with any,
+                                     // where rows are few
     int n_taps_ = 0, positions_ = -1, n_groups_ = 0;
     std::vector<int> tap_reg_;
     bool finished_ = false;

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "executor.h"
+#include "product.h"
 
 namespace ph {
 namespace {
@@ -89,6 +90,37 @@ void Executor::place_own() {
         own_floats_ = std::max(own_floats_, at);
     }
     own_floats_ += head;  // behind them: the rows as the head takes them
+}
+
+// What each thread begins to read in a part, with few rows: known in advance, so that it can be on its way
+// while the part before ends.
+void Executor::look_ahead() {
+    const int threads = team_.size(), n_parts = int(parts_.size());
+    then_.assign(std::size_t(n_parts) * threads, nullptr);
+    for (int p = n_parts - 2; p >= 0; --p) {
+        const Part& next = parts_[p + 1];
+        const bool reads = next.phase == Phase::Linears || next.phase == Phase::Gated || next.phase == Phase::Head;
+        Linear list[FEW];
+        int n_list = 0, total = 0;
+        for (int i : next.ops) {
+            if (!reads || n_list == FEW) break;
+            const Mat& m = mats_[ops_[i].mats[0]].mat;
+            list[n_list++] = {&m, nullptr, nullptr, 0};
+            total += m.n_panels;
+        }
+        for (int t = 0; t < threads; ++t) {
+            const void*& then = then_[p * threads + t];
+            if (next.phase == Phase::Gated) {
+                const GatedCut cut = gated_cut(ops_[next.ops[0]], 1);
+                then = panel_at(list, 1, cut.panel(Team::first(cut.across, t, threads), total));
+            } else if (reads) {
+                const int chunk = few_panels(total, threads);
+                then = panel_at(list, n_list, Team::first(pieces(total, chunk), t, threads) * chunk);
+            } else {
+                then = then_[(p + 1) * threads + t];
+            }
+        }
+    }
 }
 
 bool Executor::fuses(const Part& part) const {

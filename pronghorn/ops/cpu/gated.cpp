@@ -57,6 +57,11 @@ void Executor::gate_products() {
     ops_ = std::move(left);
 }
 
+int Executor::GatedCut::panel(int piece, int n_panels) const {
+    const std::int64_t units = pieces(n_panels, unit);
+    return std::min(int(units * piece / across) * unit, n_panels);
+}
+
 Executor::GatedCut Executor::gated_cut(const TapeOp& op, int n) const {
     const int form = op.ints[1], width = op.ints[2];
     const int unit = form < FIRST_CODES ? 1 : codes_row(form, width).per_scale / PAGE;
@@ -88,24 +93,28 @@ void Executor::gated(Lane& lane, int part) {
     const Act fn = Act(op.ints[0]);
     const GatedCut cut = gated_cut(op, n);
     const int n_panels = mats_[op.mats[0]].mat.n_panels;
-    const int units = pieces(n_panels, cut.unit);
     const bool fused = fuses(parts_[part]);
     const std::size_t ldx = (fused && own_part_[x] == part ? own_stride_[x] : stride(x)) * sizeof(float);
+    const int last = Team::first(cut.across, lane.id + 1, team_.size()) - 1;
+    const auto panels = [&](std::size_t j, int p) {
+        const Mat& m = mats_[op.mats[j]].mat;
+        return static_cast<const char*>(m.w) + p * m.panel;
+    };
     Own own;
     team_.each(lane, cut.across * pieces(n, cut.tall), [&](int i) {
         if (fused && !own.base) own = before(lane.id, part);
         if (fused && i == 0) hand_over(own);
         const int r0 = i / cut.across * cut.tall, rows = std::min(n - r0, cut.tall), at = i % cut.across;
-        const auto panel = [&](int a) {
-            return std::min(int(std::int64_t(units) * a / cut.across) * cut.unit, n_panels);
-        };
-        const int p0 = panel(at), p1 = panel(at + 1), c0 = p0 * PAGE, c1 = std::min(p1 * PAGE, width);
+        const int p0 = cut.panel(at, n_panels), p1 = cut.panel(at + 1, n_panels), c0 = p0 * PAGE, c1 = std::min(p1 * PAGE, width);
         const std::size_t ld = row_stride((p1 - p0) * PAGE);
         float* made[2] = {scratch_[lane.id].floats(0), nullptr};
         for (std::size_t j = 0; j < op.mats.size(); ++j) {
             made[j] = made[0] + j * ld * rows;
             const float* bias = op.vecs[j] < 0 ? nullptr : static_cast<const float*>(vecs_[op.vecs[j]].data.get());
-            const Linear l{&mats_[op.mats[j]].mat, bias, made[j] - c0, ld};
+            const void* then = j + 1 < op.mats.size() ? panels(j + 1, p0)
+                               : i == last           ? then_[part * team_.size() + lane.id]
+                                                     : panels(0, p1);
+            const Linear l{&mats_[op.mats[j]].mat, bias, made[j] - c0, ld, then};
             k_.linear(l, reinterpret_cast<const char*>(row(x, 0, own)) + ldx * r0, ldx, rows, p0, p1);
         }
         for (int r = 0; r < rows; ++r) {

@@ -112,6 +112,7 @@ struct Linear {
     const float* bias;  // padded to 16, or null
     float* y;
     std::size_t ldy;  // floats from row to row
+    const void* then = nullptr;  // weights that the thread will read next, where it is known
 };
 
 // Up to 16 rows of weights for which codes are looked for (kernels_fit.cpp), on a grid without "two" and

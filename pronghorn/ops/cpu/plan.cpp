@@ -142,6 +142,7 @@ void Executor::finish() {
     for (const TapeOp& op : ops_) check_op(op);
     plan();
     place_registers();
+    look_ahead();
     scratch_.resize(team_.size());
     moe_ = std::make_unique<Moe>();
     finished_ = true;

@@ -69,6 +69,9 @@ public:
     // first exception of an item.
     void run();
 
+    // The item with which the stretch of thread i of m begins, of n items.
+    static int first(int n, int i, int m) { return int((std::int64_t(n) * i + m - 1) / m); }
+
     static constexpr std::size_t MOST = 1u << 24;  // items of a phase stay below
     static constexpr int PHASES = 1 << 16;         // phases of a run stay below
 
@@ -126,10 +129,7 @@ private:
     // Items of the stretch of thread `of` that nobody has claimed; returns how many.
     template <typename F>
     int take(const Lane& lane, int of, int n, int stretches, const F& f) {
-        const auto start = [&](int i) {
-            return int((std::int64_t(n) * i + stretches - 1) / stretches);
-        };
-        const int first = start(of), size = start(of + 1) - first;
+        const int first = Team::first(n, of, stretches), size = Team::first(n, of + 1, stretches) - first;
         if (!size) return 0;
         std::atomic<std::uint64_t>& claims = seats_[of].claims;
         std::uint64_t now = claims.load(std::memory_order_acquire);
