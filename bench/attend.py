@@ -1,17 +1,16 @@
 """Attention alone: prefill and decode, as a share of what the machine allows in the same minutes.
 
-    python bench/attend.py [--threads 2] [--kv bfloat16] [--against OLD.so] [--repeats 5] [--cpu]
-                           [--only TEXT ...] [--json]
+    python bench/attend.py [--threads 2] [--kv bfloat16] [--against OLD.so] [--repeats 5] [--only TEXT ...]
+                           [--json]
 
 The model has attention and nothing else to speak of: 16 wide, so its projections cost little, and time
 that they and the call take counts as attention's. Prefill: one step of n tokens. Decode: one token after
 so many. Layers are as many as it takes for KV that no cache holds (at short contexts: 24, and a cache
-does hold them). Limits come from `_limits.cpp`, compiled by the machine's C++ compiler, and run between
-all measurements, which alternate; all figures are medians.
+does hold them). Limits are those of `pronghorn.bench.limits`, measured between all measurements, which
+alternate; all figures are medians.
 
 GFLOP/s of prefill count four per query, visible key and channel; GB/s of decode are stored keys and
-values by the time. `--cpu` counts processor time of one thread, for a machine where others work too.
-`--against` measures an extension built from other sources beside this one.
+values by the time. `--against` measures an extension built from other sources beside this one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -120,12 +118,11 @@ def work(path: str) -> None:
             model = Model(*ask["build"])
             print(0, flush=True)
             continue
-        clock = time.process_time if ask["cpu"] else time.perf_counter
         times = []
         for _ in range(ask["times"]):
-            t = clock()
+            t = time.perf_counter()
             model.step(ask["rows"])
-            times.append(clock() - t)
+            times.append(time.perf_counter() - t)
         print(min(times), flush=True)
 
 
@@ -144,13 +141,6 @@ class Worker:
         return float(self.child.stdout.readline())
 
 
-def limits(folder: str) -> str:
-    out = f"{folder}/limits"
-    flags = ["-O3", "-march=native", "-std=c++20", "-pthread"]
-    subprocess.run(["g++", *flags, str(ROOT / "bench" / "_limits.cpp"), "-o", out], check=True)
-    return out
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -158,49 +148,45 @@ def main() -> None:
     parser.add_argument("--against", default="", help="another build of the extension")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", action="append", default=[], help="of a row's name; repeat it")
-    parser.add_argument("--cpu", action="store_true", help="processor time of one thread")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work is not None:
         work(args.work)
         return
-    threads = 1 if args.cpu else args.threads
+    from pronghorn.bench.limits import BYTES, Probe
+
+    probe = Probe(args.threads)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        program = limits(folder)
-        workers = [Worker(""), *([Worker(args.against)] if args.against else [])]
-        for name, shape in SHAPES.items():
-            for what, n in [("prefill", n) for n in PREFILL] + [("decode", n) for n in DECODE]:
-                row = f"{name} {what} {n}"
-                if args.only and not any(o in row for o in args.only):
-                    continue
-                heads, n_kv, dim = shape
-                layers = layers_for(*shape, what, n, args.kv)
-                context, m = (0, n) if what == "prefill" else (n, 1)
-                for w in workers:
-                    w.ask(build=(shape, layers, args.kv, threads, context))
-                times: list[list[float]] = [[] for _ in workers]
-                allowed = []
-                for _ in range(args.repeats):
-                    for i, w in enumerate(workers):
-                        once = 1 if n == 8192 and what == "prefill" else 3
-                        times[i].append(w.ask(rows=m, times=once, cpu=args.cpu))
-                    got = subprocess.run(
-                        [program, str(threads), "256", "cpu" if args.cpu else "wall"],
-                        capture_output=True, text=True, check=True,
-                    )  # fmt: skip
-                    allowed.append([float(x) for x in got.stdout.split()])
-                bf16, fp32, gbs = (statistics.median(x) for x in zip(*allowed, strict=True))
-                peak = fp32 if args.kv == "float32" else bf16
-                mid = [statistics.median(t) for t in times]
-                if what == "prefill":
-                    amount, limit, unit = 2e-9 * heads * dim * n * (n + 1) * layers, peak, "GFLOP/s"
-                else:
-                    amount, limit, unit = 2e-9 * n * layers * n_kv * dim * SIZE[args.kv], gbs, "GB/s"
-                rows.append([row, *(amount / t for t in mid), limit, amount / mid[0] / limit, unit])
-                print(row, [f"{x:.1f}" if isinstance(x, float) else x for x in rows[-1][1:]], file=sys.stderr)
-    where = {**machine(), "threads": str(threads), "kv": args.kv, "clock": "cpu" if args.cpu else "wall"}
+    workers = [Worker(""), *([Worker(args.against)] if args.against else [])]
+    for name, shape in SHAPES.items():
+        for what, n in [("prefill", n) for n in PREFILL] + [("decode", n) for n in DECODE]:
+            row = f"{name} {what} {n}"
+            if args.only and not any(o in row for o in args.only):
+                continue
+            heads, n_kv, dim = shape
+            layers = layers_for(*shape, what, n, args.kv)
+            context, m = (0, n) if what == "prefill" else (n, 1)
+            for w in workers:
+                w.ask(build=(shape, layers, args.kv, args.threads, context))
+            times: list[list[float]] = [[] for _ in workers]
+            allowed = []
+            for _ in range(args.repeats):
+                for i, w in enumerate(workers):
+                    once = 1 if n == 8192 and what == "prefill" else 3
+                    times[i].append(w.ask(rows=m, times=once))
+                allowed.append(probe.measure(BYTES))
+            kind = "fp32" if args.kv == "float32" else "bf16"
+            peak = statistics.median(a.peak(kind) for a in allowed) / 1e9
+            gbs = statistics.median(a.memory for a in allowed) / 1e9
+            mid = [statistics.median(t) for t in times]
+            if what == "prefill":
+                amount, limit, unit = 2e-9 * heads * dim * n * (n + 1) * layers, peak, "GFLOP/s"
+            else:
+                amount, limit, unit = 2e-9 * n * layers * n_kv * dim * SIZE[args.kv], gbs, "GB/s"
+            rows.append([row, *(amount / t for t in mid), limit, amount / mid[0] / limit, unit])
+            print(row, [f"{x:.1f}" if isinstance(x, float) else x for x in rows[-1][1:]], file=sys.stderr)
+    where = {**machine(), "threads": str(args.threads), "kv": args.kv}
     if args.json:
         print(json.dumps({"rows": rows, "machine": where}))
         return

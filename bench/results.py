@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from _report import machine
+
+from pronghorn.bench.limits import BYTES, Probe
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -75,25 +78,6 @@ PARTS = (
 )  # fmt: skip
 
 
-def bandwidth(megabytes: int = 256, rounds: int = 7) -> float:
-    """GB/s of one thread that reads memory: the best of several sums over an array past every cache."""
-    data = np.ones(megabytes * 131072, np.float64)
-    best = 0.0
-    for _ in range(rounds):
-        start = time.perf_counter()
-        data.sum()
-        best = max(best, data.nbytes / (time.perf_counter() - start) / 1e9)
-    return best
-
-
-def instructions() -> tuple[str, int]:
-    """The instruction set that the kernels use, and threads unless a command says otherwise."""
-    from pronghorn.ops.cpu import _native
-    from pronghorn.run.native import physical_cores
-
-    return _native.isa(), physical_cores()
-
-
 def run(part: Part) -> str:
     command = [sys.executable, str(HERE / part.program), *part.args]
     start = time.perf_counter()
@@ -120,8 +104,8 @@ def main() -> None:
     chosen = [p for p in PARTS if not args.only or any(o in p.program for o in args.only)]
     if not chosen:
         parser.error(f"no such part; known: {', '.join(p.program for p in PARTS)}")
-    where, (isa, threads) = machine(), instructions()
-    before = bandwidth()
+    where, probe = machine(), Probe(0)
+    before = probe.measure(BYTES).memory
     start = time.perf_counter()
     sections = []
     for part in chosen:
@@ -135,10 +119,12 @@ def main() -> None:
         f"Made by `make results` on {now:%Y-%m-%d}, {minutes:.0f} minutes; do not edit. The contestants of a "
         "table took turns in one run, so ratios hold better than absolute figures; where a spread is "
         "given, it is the middle value and the extremes.\n\n"
-        f"- processor: {where['processor']}, {where['cores']} cores, kernels for {isa}, {threads} threads\n"
-        f"- memory: {before:.1f} GB/s read by one thread (NumPy, best of 7) before, {bandwidth():.1f} after\n"
+        f"- processor: {where['processor']}, {where['cores']} cores, kernels for {where['instruction set']}, "
+        f"{probe.threads} threads\n"
+        f"- memory: {before / 1e9:.1f} GB/s read by all threads before, "
+        f"{probe.measure(BYTES).memory / 1e9:.1f} after\n"
         f"- load of the last minute: {where['load']} before, {load:.2f} after\n"
-        f"- Python {where['python']}, NumPy {np.__version__}\n"
+        f"- Python {platform.python_version()}, NumPy {np.__version__}\n"
     )
     page = "\n".join([head, *sections])
     if args.print or args.only:
