@@ -27,7 +27,9 @@ from pronghorn.model.convert import convert
 from pronghorn.model.quantized.scheme import gather
 from pronghorn.model.quantized.stored import Turned, dense
 from pronghorn.model.quantized.words import lanes, stream
+from pronghorn.ops import values
 from pronghorn.ops.codes import Codes
+from pronghorn.ops.panels import pack
 from pronghorn.types import Packed
 
 LAYER = "model.layers.0.mlp.up_proj"
@@ -112,9 +114,19 @@ def test_gptq_zero_of_zero_in_the_first_version():
 
 
 @pytest.mark.parametrize("bits", [3, 4])
-def test_gptq_in_activation_order_is_exact_but_not_small(bits):
+def test_gptq_in_activation_order_stays_small(bits):
     layer = quantized.gptq(np.random.default_rng(0), 64, 384, bits, 32, order=True)
     tensor = check(layer, quantized.gptq_config(bits, 32, desc_act=True))
+    assert isinstance(tensor, Codes) and len(tensor.order) == 384
+    packed = pack(tensor)
+    np.testing.assert_array_equal(values.dense(packed), layer[1])
+    np.testing.assert_array_equal(values.dense(values.outputs(packed, 7, 40)), layer[1][7:40])
+
+
+def test_gptq_groups_of_several_sizes_come_as_floats():
+    parts, _ = quantized.gptq(np.random.default_rng(0), 64, 384, 4, 32, order=True)
+    parts["g_idx"][0] = (parts["g_idx"][0] + 1) % 12
+    tensor = load(parts, quantized.gptq_config(4, 32, desc_act=True))
     assert isinstance(tensor, np.ndarray) and tensor.dtype == np.float32
 
 
@@ -173,7 +185,8 @@ def test_pack_quantized_in_activation_order():
     config = quantized.compressed_config(
         "pack-quantized", strategy="group", group_size=32, symmetric=False, actorder="group"
     )
-    assert isinstance(check(layer, config), np.ndarray)
+    tensor = check(layer, config)
+    assert isinstance(tensor, Codes) and len(tensor.order) == 256
 
 
 @pytest.mark.parametrize("sym", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from test_quantized_gguf import HALVES, random_blocks
 
 from pronghorn.cli.info import look, tell
 from pronghorn.compose import parse
+from pronghorn.errors import CheckpointError
 from pronghorn.model.arch import build_tape
 from pronghorn.model.bind import bind
 from pronghorn.model.checkpoint import Tensors, load_checkpoint, validate
@@ -24,6 +26,7 @@ from pronghorn.model.convert import convert
 from pronghorn.model.quantized.blocks import BLOCKS
 from pronghorn.model.quantized.stored import Turned, dense
 from pronghorn.ops.codes import Codes
+from pronghorn.quantize import run, text
 
 PROMPTS = [[3, 17, 90, 4, 4, 151, 60], [8, 9]]
 Change = Callable[[Any], Any]
@@ -159,7 +162,7 @@ def test_a_format_that_the_user_names_takes_over(name: str, runner: str, made: C
 @pytest.mark.parametrize(
     ("name", "dtype", "bits", "small"),
     [
-        ("gptq", "gptq int4", 4.25, True), ("gptq-order", "gptq int4", 4.85, False),
+        ("gptq", "gptq int4", 4.25, True), ("gptq-order", "gptq int4", 4.85, True),
         ("awq", "awq int4", 4.16, True), ("packed-8", "int8", 8.1, True), ("float8", "F8_E4M3", 8.2, True),
         ("fp8-blocks", "F8_E4M3", 8, False), ("Q4_K", "Q4_K", 4.5, True), ("Q6_K", "Q6_K", 6.5625, True),
     ],
@@ -176,6 +179,26 @@ def test_info_shows_what_is_stored(
     assert (found.weight_bytes < 3 * sum(s.nbytes for s in found.stored if s.dtype != "F32")) == small
     tell(found)
     assert f"{row.bits:.2f}" in capsys.readouterr().out
+
+
+def test_an_order_of_inputs_survives_packing(made: Callable[[str], Path], tmp_path: Path) -> None:
+    use = "fp8:only=*layers.1.mlp.down*"
+    source, out = load_checkpoint(made("gptq-order")), tmp_path / "packed"
+    run.quantize(source, build_tape(source.config), [parse(use)[1]], "rtn", text.NONE, out, lambda *_: None)
+    name = "model.layers.0.mlp.up_proj.weight"
+    packed = load_checkpoint(out).tensors[name]
+    np.testing.assert_array_equal(packed.fields["order"], source.tensors[name].order)
+    want = logits(made("gptq-order"), "native", formats=(use,))
+    np.testing.assert_array_equal(logits(out, "native"), want)
+
+    file = out / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    start = 8 + size + json.loads(data[8 : 8 + size])[f"{name}.order"]["data_offsets"][0]
+    data[start : start + 4] = data[start + 4 : start + 8]
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="order of inputs does not name each"):
+        load_checkpoint(out).tensors[name]
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "gptq"])

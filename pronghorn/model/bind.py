@@ -75,6 +75,9 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
             self._tensors.done(value.nbytes)
         return packed, fmt
 
+    def __contains__(self, key: object) -> bool:  # else a look-up would be tried
+        return key in self._chosen
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._chosen)
 
@@ -206,10 +209,8 @@ def check_finite(name: str, value: NDArray[Any]) -> None:
     """Raises `CheckpointError`. NaN and infinity have all exponent bits set; looking at the bits is faster
     than converting."""
     bits = {
-        "bfloat16": (np.uint16, 0x7F80),
-        "float16": (np.uint16, 0x7C00),
-        "float32": (np.uint32, 0x7F800000),
-    }
+        "bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)
+    }  # fmt: skip
     kind, mask = bits.get(value.dtype.name, (None, 0))
     flat = value if kind is None else value.view(kind)
     step = max(1, (1 << 20) // max(1, int(np.prod(value.shape[1:]))))
@@ -218,10 +219,9 @@ def check_finite(name: str, value: NDArray[Any]) -> None:
         part = flat[i : i + step]
         bad = ~np.isfinite(part) if kind is None else (part & mask) == mask
         if bad.any():
-            n = int(bad.sum())
             raise CheckpointError(
-                f"tensor {name!r} holds NaN or infinite values ({n} near row {i}): the checkpoint is "
-                "damaged; download or convert it again"
+                f"tensor {name!r} holds NaN or infinite values ({int(bad.sum())} near row {i}): the "
+                "checkpoint is damaged; download or convert it again"
             )
 
     side_by_side(check, range(0, len(flat), step))

@@ -21,7 +21,7 @@ import numpy as np
 from pronghorn.errors import CheckpointError
 from pronghorn.model.checkpoint import Entry, TensorInfo
 from pronghorn.model.names import shown
-from pronghorn.ops.codes import Grid
+from pronghorn.ops.codes import Grid, is_order
 from pronghorn.ops.panels import PANEL, factors, stride
 from pronghorn.types import Packed
 
@@ -110,6 +110,8 @@ def _matrix(what: str, name: str, about: Any, entries: Mapping[str, Entry]) -> t
         wanted["w"] = ("U8", (n_out, n_in))
     if grid is None or grid.group == 0:
         wanted["scale"] = ("F32", (n_out,))
+    if grid is not None and f"{name}.order" in entries:
+        wanted["order"] = ("I32", (n_in,))
     nbytes = 0
     for part, (dtype, size) in wanted.items():
         stored = entries.get(f"{name}.{part}")
@@ -167,5 +169,11 @@ def _check_scales(what: str, packed: Packed) -> None:
             raise CheckpointError(
                 f"{what}: {n} of its scales are NaN or infinite; the file is damaged: quantize it again"
             )
+    order = packed.fields.get("order")
+    if order is not None and not is_order(np.asarray(order), packed.shape[1]):
+        raise CheckpointError(
+            f"{what}: its order of inputs does not name each of them once; the file is damaged: quantize it "
+            "again"
+        )
     if packed.kind == FLOATS and (np.asarray(packed.fields["w"]) & 0x7F == 0x7F).any():
         raise CheckpointError(f"{what} holds NaN; the file is damaged: quantize it again")

@@ -10,7 +10,7 @@ numbers are coded, `Codes` holds them. `ops.panels` turns them into what kernels
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,13 +70,23 @@ class Grid:
         return -(-n_in // self.group) if self.group else 1
 
 
+AS_THEY_COME = np.zeros(0, np.int32)
+
+
+def is_order(order: NDArray[Any], n: int) -> bool:
+    """Whether it names each number below n once."""
+    return order.shape == (n,) and np.array_equal(np.sort(order), np.arange(n))
+
+
 @dataclass(frozen=True)
 class Codes:
     """A matrix (n_out, n_in) on a grid.
 
     code: uint8 (n_out, n_in), below 2**bits. scale: (n_out, n_groups) in the grid's dtype, int8 for "two";
     float32 (n_out, 1) for group 0. offset: (n_out, n_groups) in the scale's dtype or uint8, empty for
-    none. over, under: float16 (n_out, ceil(n_in / 256)) for "two", else empty.
+    none. over, under: float16 (n_out, ceil(n_in / 256)) for "two", else empty. order: int32 (n_in,), the
+    input that each column of codes belongs to, where groups are of inputs that do not follow each other, else
+    empty.
 
     Raises `ValueError` for arrays that do not fit.
     """
@@ -87,6 +97,7 @@ class Codes:
     offset: NDArray[Any]
     over: NDArray[np.float16]
     under: NDArray[np.float16]
+    order: NDArray[np.int32] = field(default_factory=lambda: AS_THEY_COME)
 
     def __post_init__(self) -> None:
         g = self.grid
@@ -101,6 +112,8 @@ class Codes:
             "over": (self.over, "float16", supers if two else None),
             "under": (self.under, "float16", supers if g.offset == "two" else None),
         }
+        if self.order.size and not (self.order.dtype == np.int32 and is_order(self.order, n_in)):
+            raise ValueError("the order of inputs does not name each of them once")
         if self.code.dtype != np.uint8:
             raise ValueError(f"codes are uint8, not {self.code.dtype}")
         for name, (a, dtype, shape) in wanted.items():
@@ -155,7 +168,12 @@ class Codes:
         """The values (n_out, n_in): one product and one sum each, in float32."""
         a, b = self.factors()
         of = np.arange(self.shape[1]) // self.grid.group if self.grid.group else np.zeros(1, np.intp)
-        return a[:, of] * self.levels() + b[:, of]
+        values: NDArray[np.float32] = a[:, of] * self.levels() + b[:, of]
+        if not self.order.size:
+            return values
+        out = np.empty_like(values)
+        out[:, self.order] = values
+        return out
 
 
 NONE = np.zeros(0, np.float16)  # where a grid has no offset, over or under

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.ops.codes import NONE, SUPER, Codes, Grid
+from pronghorn.ops.codes import AS_THEY_COME, NONE, SUPER, Codes, Grid
 from pronghorn.ops.cpu import _native
 from pronghorn.types import Packed
 
@@ -96,7 +96,7 @@ def raw(a: NDArray[Any]) -> NDArray[np.uint8]:
 
 def pack(codes: Codes) -> Packed:
     """Kind "codes", with fields panels uint8 (n_panels, stride), and scale float32 (n_out,) where one
-    serves a row."""
+    serves a row, order int32 (n_in,) where inputs have one."""
     grid, (n_out, n_in) = codes.grid, codes.shape
     panels = _native.room(-(-n_out // PANEL), stride(grid, n_in))
     _native.pack(
@@ -106,6 +106,8 @@ def pack(codes: Codes) -> Packed:
     fields: dict[str, Any] = {"panels": panels}
     if grid.group == 0:
         fields["scale"] = np.ascontiguousarray(codes.scale[:, 0], np.float32)
+    if codes.order.size:
+        fields["order"] = codes.order
     return Packed("codes", codes.shape, fields, grid)
 
 
@@ -141,7 +143,7 @@ def unpack(packed: Packed) -> Codes:
     if grid.group == 0:
         found["scale"] = [np.asarray(packed.fields["scale"], np.float32)[:, None]]
     joined = {name: np.concatenate(parts, axis=1) if parts else NONE for name, parts in found.items()}
-    return Codes(grid, code, **joined)
+    return Codes(grid, code, **joined, order=np.asarray(packed.fields.get("order", AS_THEY_COME)))
 
 
 def factors(packed: Packed) -> Iterator[NDArray[Any]]:

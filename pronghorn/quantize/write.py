@@ -21,7 +21,9 @@ from pronghorn.ops.panels import pack
 from pronghorn.types import Packed
 
 SHARD = 4 << 30  # bytes of a file, unless one tensor alone is larger
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "float64": "F64"}
+DTYPES = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int32": "I32", "float64": "F64"
+}  # fmt: skip
 LINE = 64  # panels start at a multiple of this, so that they are read from the map as they lie
 
 

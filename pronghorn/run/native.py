@@ -25,6 +25,8 @@ from pronghorn.model.tape import Op
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.panels import numbers
 from pronghorn.ops.ref import Ops
+from pronghorn.ops.values import dense
+from pronghorn.slots import AsStored
 from pronghorn.types import Ints, Rows, StepOut
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of stored KV
@@ -81,15 +83,20 @@ class NativeRunner:
 
     def _load_matrices(self) -> None:
         multiplied = {p.key for op in self.bound.ops if op.kind != "embed" for p in op.params}
+        whole = {p.key for op in self.bound.ops if op.kind in ("embed", "moe") for p in op.params}
         for key in self.bound.mats:
             packed, _ = self.bound.mats[key]
+            if "order" in packed.fields and key in whole:  # these kernels take inputs as they come
+                packed = AsStored().pack(dense(packed))
             scale = np.ascontiguousarray(packed.fields.get("scale", NO_FLOATS), np.float32).reshape(-1)
             if packed.kind == "codes":
                 grid, panels = packed.grid, packed.fields["panels"]
                 assert grid is not None
                 self._mats[key] = self.exe.add_codes(
-                    panels, scale, packed.shape[0], packed.shape[1], *numbers(grid), True
+                    panels, scale, packed.shape[0], packed.shape[1], *numbers(grid)
                 )
+                if "order" in packed.fields:
+                    self.exe.set_order(self._mats[key], packed.fields["order"])
                 continue
             if packed.kind not in WEIGHTS:
                 raise UnsupportedError(

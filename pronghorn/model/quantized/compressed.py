@@ -33,10 +33,11 @@ from pronghorn.model.quantized.module import (
     Scheme,
     checked_groups,
     group_size,
+    in_order,
     matrix,
     n_groups,
-    scattered,
     setting,
+    sorts,
     stays_small,
 )
 from pronghorn.model.quantized.stored import Array, Tensor
@@ -168,7 +169,8 @@ def _entry(module: Module, weights: Weights) -> Entry:
     group = weights.group
     small = stays_small(module, "weight_scale", group, zeros="weight_zero_point" in module.parts)
     if "weight_g_idx" in module.parts:
-        small &= checked_groups(module, "weight_g_idx", n_in, group) is None
+        g_idx = checked_groups(module, "weight_g_idx", n_in, group)
+        small &= g_idx is None or sorts(g_idx, group)
     label = f"int{bits}"
     return module.entry((n_out, n_in), label, small, lambda: _tensor(module, n_out, n_in, bits, group))
 
@@ -192,7 +194,7 @@ def _tensor(module: Module, n_out: int, n_in: int, bits: int, group: int) -> Ten
     scale = np.broadcast_to(module.read("weight_scale").reshape(-1, groups), (n_out, groups))
     zero = _zero(module, n_out, groups, bits) if "weight_zero_point" in module.parts else None
     if g_idx is not None:
-        return scattered(module.name, code, scale, zero, bits, g_idx)
+        return in_order(module.name, code, scale, zero, bits, group, g_idx)
     return matrix(module.name, code, scale, zero, bits, group)
 
 

@@ -6,7 +6,7 @@
     g_idx     int32 (n_in,)                         group of each input
 
 The first version of the format stores each zero less 1, modulo 2**bits; the second as it is. With activation
-order and groups, g_idx is in no order: see `module.scattered`.
+order and groups, g_idx is in no order: see `module.in_order`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pronghorn.model.quantized.module import (
     Scheme,
     checked_groups,
     group_size,
+    in_order,
     matrix,
     n_groups,
-    scattered,
     setting,
+    sorts,
     stays_small,
 )
 from pronghorn.model.quantized.stored import Tensor
@@ -65,7 +66,8 @@ def scheme(config: Mapping[str, Any], where: str) -> Scheme:
             module.require("g_idx", ("I32", "I64"), (n_in,))
         small = stays_small(module, "scales", group, zeros=not symmetric)
         if reordered:
-            small &= checked_groups(module, "g_idx", n_in, group) is None
+            g_idx = checked_groups(module, "g_idx", n_in, group)
+            small &= g_idx is None or sorts(g_idx, group)
         label = f"gptq int{bits}"
         return module.entry((n_out, n_in), label, small, lambda: _tensor(module, n_in, bits, group, plus))
 
@@ -81,5 +83,5 @@ def _tensor(module: Module, n_in: int, bits: int, group: int, plus: int) -> Tens
         mask = np.uint8((1 << bits) - 1)
         zero = (stream(module.read("qzeros"), bits) + np.uint8(plus) & mask).T
     if g_idx is not None:
-        return scattered(module.name, code, scale, zero, bits, g_idx)
+        return in_order(module.name, code, scale, zero, bits, group, g_idx)
     return matrix(module.name, code, scale, zero, bits, group)

@@ -1,14 +1,14 @@
 """A quantized layer of a Hugging Face checkpoint: several arrays that stand for one matrix.
 
-`Module` hands them out checked, `matrix` makes codes of what they hold. What codes cannot hold (inputs that
-belong to groups in no order, scales for blocks of outputs, groups with scales of 32 bits) comes as its
-float32 values instead: exact, but no longer small.
+`Module` hands them out checked, `matrix` makes codes of what they hold. What codes cannot hold (groups of
+inputs that differ in size, scales for blocks of outputs, groups with scales of 32 bits) comes as its float32
+values instead: exact, but no longer small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -155,6 +155,26 @@ def _narrow(scale: Array) -> Array | None:
         if np.array_equal(narrow.astype(np.float32), scale, equal_nan=True):
             return narrow
     return None
+
+
+def in_order(
+    name: str, code: NDArray[np.uint8], scale: Array, zero: NDArray[np.uint8] | None, bits: int, group: int,
+    g_idx: Array,
+) -> Tensor:  # fmt: skip
+    """The same where input i belongs to group g_idx[i]: codes whose columns are sorted by group, with the
+    order of their inputs, or float32 values where groups differ in size."""
+    if not sorts(g_idx, group):
+        return scattered(name, code, scale, zero, bits, g_idx)
+    order = np.argsort(g_idx, kind="stable").astype(np.int32)
+    made = matrix(name, np.ascontiguousarray(code[:, order]), scale, zero, bits, group)
+    if isinstance(made, Codes):
+        return replace(made, order=order)
+    return scattered(name, code, scale, zero, bits, g_idx)
+
+
+def sorts(g_idx: Array, group: int) -> bool:
+    """Whether groups are whole, in whatever order their inputs come."""
+    return np.array_equal(np.sort(g_idx), np.arange(len(g_idx)) // group)
 
 
 def scattered(

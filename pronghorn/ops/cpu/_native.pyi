@@ -89,12 +89,15 @@ class Executor:
 
     def add_codes(
         self, panels: npt.NDArray[np.uint8], scale: npt.NDArray[np.float32], n_out: int, n_in: int,
-        grid: list[int], table: list[int], stays: bool,
+        grid: list[int], table: list[int],
     ) -> int:  # fmt: skip
-        """A matrix as `ops.panels` lays it out, read where it lies if it stays there, on a cache line's
+        """A matrix as `ops.panels` lays it out, kept and read where it lies if that is on a cache line's
         boundary, else copied; scale (n_out,), empty but for groups of a whole row. grid: bits, group,
         centred, scale (0 float16, 1 bfloat16, 2 float32, 3 two), offset (0 none, 1 value, 2 zero, 3 two),
         activations."""
+
+    def set_order(self, matrix: int, order: npt.NDArray[np.int32]) -> None:
+        """Column i of a matrix of codes belongs to input order[i]; each input once."""
 
     def add_rows(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
         """Keep a contiguous matrix as it is, to be read by rows."""

@@ -50,6 +50,20 @@ int Executor::add_codes(const CodesSource& source) {
     return int(mats_.size()) - 1;
 }
 
+void Executor::set_order(int mat, std::vector<int> order) {
+    need(!finished_ && mat >= 0 && mat < int(mats_.size()) && mats_[mat].mat.kind == IN_CODES,
+         "an order of something else than a matrix of codes");
+    std::vector<char> seen(mats_[mat].mat.n_in, 0);
+    for (int i : order) {
+        need(i >= 0 && i < int(seen.size()) && !seen[i], "an order of inputs that does not name each once");
+        seen[i] = 1;
+    }
+    need(order.size() == seen.size(), "an order of inputs that does not name each once");
+    const auto at = std::find(orders_.begin(), orders_.end(), order);
+    mats_[mat].order = int(at - orders_.begin());
+    if (at == orders_.end()) orders_.push_back(std::move(order));
+}
+
 int Executor::add_rows(const Source& s) {
     need(!finished_, "a matrix after finish");
     PackedMatrix m;
@@ -321,6 +335,12 @@ void Executor::row_op(const TapeOp& op, int r, const Own& own) {
         case Do::Add: k_.add(in(0), in(1), y, width); break;
         case Do::Scale: k_.scale(in(0), op.floats[0], y, width); break;
         case Do::Narrow: k_.narrow(in(0), y, widths_[op.in[0]], op.ints[0], 0, widths_[op.in[0]]); break;
+        case Do::Gather: {
+            const std::vector<int>& order = orders_[op.ints[0]];
+            const float* x = in(0);
+            for (int i = 0; i < width; ++i) y[i] = x[order[i]];
+            break;
+        }
         case Do::Keep: keep(op, r, own); break;
         case Do::Tap:
             if (!step_->taps.empty()) {

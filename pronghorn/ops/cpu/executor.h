@@ -18,7 +18,7 @@
 namespace ph {
 
 enum class Do { Embed, Wpe, Norm, Linear, Rope, Attend, Act, Glu, Add, Scale, Moe, Tap, Head,
-                Narrow, Keep, Gated };  // the last three are the planner's own
+                Narrow, Keep, Gated, Gather };  // the last four are the planner's own
 
 // One op of the tape. Registers, matrices, vectors and tables are numbers; -1 is none.
 struct TapeOp {
@@ -29,7 +29,7 @@ struct TapeOp {
     std::vector<int> vecs;
     std::vector<int> ints;      // Norm: group, centre; Rope: table, heads; Attend: layer, window;
                                 // Act, Glu: fn; Moe: top_k, renorm, fn, width; Tap: number;
-                                // Narrow: form; Gated: fn, form, width
+                                // Narrow: form; Gated: fn, form, width; Gather: order
     std::vector<float> floats;  // Embed, Scale: factor; Norm: eps; Attend: scale, softcap;
                                 // Head: scale, softcap
 };
@@ -81,6 +81,8 @@ public:
     int add_matrix(const Source& source);  // packed into panels
     int add_codes(const CodesSource& source);  // left where they lie
     int add_rows(const Source& source);    // left where it lies, contiguous
+    // Input i of a matrix of codes is order[i] of its inputs: each of them once.
+    void set_order(int mat, std::vector<int> order);
     int add_vector(const float* values, int n);
     int add_table(const float* freq, int half, float gain);  // freq null: given with each step
     void add_op(TapeOp op);
@@ -173,8 +175,9 @@ private:
     };
 
     int new_register(int width);
-    using Narrowed = std::map<std::pair<int, int>, int>;  // register and form -> register
-    int narrowed(int reg, int form, std::vector<TapeOp>& out, Narrowed& of);
+    using Made = std::map<std::pair<int, int>, int>;  // register, and form or order -> register
+    int narrowed(int reg, int form, std::vector<TapeOp>& out, Made& of);
+    int gathered(int reg, int order, std::vector<TapeOp>& out, Made& of);
     void check_op(const TapeOp& op) const;
     void plan();
     void gate_products();
@@ -232,6 +235,7 @@ private:
     Shape shape_;
     std::vector<int> widths_;
     std::vector<PackedMatrix> mats_;
+    std::vector<std::vector<int>> orders_;  // of inputs, all different
     std::vector<Vector> vecs_;
     std::vector<Table> tables_;
     std::vector<TapeOp> ops_;

@@ -25,20 +25,20 @@ struct CodesSource {
     const void* w;
     std::size_t panel;
     const float* scale;  // (n_out,) where one serves a row, else null
-    bool stays;          // the panels outlive the matrix, as those of a mapped file do
-    bool in_place() const { return stays && reinterpret_cast<std::uintptr_t>(w) % 64 == 0; }
+    bool in_place() const { return reinterpret_cast<std::uintptr_t>(w) % 64 == 0; }
 };
 
 struct PackedMatrix {
     Mat mat{};
     Bytes w, scale;
+    int order = -1;  // of its inputs, where it is not theirs
 };
 
 // Room for a matrix, and one of its panels put there.
 PackedMatrix prepare(const Source& source);
 void pack(const Source& source, const PackedMatrix& to, int panel);
 
-// Codes are read where they lie if they stay there, on a cache line's boundary: else they are copied.
+// Codes on a cache line's boundary are read where they lie, and must stay there; others are copied.
 PackedMatrix take(const CodesSource& source);
 
 }  // namespace ph

@@ -110,11 +110,11 @@ void need_panels(const ph::Grid& g, int n_out, int n_in, std::size_t n_panels, s
 }
 
 ph::CodesSource codes_of(const Bytes& panels, const Floats& scale, int n_out, int n_in,
-                         const std::vector<int>& grid, const std::vector<int>& table, bool stays) {
+                         const std::vector<int>& grid, const std::vector<int>& table) {
     const ph::Grid g = grid_of(grid, table);
     need_panels(g, n_out, n_in, panels.shape(0), panels.shape(1));
     need(scale.shape(0) == (g.group ? 0 : std::size_t(n_out)), "one scale per output where groups are rows");
-    return {g, n_out, n_in, panels.data(), panels.shape(1), g.group ? nullptr : scale.data(), stays};
+    return {g, n_out, n_in, panels.data(), panels.shape(1), g.group ? nullptr : scale.data()};
 }
 
 using BytesOut = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -428,11 +428,16 @@ NB_MODULE(_native, m) {
              })
         .def("add_codes",
              [](Native& self, const Bytes& panels, const Floats& scale, int n_out, int n_in,
-                const std::vector<int>& grid, const std::vector<int>& table, bool stays) {
+                const std::vector<int>& grid, const std::vector<int>& table) {
                  const Native::Turn turn(self);
-                 const ph::CodesSource s = codes_of(panels, scale, n_out, n_in, grid, table, stays);
+                 const ph::CodesSource s = codes_of(panels, scale, n_out, n_in, grid, table);
                  if (s.in_place()) self.keep_alive(nb::cast(panels));
                  return self.add_codes(s);
+             })
+        .def("set_order",
+             [](Native& self, int mat, const Ints& order) {
+                 const Native::Turn turn(self);
+                 self.set_order(mat, {order.data(), order.data() + order.shape(0)});
              })
         .def("add_rows",
              [](Native& self, int kind, const Matrix& w, const Floats& scale) {

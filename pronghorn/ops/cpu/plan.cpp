@@ -119,6 +119,7 @@ void Executor::check_op(const TapeOp& op) const {
                 product(mat(3 + 3 * e), h, d);
                 need(form_of(mat(1 + 3 * e)) == form_of(mat(2 + 3 * e)), "gate and up differ in kind");
             }
+            for (int m : op.mats) need(mats_[m].order < 0, "an expert whose inputs have an order");
             need(op.ints[0] > 0 && op.ints[0] <= n_experts, "top_k");
             need(op.ints[2] >= SILU && op.ints[2] <= RELU, "an activation");
             break;
@@ -133,7 +134,8 @@ void Executor::check_op(const TapeOp& op) const {
             break;
         case Do::Narrow:
         case Do::Keep:
-        case Do::Gated: break;
+        case Do::Gated:
+        case Do::Gather: break;
     }
 }
 
@@ -150,7 +152,7 @@ void Executor::finish() {
 }
 
 // Inputs take the form that a matrix wants once, right after they are made.
-int Executor::narrowed(int reg, int form, std::vector<TapeOp>& out, Narrowed& of) {
+int Executor::narrowed(int reg, int form, std::vector<TapeOp>& out, Made& of) {
     if (form == FLOATS) return reg;
     const auto [at, fresh] = of.try_emplace({reg, form}, 0);
     if (fresh) {
@@ -160,12 +162,26 @@ int Executor::narrowed(int reg, int form, std::vector<TapeOp>& out, Narrowed& of
     return at->second;
 }
 
+// Inputs in the order of a matrix's own, where it has one.
+int Executor::gathered(int reg, int order, std::vector<TapeOp>& out, Made& of) {
+    if (order < 0) return reg;
+    const auto [at, fresh] = of.try_emplace({reg, order}, 0);
+    if (fresh) {
+        at->second = new_register(widths_[reg]);
+        out.push_back({Do::Gather, {reg}, at->second, {}, {}, {order}, {}});
+    }
+    return at->second;
+}
+
 void Executor::plan() {
     std::vector<TapeOp> flat;
-    Narrowed narrow;
+    Made narrow, gather;
     for (TapeOp& op : ops_) {
         if (op.what == Do::Linear) {
-            op.in[0] = narrowed(op.in[0], form_of(mats_[op.mats[0]].mat), flat, narrow);
+            const PackedMatrix& m = mats_[op.mats[0]];
+            op.in[0] = narrowed(gathered(op.in[0], m.order, flat, gather), form_of(m.mat), flat, narrow);
+        } else if (op.what == Do::Head) {
+            op.in[0] = gathered(op.in[0], mats_[op.mats[0]].order, flat, gather);
         } else if (op.what == Do::Attend) {
             const int done = new_register(0);  // a register of no width stands for "kept"
             flat.push_back({Do::Keep, {op.in[1], op.in[2]}, done, {}, {}, {op.ints[0]}, {}});

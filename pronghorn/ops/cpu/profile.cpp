@@ -7,7 +7,7 @@ namespace ph {
 
 std::vector<Executor::Portion> Executor::portions() const {
     static const char* const names[] = {"embed", "wpe", "norm", "linear", "rope", "attend", "act", "glu",
-                                        "add", "scale", "moe", "tap", "head", "narrow", "keep", "gated"};
+                                        "add", "scale", "moe", "tap", "head", "narrow", "keep", "gated", "gather"};
     std::vector<Portion> out;
     for (const Part& part : parts_) {
         Portion p;
