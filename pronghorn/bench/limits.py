@@ -89,7 +89,7 @@ def machine() -> dict[str, str]:
         "memory": memory[0] if memory else "",
         "load": f"{os.getloadavg()[0]:.2f}",
         "instruction set": _native.isa(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 
