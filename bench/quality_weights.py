@@ -23,7 +23,7 @@ from _report import machine, said, table
 from pronghorn.compose import compose
 from pronghorn.llm import find_model, make_engine
 from pronghorn.model.arch import build_tape
-from pronghorn.model.checkpoint import load_checkpoint
+from pronghorn.model.checkpoint import Entry, Tensors, load_checkpoint
 from pronghorn.model.tokenizer import load_tokenizer
 from pronghorn.quantize import evaluate, text
 from pronghorn.quantize.job import Job
@@ -81,8 +81,15 @@ class Bench:
 
     def engine(self, made: dict[str, Any]) -> Any:
         source = self.checkpoint.tensors
-        tensors: Any = {n: made.get(n, source[n]) for n in source}
-        checkpoint = replace(self.checkpoint, tensors=tensors)
+
+        def entry(name: str) -> Entry:
+            if name not in made:
+                return Entry(source.info(name), lambda: source[name])
+            value = made[name]
+            small = not isinstance(value, np.ndarray)
+            return Entry(replace(source.info(name), small=small), lambda: value)
+
+        checkpoint = replace(self.checkpoint, tensors=Tensors({name: entry(name) for name in source}))
         return make_engine(checkpoint, self.tape, compose([], ("match", "fcfs")), self.tokenizer)
 
     def loss(self, spec: str, method: str) -> tuple[evaluate.Loss, float, float]:
