@@ -35,8 +35,9 @@ class _Vocabulary:
         self.eos_token_id = tokenizer.eos[0]
         self.bos_token_id = None
         # 0xFF never occurs in text: it marks what no grammar may produce (special tokens, holes).
-        self.tokens = [piece or b"\xff[%d]" % id_ for id_, piece in enumerate(tokenizer.vocabulary())]
-        self.special_token_ids = [id_ for id_ in range(tokenizer.n_vocab) if not tokenizer.token_bytes(id_)]
+        pieces = tokenizer.vocabulary()
+        self.tokens = [piece or b"\xff[%d]" % id_ for id_, piece in enumerate(pieces)]
+        self.special_token_ids = [id_ for id_, piece in enumerate(pieces) if not piece]
         self.is_tokenizer_wrapper = True  # llguidance's own wrapper would try bytes first
 
     def __call__(self, text: str) -> list[int]:
