@@ -192,7 +192,8 @@ void Executor::prepare(const StepIn& s) {
         if (s.want[r]) wanted_.push_back(r);
     }
     deal(s);
-    const std::size_t floats = std::max(attend_scratch(std::size_t(item_queries_), shape_.head_dim), gated_scratch(n));
+    const std::size_t floats =
+        std::max(attend_scratch(std::size_t(item_queries_), shape_.head_dim), gated_scratch(n));
     const std::size_t own = n <= FUSED_ROWS ? own_floats_ * n : 0;
     for (ThreadScratch& t : scratch_) {
         t.floats(std::max<std::size_t>(floats, shape_.head_dim));

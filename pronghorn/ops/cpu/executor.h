@@ -135,6 +135,8 @@ private:
         float gain = 1;
     };
     enum class Phase { Rows, Linears, Gated, Attend, Head, Moe };
+    // Whether a phase is products whose items share one input, which row ops may lead to.
+    static bool multiplies(Phase p) { return p == Phase::Linears || p == Phase::Gated || p == Phase::Head; }
     // Ops that run between two barriers. Those in `before` work row by row and are a phase of their own,
     // or run inside the items of this one: see fuse.cpp.
     struct Part {

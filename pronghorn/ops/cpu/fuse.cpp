@@ -35,7 +35,7 @@ void Executor::merge_parts() {
     std::vector<Part> merged;
     for (Part& part : parts_) {
         Part* rows = merged.empty() || merged.back().phase != Phase::Rows ? nullptr : &merged.back();
-        const bool takes = part.phase == Phase::Linears || part.phase == Phase::Gated || part.phase == Phase::Head ||
+        const bool takes = multiplies(part.phase) ||
                            (part.phase == Phase::Attend && rows && by_head(*rows));
         if (!rows || !takes) {
             merged.push_back(std::move(part));
@@ -77,7 +77,7 @@ void Executor::place_own() {
     for (int p = 0; p < int(parts_.size()); ++p) {
         const Part& part = parts_[p];
         if (part.phase == Phase::Head) head = any_form_stride(mats_[ops_[part.ops[0]].mats[0]].mat.n_in);
-        if (part.phase == Phase::Rows || part.phase == Phase::Attend || part.phase == Phase::Moe) continue;
+        if (!multiplies(part.phase)) continue;
         std::size_t at = 0;
         for (int i : part.before) {
             const int r = ops_[i].out;
@@ -99,7 +99,7 @@ void Executor::look_ahead() {
     then_.assign(std::size_t(n_parts) * threads, nullptr);
     for (int p = n_parts - 2; p >= 0; --p) {
         const Part& next = parts_[p + 1];
-        const bool reads = next.phase == Phase::Linears || next.phase == Phase::Gated || next.phase == Phase::Head;
+        const bool reads = multiplies(next.phase);
         Linear list[FEW];
         int n_list = 0, total = 0;
         for (int i : next.ops) {

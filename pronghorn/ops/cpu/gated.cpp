@@ -96,21 +96,20 @@ void Executor::gated(Lane& lane, int part) {
     const bool fused = fuses(parts_[part]);
     const std::size_t ldx = (fused && own_part_[x] == part ? own_stride_[x] : stride(x)) * sizeof(float);
     const int last = Team::first(cut.across, lane.id + 1, team_.size()) - 1;
-    const auto panels = [&](std::size_t j, int p) {
-        const Mat& m = mats_[op.mats[j]].mat;
-        return static_cast<const char*>(m.w) + p * m.panel;
-    };
+    const auto panels = [&](std::size_t j, int p) { return panel_of(mats_[op.mats[j]].mat, p); };
     Own own;
     team_.each(lane, cut.across * pieces(n, cut.tall), [&](int i) {
         if (fused && !own.base) own = before(lane.id, part);
         if (fused && i == 0) hand_over(own);
         const int r0 = i / cut.across * cut.tall, rows = std::min(n - r0, cut.tall), at = i % cut.across;
-        const int p0 = cut.panel(at, n_panels), p1 = cut.panel(at + 1, n_panels), c0 = p0 * PAGE, c1 = std::min(p1 * PAGE, width);
+        const int p0 = cut.panel(at, n_panels), p1 = cut.panel(at + 1, n_panels);
+        const int c0 = p0 * PAGE, c1 = std::min(p1 * PAGE, width);
         const std::size_t ld = row_stride((p1 - p0) * PAGE);
         float* made[2] = {scratch_[lane.id].floats(0), nullptr};
         for (std::size_t j = 0; j < op.mats.size(); ++j) {
             made[j] = made[0] + j * ld * rows;
-            const float* bias = op.vecs[j] < 0 ? nullptr : static_cast<const float*>(vecs_[op.vecs[j]].data.get());
+            const float* bias =
+                op.vecs[j] < 0 ? nullptr : static_cast<const float*>(vecs_[op.vecs[j]].data.get());
             const void* then = j + 1 < op.mats.size() ? panels(j + 1, p0)
                                : i == last           ? then_[part * team_.size() + lane.id]
                                                      : panels(0, p1);

@@ -17,11 +17,13 @@ inline int pieces(int a, int b) { return (a + b - 1) / b; }
 // Rows of an item, of n rows: all items have about as many.
 inline int height(int n) { return n <= FEW ? n : pieces(pieces(n, pieces(n, MANY)), 6) * 6; }
 
+inline const void* panel_of(const Mat& m, int panel) { return static_cast<const char*>(m.w) + panel * m.panel; }
+
 // The panel of that number, counted over the whole list; null past its end.
 inline const void* panel_at(const Linear* list, int n_list, int panel) {
     for (int j = 0; j < n_list; panel -= list[j++].mat->n_panels) {
         const Mat& m = *list[j].mat;
-        if (panel < m.n_panels) return static_cast<const char*>(m.w) + panel * m.panel;
+        if (panel < m.n_panels) return panel_of(m, panel);
     }
     return nullptr;
 }
