@@ -79,9 +79,8 @@ def test_own_methods_act_on_their_request_alone(backend: str):
     ])  # fmt: skip
     assert [list(s.new) for s in seqs] == [plain, shaped, kept, plain]
     # and again, now that states of all of them are stored
-    seqs = run_all(e, [
-        Request(q, 30, ignore_eos=True, use=("streaming-llm:sinks=2,window=16",)), Request(p, 30, ignore_eos=True)
-    ])  # fmt: skip
+    dropping = Request(q, 30, ignore_eos=True, use=("streaming-llm:sinks=2,window=16",))
+    seqs = run_all(e, [dropping, Request(p, 30, ignore_eos=True)])
     assert [list(s.new) for s in seqs] == [kept, plain]
     e.close()
     assert e.store.held == 0
