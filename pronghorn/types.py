@@ -166,6 +166,25 @@ class KVPlan(NamedTuple):
     keep: dict[int, Ints]
 
 
+@dataclass(frozen=True)
+class Node:
+    """A run of rows that a reuse method stores, and where it goes on from.
+
+    tokens: the first of its run, 32 at most; rows: of the whole run; bytes: of pages that the parent does not
+    hold; users: running sequences on it; last_used: time.monotonic().
+    """
+
+    id: int
+    parent: int  # 0: none
+    tokens: tuple[int, ...]
+    rows: int
+    bytes: int
+    hits: int
+    users: int
+    last_used: float
+    on_disk: bool
+
+
 class Selection(NamedTuple):
     """Sealed pages that each query row reads: pages (n_rows, n_pages) bool."""
 
