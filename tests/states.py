@@ -28,6 +28,14 @@ KINDS: dict[str, tuple[Any, Any, str, str]] = {
 }
 
 
+def text(seed: int, n: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 9999, n).tolist()
+
+
+def ints(ids: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(ids, np.int32)
+
+
 def make(kind: str = "fp32", ops: Ops | None = None) -> Store:
     fmt, selector, rows, dtype = KINDS[kind]
     return Store(

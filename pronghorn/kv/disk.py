@@ -152,7 +152,7 @@ class Disk:
                 size += r.size
         except (ImageError, OSError, ValueError) as e:
             kv.free()
-            self._remove(r, damaged=not isinstance(e, FileNotFoundError))
+            self._remove(r.name, damaged=not isinstance(e, FileNotFoundError))
             return None
         self._measure(size, time.perf_counter() - began)
         with self._lock:
@@ -232,9 +232,7 @@ class Disk:
 
     def _write(self, ids: Ints, kv: SeqKV, grid: int) -> None:
         with self._lock:
-            name = self._mark + image.digest(
-                self.fingerprint, f"{grid} {kv.n_sealed}".encode(), np.ascontiguousarray(ids, "<i4").tobytes()
-            ).hex()[:40]  # fmt: skip
+            name = self._name(ids, kv.n_sealed, grid)
             above, at = self._place(ids, kv, grid)
             if self.trouble or name in self._records or len(ids) - at < LEAST:
                 return
@@ -260,6 +258,10 @@ class Disk:
         with self._lock:
             self._add(Record(name, ids.copy(), at, kv.n_sealed, grid, size, time.time(), above))
             self.counted.written += 1
+
+    def _name(self, ids: Ints, n_sealed: int, grid: int) -> str:
+        raw = np.ascontiguousarray(ids, "<i4").tobytes()
+        return self._mark + image.digest(self.fingerprint, f"{grid} {n_sealed} ".encode(), raw).hex()[:40]
 
     def _sync(self) -> None:
         fd = os.open(self.folder, os.O_RDONLY)
@@ -330,12 +332,12 @@ class Disk:
                 if not owners:
                     del self._owners[key]
 
-    def _remove(self, r: Record, damaged: bool) -> None:
+    def _remove(self, name: str, damaged: bool = True) -> None:
         with self._lock:
-            if r.name in self._records:
-                self._forget(r)
+            if name in self._records:
+                self._forget(self._records[name])
             self.counted.damaged += damaged
-            self._unlink(r.name)
+            self._unlink(name)
 
     def _unlink(self, name: str) -> None:
         self._others.pop(name, None)
@@ -354,10 +356,7 @@ class Disk:
                 leaves += [(used, name) for name, (_, used) in self._others.items()]
                 if not leaves:
                     return False
-                name = min(leaves)[1]
-                if name in self._records:
-                    self._forget(self._records[name])
-                self._unlink(name)
+                self._remove(min(leaves)[1], damaged=False)
                 self.counted.evicted += 1
             return True
 
@@ -389,8 +388,7 @@ class Disk:
             with (self.folder / name).open("rb") as f:
                 return self._head(f)
         except ImageError:
-            self.counted.damaged += 1
-            self._unlink(name)
+            self._remove(name)
         except OSError:
             pass
         return None
@@ -409,6 +407,9 @@ class Disk:
             if not fits or (above is not None and h.at > len(above.ids)):
                 return
             ids = np.concatenate([above.ids[: h.at], t.ids]) if above else t.ids
+            if name != self._name(ids, h.length - h.n_open, h.grid):
+                self._remove(name)
+                return
             size, used = self._others.pop(name)
             above = Record(name, ids, h.at, h.length - h.n_open, h.grid, size, used, above)
             self._add(above)

@@ -250,12 +250,12 @@ def _fits(kv: SeqKV, h: Head, t: Tables) -> None:
         raise ImageError("the image does not continue these rows")
     if h.dropped:
         return
-    rows = np.arange(h.at, h.length)
     for s, (_, fill, pos) in zip(kv.sealed, t.groups, strict=True):
         filled = (np.arange(PAGE)[None] < fill[:, None]).reshape(-1)
         found = np.concatenate([pos[filled], t.open_pos[: h.n_open - kv.n_open]])
         sealed = s.n + int(fill.sum())
-        if sealed + h.n_open != h.length or h.next_pos != h.length or not np.array_equal(found, rows):
+        fits = sealed + h.n_open == h.length == h.next_pos and len(found) == h.length - h.at
+        if not fits or (found != np.arange(h.at, h.length)).any():
             raise ImageError("the image's positions are not those of its rows")
 
 
