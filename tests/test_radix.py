@@ -179,9 +179,9 @@ def test_users_are_counted_and_what_they_hold_does_not_come_back() -> None:
     leaf = tree.put(np.array(ids, np.int32), state(store, ids))
     running = [store.fork(leaf.kv) for _ in range(3)]
     assert tree.users(leaf) == 3
-    assert tree.frees(leaf) == 0 == tree.held
+    assert tree.frees(leaf) == tree.could_free(leaf) == 0 == tree.held
     for kv in running:
         kv.free()
     assert tree.users(leaf) == 0
-    assert tree.frees(leaf) == tree.held == store.held
+    assert tree.frees(leaf) == tree.could_free(leaf) == tree.held == store.held
     tree.clear()

@@ -23,7 +23,7 @@ from pronghorn.kv.disk import Disk
 from pronghorn.kv.image import SIZE, ImageError, digest, dump, load
 from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import SeqKV, Store
-from pronghorn.kv.swap import Swap
+from pronghorn.kv.tiers import Swap
 from pronghorn.ops.ref import Ops
 from pronghorn.types import KVPlan
 from tests.states import GRID, KINDS, grow, image, ints, make, rows_of, state, text
@@ -503,7 +503,7 @@ def test_a_copy_that_is_lost_costs_its_rows(tmp_path: Path, monkeypatch: pytest.
     def fails(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pronghorn.kv.swap.os.pwrite", fails)
+    monkeypatch.setattr("pronghorn.kv.tiers.os.pwrite", fails)
     ticket = swap.out(state(store, text(0, 64)))
     swap.settle(block=True)
     assert ticket.lost and store.held == 0
@@ -511,7 +511,7 @@ def test_a_copy_that_is_lost_costs_its_rows(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     ticket = swap.out(state(store, text(1, 64)))
     swap.settle(block=True)
-    monkeypatch.setattr("pronghorn.kv.swap.os.preadv", fails)
+    monkeypatch.setattr("pronghorn.kv.tiers.os.preadv", fails)
     assert swap.back(ticket).length == 0 and ticket.lost
     swap.close()
     assert store.held == 0

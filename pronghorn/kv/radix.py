@@ -243,6 +243,11 @@ class Radix:
         arena = self.store.sealed_arena
         return n + sum(int((arena.refs[s.blocks] == 1).sum()) for s in b.kv.sealed) * arena.block
 
+    def could_free(self, b: Branch) -> int:
+        """Bytes of its pages that nobody outside the tree holds: what comes back when all branches on them
+        have left."""
+        return self._open.of(b.kv.open) + sum(self._sealed.of(s.blocks) for s in b.kv.sealed)
+
     def own(self, b: Branch) -> int:
         """Bytes of pages that its parent does not hold."""
         assert b.parent is not None
@@ -280,6 +285,10 @@ class _Counts:
         mine: NDArray[np.int32] = self._mine
         refs = self._arena.refs[: len(mine)]
         return int(((mine > 0) & (mine == refs)).sum()) * self._arena.block
+
+    def of(self, blocks: Ints) -> int:
+        """Bytes of those that the tree alone refers to."""
+        return int((self._arena.refs[blocks] == self._mine[blocks]).sum()) * self._arena.block
 
     def others(self, block: int) -> int:
         return int(self._arena.refs[block] - self._mine[block])

@@ -10,7 +10,7 @@ What leaves first differs from the paper, which takes the leaf used longest ago.
 rows are worth least for the memory that they take, by GreedyDual-Size-Frequency (Cherkasova, 1998):
 (1 + hits) x seconds to compute them again / bytes that really come back, plus the worth of the last one that
 left when it was last used, so that what nobody asks for grows old. Pages that a running sequence holds do not
-come back, so a leaf that frees nothing stays.
+come back, so a leaf that has no others stays.
 
 With `disk`, states are also written to a folder, in the background, and read from there when memory has fewer
 rows and reading is quicker than computing (`pronghorn.kv.disk`).
@@ -108,11 +108,6 @@ class Prefix:
     def overlap(self, ids: Sequence[int], other: Sequence[int]) -> int:
         return common(np.asarray(ids, np.int32), np.asarray(other, np.int32))
 
-    def overlap(self, ids: Sequence[int], other: Sequence[int]) -> int:
-        n = min(len(ids), len(other))
-        differ = np.flatnonzero(np.asarray(ids[:n], np.int32) != np.asarray(other[:n], np.int32))
-        return int(differ[0]) if len(differ) else n
-
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
         text = np.asarray(ids, np.int32)[: kv.length]
         tree = None if kv.dropped or not len(text) else self._tree(kv, grid)
@@ -152,7 +147,7 @@ class Prefix:
         """Drop the leaf of least worth, of those that free something."""
         least, leaf = 0.0, tree.root
         for b in tree:
-            size = 0 if b.below or b is keep else _comes_back(tree, b)
+            size = 0 if b.below or b is keep else tree.frees(b) or tree.could_free(b)
             if size:
                 saved = (1 + b.hits) * self._held.seconds(b.end - b.start, b.start)
                 worth = b.credit + saved / size
@@ -195,9 +190,3 @@ class Prefix:
                     )
                 )  # fmt: skip
         return out
-
-
-def _comes_back(tree: Radix, leaf: Branch) -> int:
-    """Bytes that a leaf frees; where it frees none, those that could follow it from above."""
-    own = tree.frees(leaf)
-    return own or sum(tree.frees(b) for b in leaf.path()[1:])
