@@ -16,8 +16,8 @@ from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import Store
 from pronghorn.kv.tiers import NoSwap, Swap
 from pronghorn.seq import Seq
-from pronghorn.slots import Reuse, Span
-from pronghorn.types import FOREVER
+from pronghorn.slots import Reuse
+from pronghorn.types import FOREVER, Span
 
 PROMPT_GRID = 2048  # rows between barriers inside the prompt: large products stay large
 DECODE_GRID = 64  # rows between barriers after it

@@ -31,6 +31,7 @@ from pronghorn.types import (
     Node,
     Packed,
     Selection,
+    Span,
     Traits,
 )
 
@@ -135,17 +136,6 @@ class Reuse(Protocol):
     def close(self) -> None:
         """Free everything held."""
         ...
-
-
-@dataclass(frozen=True)
-class Span:
-    """A reusable state: the first `n` rows of `kv`, which start at position `at` of the prompt (0: a
-    prefix). exact: equal, bit for bit, to what running the prompt would store."""
-
-    n: int
-    kv: SeqKV
-    at: int = 0
-    exact: bool = True
 
 
 class ConstraintState(Protocol):

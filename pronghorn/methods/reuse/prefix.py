@@ -29,8 +29,7 @@ import numpy as np
 from pronghorn.errors import MethodError
 from pronghorn.kv.disk import Disk
 from pronghorn.kv.radix import Branch, Radix, common
-from pronghorn.slots import Span
-from pronghorn.types import Guarantee, Ints, Node, Traits
+from pronghorn.types import Guarantee, Ints, Node, Span, Traits
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV, Store
