@@ -126,6 +126,10 @@ class Disk:
                     best, most = r, n
             return best, most
 
+    def has(self, ids: Ints, n_sealed: int, grid: int) -> bool:
+        """Whether a text's state is a record of its own."""
+        return self._name(ids, n_sealed, grid) in self._records
+
     def seconds(self, record: Record) -> float:
         """What reading a record and those it needs would take."""
         chain = record.chain()

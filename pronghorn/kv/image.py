@@ -143,10 +143,14 @@ def parse(head: bytes, size: int) -> Head:
     """The head of an image of `size` bytes; checks what can be said without its tables."""
     if len(head) < SIZE or head[:8] != MAGIC:
         raise ImageError("these bytes are no image of a state")
-    _, version, flags, *fields, _ = _HEAD.unpack(head[:SIZE])
+    _, version, flags, fingerprint, layout, parent, *numbers, data_digest, _ = _HEAD.unpack(head[:SIZE])
     if version != VERSION:
         raise ImageError(f"the image has version {version}, this program reads {VERSION}")
-    h = Head(*fields[:3], flags == 1, *fields[3:])
+    at, length, next_pos, n_open, grid, n_ids, n_tables, n_data = numbers
+    h = Head(
+        fingerprint, layout, parent, flags == 1, at, length, next_pos, n_open, grid, n_ids, n_tables, n_data,
+        data_digest,
+    )  # fmt: skip
     rows = (h.at, h.length, h.next_pos, h.n_open, h.grid, h.n_ids)
     if flags > 1 or (flags and h.at) or max(rows) > ROWS_MOST or h.grid < 1 or h.n_open > h.length:
         raise ImageError("the image's numbers are out of range")

@@ -175,17 +175,21 @@ class Prefix:
         held.trees.clear()
 
     def tree(self) -> list[Node]:
-        out = []
+        out: list[Node] = []
         for disk in self._held.disks:
             disk.release()
         for tree in self._held.trees:
-            for b in tree:
+            stored: set[Branch] = set()
+            for b in reversed(list(tree)):  # what lies below first: its records hold these rows too
+                if stored.intersection(b.below.values()) or any(
+                    disk.has(b.ids(), b.kv.n_sealed, tree.grid) for disk in self._held.disks
+                ):
+                    stored.add(b)
                 up = b.parent.id if b.parent else 0
-                stored = any(disk.find(b.ids())[1] == b.end for disk in self._held.disks)
                 out.append(
                     Node(
                         b.id, up, tuple(b.run[:32].tolist()), len(b.run), tree.own(b), b.hits, tree.users(b),
-                        b.used, stored,
+                        b.used, b in stored,
                     )
                 )  # fmt: skip
-        return out
+        return out[::-1]
