@@ -517,6 +517,7 @@ class Engine:
     def close(self) -> None:
         for seq in [*self.running, *self.waiting]:
             self.cancel(seq)
+        self.memory.swap.close()
         self.methods.reuse.close()
 
 

@@ -417,6 +417,7 @@ def make_engine(
 ) -> Engine:
     """Bind, lay out the store, start the runner."""
     from pronghorn.engine import Engine
+    from pronghorn.fingerprint import fingerprint
     from pronghorn.kv.store import Store
     from pronghorn.model.bind import bind
 
@@ -438,14 +439,19 @@ def make_engine(
         from pronghorn.run.native import NativeRunner
 
         runner = NativeRunner(bound, store, threads)
+        arithmetic = runner.isa
         checkpoint.tensors.release()
     else:
         from pronghorn.run.ref import RefRunner
 
         runner = RefRunner(bound, store)
+        arithmetic = np.__version__
     kv_rows = int((kv_bytes or free_memory() // 4) / store.row_bytes)
     eos = sorted({*checkpoint.eos, *tokenizer.eos})
-    return Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip)
+    engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip)
+    mark = fingerprint(checkpoint, methods, backend, arithmetic, dtype)
+    methods.reuse.open(store, mark, engine.cost.prefill)
+    return engine
 
 
 def _ops(backend: str) -> Any:

@@ -9,16 +9,15 @@ a sequence that gave up its rows may run them again: they come out as they were.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from pronghorn.compose import Composition
 from pronghorn.cost import StepCost
 from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import Store
-from pronghorn.kv.tiers import NoSwap
+from pronghorn.kv.tiers import NoSwap, Swap
 from pronghorn.seq import Seq
-from pronghorn.slots import Reuse, Span
-from pronghorn.types import FOREVER
+from pronghorn.slots import Reuse
+from pronghorn.types import FOREVER, Span
 
 PROMPT_GRID = 2048  # rows between barriers inside the prompt: large products stay large
 DECODE_GRID = 64  # rows between barriers after it
@@ -40,7 +39,7 @@ class Memory:
         self.reuse: Reuse = methods.reuse
         self.policy = methods.kv
         self.seals, self.shareable = seals, shareable
-        self.swap: Any = NoSwap()
+        self.swap: Swap | NoSwap = NoSwap()
         self._overlaps: dict[tuple[int, int], int] = {}  # (sequence, leader) -> rows
 
     # ------------------------------------------------------------------ room
@@ -55,8 +54,10 @@ class Memory:
 
     def make_room(self, rows: int) -> None:
         """Let the reuse method give up states until `rows` more rows fit the limit."""
-        limit = self.kv_rows * self.store.row_bytes
-        while self.store.held + rows * self.store.row_bytes > limit and self.reuse.shrink():
+        limit = (self.kv_rows - rows) * self.store.row_bytes
+        while self.store.held > limit and (
+            self.swap.settle() or self.reuse.shrink() or self.swap.settle(block=True)
+        ):
             pass
 
     # ------------------------------------------------------------------ barriers

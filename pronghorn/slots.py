@@ -10,7 +10,7 @@ Each slot has a null object in this file, so nothing in the core asks whether a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -28,13 +28,15 @@ from pronghorn.types import (
     Guarantee,
     Ints,
     KVPlan,
+    Node,
     Packed,
     Selection,
+    Span,
     Traits,
 )
 
 if TYPE_CHECKING:
-    from pronghorn.kv.store import SeqKV
+    from pronghorn.kv.store import SeqKV, Store
     from pronghorn.kv.view import KVView
     from pronghorn.model.tokenizer import Tokenizer
     from pronghorn.seq import Request, Seq
@@ -117,24 +119,23 @@ class Reuse(Protocol):
         the method owns: it calls `kv.free()` when it evicts it."""
         ...
 
+    def open(self, store: Store, fingerprint: str, seconds: Callable[[int, int], float]) -> None:
+        """Called once, before anything else. fingerprint: of everything that a row's value depends on beside
+        the tokens before it; seconds(rows, context): what so many rows of a prompt take behind `context`."""
+        ...
+
     def shrink(self) -> bool:
-        """Memory is short: free the least valuable state. False when nothing is held."""
+        """Memory is short: free the least valuable state. False when none would free anything: nothing is
+        held, or only what running sequences hold too."""
+        ...
+
+    def tree(self) -> list[Node]:
+        """What is held, for people; parents come first."""
         ...
 
     def close(self) -> None:
         """Free everything held."""
         ...
-
-
-@dataclass(frozen=True)
-class Span:
-    """A reusable state: the first `n` rows of `kv`, which start at position `at` of the prompt (0: a
-    prefix). exact: equal, bit for bit, to what running the prompt would store."""
-
-    n: int
-    kv: SeqKV
-    at: int = 0
-    exact: bool = True
 
 
 class ConstraintState(Protocol):
@@ -438,8 +439,14 @@ class NoReuse:
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
         kv.free()
 
+    def open(self, store: Store, fingerprint: str, seconds: Callable[[int, int], float]) -> None:
+        pass
+
     def shrink(self) -> bool:
         return False
+
+    def tree(self) -> list[Node]:
+        return []
 
     def close(self) -> None:
         pass

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.ops.codes import Grid
+
+if TYPE_CHECKING:
+    from pronghorn.kv.store import SeqKV
 
 Array = Any  # an array of the runner's namespace: numpy.ndarray or torch.Tensor
 Ints = NDArray[np.int32]
@@ -164,6 +167,36 @@ class KVPlan(NamedTuple):
     """Rows to keep: group index -> sorted indices into that group's sealed rows."""
 
     keep: dict[int, Ints]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A reusable state: the first `n` rows of `kv`, which start at position `at` of the prompt (0: a
+    prefix). exact: equal, bit for bit, to what running the prompt would store."""
+
+    n: int
+    kv: SeqKV
+    at: int = 0
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Node:
+    """A run of rows that a reuse method stores, and where it goes on from.
+
+    tokens: the first of its run, 32 at most; rows: of the whole run; bytes: of pages that the parent does not
+    hold; users: running sequences on it; last_used: time.monotonic().
+    """
+
+    id: int
+    parent: int  # 0: none
+    tokens: tuple[int, ...]
+    rows: int
+    bytes: int
+    hits: int
+    users: int
+    last_used: float
+    on_disk: bool
 
 
 class Selection(NamedTuple):

@@ -71,7 +71,7 @@ def check_rows(e: Engine, kv: SeqKV) -> None:
 
 
 def check(e: Engine) -> None:
-    states = list(getattr(e.methods.reuse, "_states", []))
+    states = [b for held in [getattr(e.methods.reuse, "_held", None)] if held for t in held.trees for b in t]
     branches = [s for group in e.siblings.values() for s in group]
     seqs = [*e.running, *e.waiting, *branches]
     assert len(set(seqs)) == len(seqs)
@@ -112,7 +112,7 @@ def methods(r: random.Random) -> tuple[list[str], list[str]]:
     fcfs = f"fcfs:chunk={chunk},rows={rows},max_running={r.choice([1, 3, 32])}"
     exact = [
         *pick(r, specs("draft"), 0.8),
-        *pick(r, ["prefix", "prefix:rows=150"], 0.8),
+        *pick(r, ["prefix", "prefix:gb=0.0001"], 0.8),
         *pick(r, [fcfs], 0.8),
     ]
     return asked, exact

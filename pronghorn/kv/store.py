@@ -69,6 +69,7 @@ class SeqKV:
         self.length = 0  # tokens committed, dropped ones included
         self.next_pos = 0  # logical position of the next row; differs from length once rows moved
         self.dropped = False
+        self.rewritten = 0  # times that a plan replaced sealed pages; else they are only appended to
 
     @property
     def n_sealed(self) -> int:
@@ -151,6 +152,30 @@ class Store:
         kv.open, kv.open_addr = kv.open[:keep].copy(), kv.open_addr[:keep].copy()
         kv.open_pos = kv.open_pos[: keep * PAGE].copy()
         kv.length = kv.next_pos = n
+
+    def share(self, kv: SeqKV, base: SeqKV, rows: int, grid: int) -> None:
+        """Let `kv` refer to the pages of `base` that hold the same of their first `rows` rows, which are
+        those of one text; of the sealed ones up to a multiple of `grid`, where both were sealed alike."""
+        rows = min(rows, base.length)
+        together = min(rows, kv.n_sealed, base.n_sealed) // grid * grid
+        for a, b in zip(kv.sealed, base.sealed, strict=True):
+            n = min(len(a.fill), len(b.fill))
+            same = np.cumsum(a.fill[:n]) <= together
+            same &= np.logical_and.accumulate(a.fill[:n] == b.fill[:n])
+            self._exchange(self.sealed_arena, a.blocks, b.blocks, int(same.sum()))
+            a.addr = self.sealed_arena.address(a.blocks)
+        if kv.n_sealed == base.n_sealed:
+            n = len(kv.open) if kv.length <= rows else max(0, rows - kv.n_sealed) // PAGE
+            self._exchange(self.open_arena, kv.open, base.open, n)
+            kv.open_addr = self.open_arena.address(kv.open)
+        self._point(kv)
+
+    def _exchange(self, arena: Arena, mine: Ints, other: Ints, n: int) -> None:
+        at = np.flatnonzero(mine[:n] != other[:n])
+        old = mine[at]
+        mine[at] = other[at]
+        arena.keep(mine[at])
+        arena.drop(old)
 
     def free(self, kv: SeqKV) -> None:
         self.open_arena.drop(kv.open)
@@ -301,6 +326,7 @@ class Store:
                         k = self._rerotate(k, new_pos - old_pos, layer)
                     self._write(new, g, i, k, v, fill)
             self.sealed_arena.drop(s.blocks)
+            kv.rewritten += 1
             kv.dropped = kv.dropped or n < len(old_slots)
             s.blocks, s.fill = new, fill
             s.pos = np.zeros(pages * PAGE, np.int32)

@@ -27,6 +27,7 @@ from pronghorn.model.quantized.stored import NonFiniteError, Tensor, dense
 
 Array = NDArray[Any]
 
+SAMPLES = 1024  # pieces of a file that are looked at to tell it from others
 RELEASE = 1 << 27  # bytes of tensors after which mapped pages go back: few calls, little memory
 
 
@@ -98,6 +99,16 @@ class Tensors(Mapping[str, Any]):
     def info(self, name: str) -> TensorInfo:
         """Name, shape, stored dtype and stored bytes, without reading the data."""
         return self._entries[name].info
+
+    def samples(self) -> Iterator[bytes]:
+        """Bytes from all over what the tensors hold: they differ where two checkpoints do."""
+        for data in self._files or [self._flat(name) for name in sorted(self)]:
+            step = max(1, len(data) // SAMPLES)
+            for at in range(0, len(data), step):
+                yield data[at : at + 64].tobytes()
+
+    def _flat(self, name: str) -> Array:
+        return np.ascontiguousarray(self.dense(name)).reshape(-1).view(np.uint8)
 
     @property
     def _ready(self) -> bool:

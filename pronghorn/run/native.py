@@ -58,6 +58,7 @@ class NativeRunner:
             os.environ.get("PRONGHORN_ISA", ""), threads or usable_cores(), bound.n_vocab,
             bound.n_layers, bound.n_heads, bound.n_kv, bound.head_dim, list(bound.widths),
         )  # fmt: skip
+        self.isa: str = os.environ.get("PRONGHORN_ISA", "") or _native.isa()  # in use
         self._mats: dict[str, int] = {}
         self._vecs: dict[str, int] = {}
         self._taps: list[tuple[str, int]] = []  # name and width of each tap

@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pronghorn.errors import MethodError
-from pronghorn.kv.store import SeqKV
+from pronghorn.kv.layout import PAGE
+from pronghorn.kv.store import Store
 from pronghorn.methods.reuse.prefix import Prefix
+from pronghorn.types import KVPlan
 from tests.conformance import _find
 from tests.conformance._rig import N_VOCAB, Small, small
+from tests.states import GRID, make, state
 
 NAMES = _find.names("reuse")
 IDS = np.random.default_rng(4).integers(0, N_VOCAB, 60).tolist()
@@ -97,62 +100,111 @@ def test_an_offer_is_always_taken_over(name: str) -> None:
     assert a.store.held == 0
 
 
-class Fake:
-    """A `SeqKV` of which only the lengths matter."""
-
-    def __init__(self, length: int, sealed: int = 0, dropped: bool = False) -> None:
-        self.length, self.n_sealed, self.dropped, self.freed = length, sealed, dropped, 0
-
-    def free(self) -> None:
-        self.freed += 1
-
-
-def kv(fake: Fake) -> SeqKV:
-    return fake  # type: ignore[return-value]
+def put(method: Prefix, store: Store, ids: list[int], sealed: int = 0) -> None:
+    method.store(ids, state(store, ids, sealed), GRID)
 
 
 @given(
-    st.lists(st.tuples(st.lists(st.integers(0, 1), max_size=12), st.integers(0, 12)), max_size=8),
-    st.lists(st.integers(0, 1), max_size=14),
+    st.lists(st.tuples(st.lists(st.integers(0, 1), max_size=70), st.integers(0, 2)), max_size=6),
+    st.lists(st.integers(0, 1), max_size=80),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_prefix_finds_the_longest(states: list[tuple[list[int], int]], prompt: list[int]) -> None:
-    """Against a scan over every state ever offered: dropping covered ones loses nothing."""
-    grid, method, rows = 4, Prefix(), max(len(prompt) - 1, 0)
+    """Against a scan over every state ever offered."""
+    method, store, rows = Prefix(), make(), max(len(prompt) - 1, 0)
     best = 0
-    for ids, sealed in states:
-        sealed = min(sealed // grid * grid, len(ids))
-        method.store(ids, kv(Fake(len(ids), sealed)), grid)
+    for ids, seals in states:
+        sealed = min(seals, len(ids) // GRID) * GRID
+        put(method, store, ids, sealed)
         n = 0
         while n < min(len(ids), rows) and ids[n] == prompt[n]:
             n += 1
-        best = max(best, n if n >= sealed else n // grid * grid)
+        best = max(best, n if n >= sealed else n // GRID * GRID)
     span = method.match(prompt, rows)
     assert (span.n if span else 0) == best
+    method.close()
+    assert store.held == 0
 
 
 def test_prefix_keeps_no_state_that_dropped_rows() -> None:
-    method, fake = Prefix(), Fake(9, dropped=True)
-    method.store(IDS[:9], kv(fake), 4)
-    assert fake.freed == 1
+    method, store = Prefix(), make()
+    kv = state(store, IDS, GRID)
+    store.seal(kv, KVPlan({0: np.arange(20, dtype=np.int32)}))
+    assert kv.dropped
+    method.store(IDS, kv, GRID)
+    assert store.held == 0
     assert method.match(IDS, 59) is None
 
 
-def test_prefix_forgets_what_was_used_longest_ago() -> None:
-    method = Prefix(rows=20)
-    a, b, c = Fake(9), Fake(9), Fake(9)
-    method.store([1] * 9, kv(a), 4)
-    method.store([2] * 9, kv(b), 4)
-    assert method.match([1] * 10, 9)
-    method.store([3] * 9, kv(c), 4)
-    assert (a.freed, b.freed, c.freed) == (0, 1, 0)
-    big = Fake(21)
-    method.store([4] * 21, kv(big), 4)
-    assert big.freed == 1
+def opened(store: Store, **options: Any) -> Prefix:
+    """A row takes a millisecond, and a microsecond more for each row before it."""
+    method = Prefix(**options)
+    method.open(store, "model", lambda rows, context: rows * (1e-3 + 1e-6 * context))
+    return method
+
+
+def test_prefix_forgets_what_nobody_asks_for() -> None:
+    store = make()
+    page = store.open_layout.block
+    method = opened(store, gb=6 * page / (1 << 30))
+    for t in (1, 2):
+        put(method, store, [t] * 3 * PAGE)
+    for _ in range(2):
+        assert method.match([1] * 3 * PAGE, 3 * PAGE)
+    for t in range(3, 9):
+        put(method, store, [t] * 3 * PAGE)
+        assert store.held <= 6 * page
+        assert method.match([1] * 3 * PAGE, 3 * PAGE), "what was asked for stays"
+    assert method.match([2] * 3 * PAGE, 3 * PAGE) is None
+    for t in range(10, 40):
+        put(method, store, [t] * 3 * PAGE)
+    assert method.match([1] * 3 * PAGE, 3 * PAGE) is None, "and grows old"
     method.close()
-    assert (a.freed, b.freed, c.freed) == (1, 1, 1)
+    assert store.held == 0
 
 
-def test_prefix_range() -> None:
-    with pytest.raises(MethodError, match="rows"):
-        Prefix(rows=0)
+def test_prefix_keeps_what_costs_more_to_compute_again() -> None:
+    """Of two leaves alike in bytes and use, the one deeper in its text took longer."""
+    store = make()
+    method = opened(store)
+    trunk = list(range(8 * PAGE))
+    put(method, store, [99] * 2 * PAGE)
+    put(method, store, [*trunk, *[7] * 2 * PAGE])
+    put(method, store, [*trunk, *[8] * 2 * PAGE])
+    assert method.shrink()
+    assert method.match([99] * 40, 40) is None
+    assert [n.rows for n in method.tree()] == [8 * PAGE, 2 * PAGE, 2 * PAGE]
+    method.close()
+
+
+def test_prefix_gives_up_nothing_that_running_sequences_hold() -> None:
+    store = make()
+    method = opened(store)
+    put(method, store, [1] * 3 * PAGE)
+    put(method, store, [2] * 3 * PAGE)
+    span = method.match([1] * 3 * PAGE, 3 * PAGE)
+    assert span is not None
+    running = store.fork(span.kv)
+    assert [n.users for n in sorted(method.tree(), key=lambda n: n.id)] == [1, 0]
+    assert method.shrink()
+    assert not method.shrink(), "what is left would free nothing"
+    assert method.match([1] * 3 * PAGE, 3 * PAGE)
+    running.free()
+    assert method.shrink()
+    assert not method.shrink()
+    assert store.held == 0
+
+
+def test_prefix_serves_one_engine() -> None:
+    store = make()
+    method = opened(store)
+    put(method, store, [1] * 3)
+    with pytest.raises(MethodError, match="another engine"):
+        method.open(make(), "model", lambda rows, context: 0.0)
+    method.close()
+
+
+@pytest.mark.parametrize("options", [{"gb": -1.0}, {"disk_gb": 0.0}, {"gb": float("nan")}])
+def test_prefix_ranges(options: dict[str, float]) -> None:
+    with pytest.raises(MethodError, match="gb"):
+        Prefix(**options)  # type: ignore[arg-type]
