@@ -135,7 +135,7 @@ class _Completions:
     def _choice(self, index: int, under_way: Answering, a: Answer) -> dict[str, Any]:
         body, tokenizer = self.body, under_way.llm.tokenizer
         text, known = a.text, None
-        before = tokenizer.decode(under_way.ids) if body.echo else ""
+        before = self._prompt(index, under_way) if body.echo else ""
         if body.logprobs is not None:
             tokens, values = list(a.tokens), list(a.logprobs)
             tops = list(a.tops)
@@ -145,6 +145,11 @@ class _Completions:
                 tops = [(), *under_way.stream.prompt_tops, *tops]
             known = logprobs.of_completion(tokenizer, tokens, values, tops, 0)
         return {"index": index, "text": before + text, "logprobs": known, "finish_reason": a.finish}
+
+    def _prompt(self, index: int, under_way: Answering) -> str:
+        """The text that an answer continues, as it was given."""
+        given = self.body.prompts[index // self.n]
+        return given if isinstance(given, str) else under_way.llm.tokenizer.decode(given)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         own, counted = self.body.extension, self.body.stream_options
@@ -156,7 +161,7 @@ class _Completions:
             told: set[int] = set()
             async for i, delta in merged(running):
                 index = i * self.n + delta.index
-                before = llm.tokenizer.decode(running[i].ids) if self.body.echo and index not in told else ""
+                before = self._prompt(index, running[i]) if self.body.echo and index not in told else ""
                 told.add(index)
                 yield event(head | self._chunk(index, delta, before, llm))
             if counted and counted.include_usage:

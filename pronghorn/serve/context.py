@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Context:
-    """pool: the models. meters: what /metrics shows. draining: no new requests."""
+    """pool: the models. meters: what /metrics shows. draining: no new requests.
+    active: requests under way."""
 
     pool: Pool
     settings: Settings
     meters: Meters
     draining: bool = False
+    active: int = 0
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)  # a chat template renders one at a time
 
     @asynccontextmanager

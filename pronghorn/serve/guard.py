@@ -51,6 +51,8 @@ class Guard:
                 out["x-content-type-options"] = "nosniff"
             await send(message)
 
+        counts = scope["path"] not in STILL
+        self.ctx.active += counts
         try:
             self._admit(scope, headers)
             await self.app(scope, _Bounded(receive, headers, self.ctx), told)
@@ -62,6 +64,7 @@ class Guard:
                 raise
             await error_response(known, scope["path"])(scope, receive, told)
         finally:
+            self.ctx.active -= counts
             route = scope.get("route")
             endpoint = getattr(route, "path", "other")
             self.ctx.meters.requests.labels(endpoint, str(status)).inc()
