@@ -38,10 +38,12 @@ if TYPE_CHECKING:
 Text = Annotated[str, Field(max_length=TEXT)]
 Token = Annotated[int, Field(ge=0, le=MOST)]
 Ids = Annotated[list[Token], Field(min_length=1, max_length=1 << 20)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+Batch = Annotated[list[Ids], Field(min_length=1)]
 
 
 class CompletionBody(Sampling):
-    prompt: Text | Ids | list[Text] | list[Ids] = Field(union_mode="left_to_right")
+    prompt: Text | Ids | Texts | Batch = Field(union_mode="left_to_right")
     max_tokens: int | None = Field(None, ge=0, le=MOST, description="Default 16; 0 with echo only.")
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)

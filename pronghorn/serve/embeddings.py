@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from pronghorn.serve.body import StrictRoute
-from pronghorn.serve.completions import Ids, Text
+from pronghorn.serve.completions import Batch, Ids, Text, Texts
 from pronghorn.serve.context import Context
 from pronghorn.serve.errors import ApiError, json_response, responses
 from pronghorn.serve.fields import MOST, Body, Name
@@ -21,7 +21,7 @@ from pronghorn.serve.sse import whole
 
 class EmbeddingBody(Body):
     model: Name | None = None
-    input: Text | Ids | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
+    input: Text | Ids | Texts | Batch = Field(union_mode="left_to_right")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(
         None, ge=1, le=MOST, description="The first so many numbers, scaled to unit length again."

@@ -19,7 +19,7 @@ Name = Annotated[str, Field(max_length=256)]
 class Body(BaseModel):
     """Base of everything that a client sends."""
 
-    model_config = ConfigDict(allow_inf_nan=False, extra="ignore")
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
 
 class Extension(Body):

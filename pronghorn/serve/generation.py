@@ -18,8 +18,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pronghorn import __version__
-from pronghorn.compose import load
+from pronghorn.compose import load, parse
 from pronghorn.errors import RequestError
 from pronghorn.llm import make_options
 from pronghorn.serve.context import Context
@@ -29,6 +31,7 @@ from pronghorn.serve.fields import AsJson, AsSchema, AsText, Extension, Sampling
 if TYPE_CHECKING:
     from pronghorn.llm import Answer
     from pronghorn.model.tokenizer import Tokenizer
+    from pronghorn.seq import Request
     from pronghorn.serve.async_llm import AsyncLLM, AsyncStream
     from pronghorn.serve.delta import Delta
 
@@ -184,7 +187,7 @@ class Answering:
 
     def _expire(self) -> None:
         self.expired = True
-        self._ending = asyncio.ensure_future(self.stream.cancel())
+        self.stream.close()
 
     async def rest(self) -> list[Answer]:
         """Wait for the end; the answers."""
@@ -209,7 +212,12 @@ async def answering(
         raise ApiError(400, f"n is {given['n']}, at most {ctx.settings.max_branches}", "n")
     most = max(context_of(llm) - len(ids), 1) if max_tokens is None else max_tokens
     own = make_options({**given, "max_tokens": max(most, 1)})
-    stream = llm.submit(lambda: replace(llm.llm.request(list(ids), own), score=score, max_tokens=most), own)
+
+    def make() -> Request:  # in another thread
+        try_shapers(given["use"], llm.llm.engine.bound.n_vocab)
+        return replace(llm.llm.request(list(ids), own), score=score, max_tokens=most)
+
+    stream = llm.submit(make, own)
     try:
         if any(not isinstance(m, str) for m in given["use"]):
             await _accepted(stream, ctx.settings.schema_timeout)
@@ -217,6 +225,14 @@ async def answering(
             yield Answering(llm, stream, ids, ctx.settings.timeout)
     finally:
         stream.close()
+
+
+def try_shapers(use: Sequence[Any], n_vocab: int) -> None:
+    """Find out now whether they take this model's logits: in a step others would be harmed."""
+    for spec in use:
+        method = parse(spec)[1] if isinstance(spec, str) else spec
+        if hasattr(method, "shape"):
+            method.shape(np.zeros(n_vocab), np.zeros(1, np.int32), 1)
 
 
 async def _accepted(stream: AsyncStream, seconds: float) -> None:
