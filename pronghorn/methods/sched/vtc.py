@@ -11,16 +11,17 @@ waits for a place, and gets its tokens as slowly as a full batch. Here, while se
 
 - a user takes at most an equal part of the places while another one's request waits, and the youngest
   sequences of one that holds more of the places or the KV are preempted for a request of one that holds less;
-- a step lasts at most `stretch` times what the work of the least demanding user alone would take. Users get
-  rows in the order of their counters, each an equal part of the step first, and of one user's answers those
-  that waited longest. Steps of many rows take time in proportion to them, so the others lose company, not
-  tokens.
+- a step lasts at most `stretch` times what the work of the least demanding user alone would take. First each
+  user gets an equal part of its rows, the least demanding first; what is left goes in the order of the
+  counters. Of one user's answers those that waited longest go first. Steps of many rows take time in
+  proportion to them, so the others lose company, not tokens.
 
 Time, memory and preemption are otherwise as in `sarathi`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from pronghorn.types import Guarantee, Traits
 class Vtc:
     tbt: float = 0.05  # seconds of a step, the target for the time between tokens
     alone: float = 0.25  # seconds of a step while no answer is under way that it could delay
-    stretch: float = 1.5  # times what the least demanding user's work takes alone that a step may last
+    stretch: float = 1.25  # times what the least demanding user's work takes alone that a step may last
     rows: int = 2048  # rows of one step at most, drafts not counted
     least: int = 16  # rows of a step and sequences under way that the target never goes below
     max_running: int = 64  # sequences under way at once
@@ -78,14 +79,15 @@ class Vtc:
         total = places.slots + sum(s.branches for s in step.stay)
         part = -(-total // len(users)), (step.free + sum(s.held for s in step.stay)) // len(users)
         while queues:
-            held = Counter(s.request.user for s in [*step.stay, *step.admit])
+            held, rows = _held(step, self.reserve)
             user = min(queues, key=lambda u: self._next(queues[u][-1], held[u]))
             seq = queues[user][-1]
             rivals = [q[-1] for u, q in queues.items() if u != user]
-            if held[user] >= part[0] and any(s.request.priority == seq.request.priority for s in rivals):
+            more = held[user] >= part[0] or rows[user] + _queue.ask(seq, self.reserve) > part[1]
+            if held[user] and more and any(s.request.priority == seq.request.priority for s in rivals):
                 del queues[user]
                 continue
-            if not (places.fits(seq) or places.make_way(seq, _victims(step, seq, *part))):
+            if not (places.fits(seq) or places.make_way(seq, _victims(step, seq, self.reserve, *part))):
                 return
             places.start(seq)
             self._ledger.start(seq)
@@ -107,34 +109,69 @@ class Vtc:
         work = [groups[key] for key in sorted(groups)]
         for seqs in work:
             seqs.sort(key=lambda s: (not s.decoding, self._ledger.ran[s.id] if s.decoding else 0))
-        answers = [s for s in step.stay if s.decoding]
-        mean = sum(len(s.tokens) for s in answers) // max(1, len(answers))
-        seconds = max(self.tbt if answers else self.alone, cost.predict(self.least, self.least * mean))
-        if len(work) > 1:
-            seconds = min(seconds, self.stretch * min(_alone(seqs, cost, cap) for seqs in work))
-        part = cost.rows_within(seconds, 0, 0, mean) // max(1, len(work))
-        for most in (max(1, part), cap):  # to each user the same, then what is left
-            for seqs in work:
-                cap -= _serve(step, seqs, cost, seconds, min(most, cap))
+        target = self.tbt if any(s.decoding for s in step.stay) else self.alone
+        demand = [_alone(seqs, cost, cap) for seqs in work]
+        fair = self.stretch * min(demand) if len(work) > 1 else math.inf
+        limit = _Limit(cost, min(target, fair), fair, self.least)
+        mean = sum(s.kv.length for s in step.stay) // max(1, len(step.stay))
+        part = max(1, limit.prompt(0, 0, mean) // max(1, len(work)))
+        for _, i in sorted(zip(demand, range(len(work)), strict=True)):
+            cap -= limit.serve(step, work[i], min(part, cap))
+        for seqs in work:
+            cap -= limit.serve(step, seqs, cap)
 
 
-def _victims(step: _queue.Step, seq: Seq, slots: int, kv: int) -> Iterator[Seq]:
-    """Whose places a sequence may take: of lower priority, then the youngest of users with more than their
-    part, if its own user has less."""
-    priority, user = seq.request.priority, seq.request.user
-    yield from (s for s in reversed(step.stay) if s.request.priority < priority)
+@dataclass(frozen=True)
+class _Limit:
+    """How long a step may last. Prompts keep it within `seconds` but for the first `least` rows, answers
+    within `fair` only."""
+
+    cost: StepCost
+    seconds: float
+    fair: float
+    least: int
+
+    def prompt(self, n: int, read: int, context: int) -> int:
+        """Rows of a prompt that may join a step of n."""
+        fit = self.cost.rows_within(self.seconds, n, read, context)
+        if fit >= self.least - n:
+            return fit
+        return min(self.least - n, self.cost.rows_within(self.fair, n, read, context))
+
+    def serve(self, step: _queue.Step, seqs: Sequence[Seq], cap: int) -> int:
+        """Give rows to these, the step's first row in any case; returns how many."""
+        given = 0
+        for seq in seqs:
+            had = step.rows.get(seq.id, (seq, 0))[1]
+            at = step.n, step.read, seq.kv.length + had
+            fit = self.cost.rows_within(self.fair, *at) if seq.decoding else self.prompt(*at)
+            given += step.take(seq, min(cap - given, fit if step.rows else max(1, fit)))
+        return given
+
+
+def _held(step: _queue.Step, reserve: int) -> tuple[Counter[str], Counter[str]]:
+    """Places of each user, and KV rows held or promised."""
     places: Counter[str] = Counter()
     rows: Counter[str] = Counter()
     for s in [*step.stay, *step.admit]:
         places[s.request.user] += s.branches
-        rows[s.request.user] += s.held
-    if places[user] + seq.branches > slots or rows[user] + len(seq.tokens) > kv:
+        rows[s.request.user] += s.held + _queue.ask(s, reserve)
+    return places, rows
+
+
+def _victims(step: _queue.Step, seq: Seq, reserve: int, slots: int, kv: int) -> Iterator[Seq]:
+    """Whose places a sequence may take: of lower priority, then the youngest of users with more than their
+    part, if its own user has less."""
+    priority, user = seq.request.priority, seq.request.user
+    yield from (s for s in reversed(step.stay) if s.request.priority < priority)
+    places, rows = _held(step, reserve)
+    if places[user] + seq.branches > slots or rows[user] + _queue.ask(seq, reserve) > kv:
         return
     for s in reversed([s for s in step.stay if s.request.priority == priority]):
         other = s.request.user
         if other != user and (places[other] > slots or rows[other] > kv):
             places[other] -= s.branches
-            rows[other] -= s.held
+            rows[other] -= s.held + _queue.ask(s, reserve)
             yield s
 
 
@@ -145,13 +182,3 @@ def _alone(seqs: Sequence[Seq], cost: StepCost, cap: int) -> float:
         rows = min(cap - n, len(seq.tokens) - seq.kv.length)
         n, read = n + rows, read + reads(rows, seq.kv.length)
     return cost.predict(n, read)
-
-
-def _serve(step: _queue.Step, seqs: Sequence[Seq], cost: StepCost, seconds: float, cap: int) -> int:
-    """Give rows to these while the step lasts no longer than `seconds`; its first row always goes."""
-    given = 0
-    for seq in seqs:
-        had = step.rows.get(seq.id, (seq, 0))[1]
-        fit = cost.rows_within(seconds, step.n, step.read, seq.kv.length + had)
-        given += step.take(seq, min(cap - given, fit if step.rows else max(1, fit)))
-    return given
