@@ -72,28 +72,31 @@ class Vtc:
     # ------------------------------------------------------------------ who starts
 
     def _admit(self, step: _queue.Step, waiting: Sequence[Seq], places: _queue.Places) -> None:
+        users = {s.request.user for s in [*waiting, *step.stay]}
+        slots = -(-(places.slots + sum(s.branches for s in step.stay)) // len(users))
+        rows = (step.free + sum(s.held for s in step.stay)) // len(users)
+        held = _Held(step, self.reserve, slots, rows)
+        if not places.open and not held.over():
+            least = min(s.request.priority for s in step.stay)
+            waiting = [s for s in waiting if s.request.priority > least]  # the others could not start
         queues: dict[str, list[Seq]] = {}  # of each user, the first at the end
         for seq in sorted(waiting, key=_queue.turn, reverse=True):
             queues.setdefault(seq.request.user, []).append(seq)
-        users = {*queues, *(s.request.user for s in step.stay)}
-        total = places.slots + sum(s.branches for s in step.stay)
-        part = -(-total // len(users)), (step.free + sum(s.held for s in step.stay)) // len(users)
         while queues:
-            held, rows = _held(step, self.reserve)
-            user = min(queues, key=lambda u: self._next(queues[u][-1], held[u]))
+            user = min(queues, key=lambda u: self._next(queues[u][-1], held.slots[u]))
             seq = queues[user][-1]
-            rivals = [q[-1] for u, q in queues.items() if u != user]
-            more = held[user] >= part[0] or rows[user] + _queue.ask(seq, self.reserve) > part[1]
-            if held[user] and more and any(s.request.priority == seq.request.priority for s in rivals):
+            rivals = [q[-1].request.priority for u, q in queues.items() if u != user]
+            if seq.request.priority in rivals and held.slots[user] and not held.has_part(seq):
                 del queues[user]
                 continue
-            if not (places.fits(seq) or places.make_way(seq, _victims(step, seq, self.reserve, *part))):
+            if not (places.fits(seq) or places.make_way(seq, held.victims(seq))):
                 return
             places.start(seq)
             self._ledger.start(seq)
             queues[user].pop()
             if not queues[user]:
                 del queues[user]
+            held = _Held(step, self.reserve, slots, rows)
 
     def _next(self, seq: Seq, held: int) -> tuple[float, float, int, float]:
         return -seq.request.priority, self._ledger.of(seq), held, seq.arrival
@@ -142,37 +145,56 @@ class _Limit:
         """Give rows to these, the step's first row in any case; returns how many."""
         given = 0
         for seq in seqs:
-            had = step.rows.get(seq.id, (seq, 0))[1]
+            had = step.rows[seq.id][1] if seq.id in step.rows else 0
+            if given >= cap or had == len(seq.tokens) - seq.kv.length:
+                continue
             at = step.n, step.read, seq.kv.length + had
-            fit = self.cost.rows_within(self.fair, *at) if seq.decoding else self.prompt(*at)
+            if had or not seq.decoding:
+                fit = self.prompt(*at)
+            else:
+                fit = int(self.cost.predict(at[0] + 1, at[1] + at[2] + 1) <= self.fair)
             given += step.take(seq, min(cap - given, fit if step.rows else max(1, fit)))
         return given
 
 
-def _held(step: _queue.Step, reserve: int) -> tuple[Counter[str], Counter[str]]:
-    """Places of each user, and KV rows held or promised."""
-    places: Counter[str] = Counter()
-    rows: Counter[str] = Counter()
-    for s in [*step.stay, *step.admit]:
-        places[s.request.user] += s.branches
-        rows[s.request.user] += s.held + _queue.ask(s, reserve)
-    return places, rows
+class _Held:
+    """Places and KV rows, held or promised, of each user, beside the equal parts."""
 
+    def __init__(self, step: _queue.Step, reserve: int, part_slots: int, part_rows: int) -> None:
+        self.step, self.reserve, self.part_slots, self.part_rows = step, reserve, part_slots, part_rows
+        self.slots: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+        for s in [*step.stay, *step.admit]:
+            self._add(s, 1)
 
-def _victims(step: _queue.Step, seq: Seq, reserve: int, slots: int, kv: int) -> Iterator[Seq]:
-    """Whose places a sequence may take: of lower priority, then the youngest of users with more than their
-    part, if its own user has less."""
-    priority, user = seq.request.priority, seq.request.user
-    yield from (s for s in reversed(step.stay) if s.request.priority < priority)
-    places, rows = _held(step, reserve)
-    if places[user] + seq.branches > slots or rows[user] + _queue.ask(seq, reserve) > kv:
-        return
-    for s in reversed([s for s in step.stay if s.request.priority == priority]):
-        other = s.request.user
-        if other != user and (places[other] > slots or rows[other] > kv):
-            places[other] -= s.branches
-            rows[other] -= s.held + _queue.ask(s, reserve)
-            yield s
+    def _add(self, seq: Seq, sign: int) -> None:
+        self.slots[seq.request.user] += sign * seq.branches
+        self.rows[seq.request.user] += sign * (seq.held + _queue.ask(seq, self.reserve))
+
+    def _more(self, user: str) -> bool:
+        return self.slots[user] > self.part_slots or self.rows[user] > self.part_rows
+
+    def over(self) -> bool:
+        """Whether any user has more than a part."""
+        return any(self._more(user) for user in self.slots)
+
+    def has_part(self, seq: Seq) -> bool:
+        """Whether one more is still within its user's part."""
+        user, rows = seq.request.user, _queue.ask(seq, self.reserve)
+        return self.slots[user] + seq.branches <= self.part_slots and self.rows[user] + rows <= self.part_rows
+
+    def victims(self, seq: Seq) -> Iterator[Seq]:
+        """Whose places a sequence may take: of lower priority, then, within its user's part, the youngest of
+        users with more than theirs."""
+        priority, user = seq.request.priority, seq.request.user
+        for s in reversed(self.step.stay):
+            if s.request.priority < priority:
+                yield s
+        if self.has_part(seq):
+            for s in reversed(self.step.stay):
+                if s.request.priority == priority and s.request.user != user and self._more(s.request.user):
+                    self._add(s, -1)
+                    yield s
 
 
 def _alone(seqs: Sequence[Seq], cost: StepCost, cap: int) -> float:
