@@ -1,1 +1,1 @@
-"""The service: HTTP over `AsyncLLM`. `app.create_app` puts the routers together."""
+"""Many callers at once: the asynchronous face, a pool of models, and what a server is made of."""
