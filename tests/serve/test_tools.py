@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pronghorn.errors import RequestError
 from pronghorn.llm import BUNDLED
 from pronghorn.model.tokenizer import Tokenizer, load_tokenizer
-from pronghorn.serve.tools import Choice, Plan, Tool, gather, read_tool
+from pronghorn.serve.tools import Choice, Plan, Tool, conversation, gather, read_tool
 from pronghorn.serve.tools.format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, PLAIN, Format, find_format
 from pronghorn.serve.tools.parse import CallParser
 
@@ -346,7 +346,7 @@ HISTORY: list[dict[str, Any]] = [
 
 
 def test_a_template_without_tools_gets_them_as_text(tokenizer):
-    text = shown(tokenizer, Plan(tokenizer, TOOLS).render(HISTORY))
+    text = shown(tokenizer, conversation(tokenizer, HISTORY, TOOLS))
     assert text.startswith("<|system|>You may call")
     assert json.dumps(TOOLS[0].described()["function"]) in text
     assert (
@@ -354,15 +354,15 @@ def test_a_template_without_tools_gets_them_as_text(tokenizer):
         in text
     )
     assert text.endswith("<|user|><tool_response>\n3<|end|>\n</tool_response><|end|><|assistant|>")
-    assert shown(tokenizer, Plan(tokenizer).render(HISTORY)).startswith("<|user|>Add.")
-    own = Plan(tokenizer, TOOLS).render([{"role": "system", "content": "Be brief."}, *HISTORY])
+    assert shown(tokenizer, conversation(tokenizer, HISTORY, ())).startswith("<|user|>Add.")
+    own = conversation(tokenizer, [{"role": "system", "content": "Be brief."}, *HISTORY], TOOLS)
     assert shown(tokenizer, own).startswith("<|system|>Be brief.\n\nYou may call")
 
 
 def test_a_template_that_refuses_a_system_message(tokenizer):
     strict = template(tokenizer, "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}"
                       "{% endif %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}")  # fmt: skip
-    assert shown(strict, Plan(strict, TOOLS).render(HISTORY)).startswith("<|user|>You may call")
+    assert shown(strict, conversation(strict, HISTORY, TOOLS)).startswith("<|user|>You may call")
 
 
 QWEN = (
@@ -376,7 +376,7 @@ QWEN = (
 
 def test_a_template_with_tools_writes_them_itself(tokenizer):
     qwen = template(tokenizer, QWEN)
-    text = shown(qwen, Plan(qwen, TOOLS).render(HISTORY))
+    text = shown(qwen, conversation(qwen, HISTORY, TOOLS))
     assert json.dumps(TOOLS[1].described()) in text
     assert '{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>' in text
     assert "<tool_response>\n3<|end|>\n" in text
@@ -402,14 +402,14 @@ def test_markup_in_tools_and_results_is_plain_text(tokenizer, source):
     def specials(ids: list[int]) -> list[int]:
         return [id_ for id_ in ids if chosen.is_special(id_)]
 
-    assert specials(Plan(chosen, (tool,)).render(history)) == specials(Plan(chosen, (tame,)).render(mild))
+    assert specials(conversation(chosen, history, (tool,))) == specials(conversation(chosen, mild, (tame,)))
 
 
 def test_markup_in_names_of_arguments_is_refused(tokenizer):
     qwen = template(tokenizer, QWEN)
     tool = Tool("add", "", {"type": "object", "properties": {"<|end|>": {}}}, False)
     with pytest.raises(RequestError, match="markup"):
-        Plan(qwen, (tool,)).render(HISTORY)
+        conversation(qwen, HISTORY, (tool,))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Text of a context-free grammar in Lark's notation, as llguidance extends it (github.com/guidance-ai/llguidance).
+"""Text of a context-free grammar in Lark's notation (llguidance, github.com/guidance-ai/llguidance).
 
-`start` is the first rule; `%json {...}` takes a JSON schema into a rule, `<[7]>` the token with id 7, and
-`rule[lazy]: ...` ends at the first match. What a schema inside says about leniency or blanks is its own.
+Of the library's additions, `%json {...}` takes a JSON schema into a rule, `<[7]>` the token with id 7, and
+`rule[lazy]: ...` ends at the first match. What a schema inside says about blanks is its own.
 """
 
 from __future__ import annotations

@@ -24,8 +24,10 @@ from pronghorn.serve.tools.spec import Choice, Tool, check_tools, read_tool
 from pronghorn.text import TextStream
 
 __all__ = [
-    "Arguments", "Begin", "Call", "Choice", "End", "Part", "Plan", "Reader", "Text", "Tool", "gather", "read_tool"
+    "Arguments", "Begin", "Call", "Choice", "End", "Part", "Plan", "Reader", "Text", "Tool", "conversation",
+    "gather", "read_tool",
 ]  # fmt: skip
+AUTO = Choice()
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Plan:
 
     tokenizer: Tokenizer
     tools: tuple[Tool, ...] = ()
-    choice: Choice = Choice()
+    choice: Choice = AUTO
     schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -55,9 +57,10 @@ class Plan:
     def format(self) -> Format:
         return find_format(self.tokenizer)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Prompt ids. One rendering at a time, as `Tokenizer.chat` asks."""
-        return conversation(self.tokenizer, messages, self.tools if self.callable else ())
+    @property
+    def shown(self) -> tuple[Tool, ...]:
+        """Those that the prompt describes: all of them, unless none may be called."""
+        return self.tools if self.callable else ()
 
     def constraint(self) -> list[Any]:
         """The method that makes the answer what was asked for, if it needs one."""

@@ -1,4 +1,4 @@
-"""The grammar of an answer that calls: names and arguments as their schemas say, in the model's format."""
+"""The grammar of an answer that calls: names and arguments as their schemas say, in the model's form."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ _JSON = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": 
 _ANY_TEXT = "TEXT: /(.|\\n)*/"
 
 
-def enforced(format: Format, tools: Sequence[Tool], many: bool) -> str:
+def enforced(form: Format, tools: Sequence[Tool], many: bool) -> str:
     """Nothing but calls: one, or with `many` one or more."""
-    calls, rules = _calls(format, tools, many)
+    calls, rules = _calls(form, tools, many)
     return _text(f"start: {calls}", *rules)
 
 
-def offered(format: Format, tools: Sequence[Tool], many: bool) -> str:
+def offered(form: Format, tools: Sequence[Tool], many: bool) -> str:
     """Free text in which a call, once it has begun, is one of these; only strict tools' schemas hold."""
     loose = [t if t.strict else Tool(t.name, "", {"type": "object"}, False) for t in tools]
-    calls, rules = _calls(format, loose, many)
-    if not format.open:
+    calls, rules = _calls(form, loose, many)
+    if not form.open:
         free = 'TEXT: /(.|\\n)*/ & ~/\\s*\\{"name": "(.|\\n)*/'
         return _text(f"start: TEXT | {calls}", free, *rules)
-    if (opener := _literal(format, format.open)).startswith("<"):  # a token of its own
+    if (opener := _literal(form, form.open)).startswith("<"):  # a token of its own
         return _text(f"start: TEXT | TEXT {calls}", _ANY_TEXT, *rules)
-    calls, rules = _calls(format, loose, False, opener="trigger")
+    calls, rules = _calls(form, loose, False, opener="trigger")
     start = "start: (TEXT | one)" if not many else f"start: one{{0,{N_CALLS_MAX}}} TEXT"
     return _text(start, f"one: {calls}", f"trigger[lazy]: TEXT {opener}", _ANY_TEXT, *rules)
 
 
-def answer_or_calls(format: Format, tools: Sequence[Tool], many: bool, schema: Mapping[str, Any]) -> str:
+def answer_or_calls(form: Format, tools: Sequence[Tool], many: bool, schema: Mapping[str, Any]) -> str:
     """JSON of a schema, or calls."""
-    calls, rules = _calls(format, tools, many)
+    calls, rules = _calls(form, tools, many)
     return _text(f"start: answer | {calls}", f"answer: {_json(schema)}", *rules)
 
 
-def _calls(format: Format, tools: Sequence[Tool], many: bool, opener: str = "") -> tuple[str, list[str]]:
+def _calls(form: Format, tools: Sequence[Tool], many: bool, opener: str = "") -> tuple[str, list[str]]:
     """An expression for the calls, and the rules that it needs."""
     rules = [f"args_{at}: {_json(tool.parameters)}" for at, tool in enumerate(tools)]
-    opener = opener or _literal(format, format.open)
-    if format.layout == "named":
-        heads = [f"{_literal(format, tool.name + '[ARGS]')} args_{at}" for at, tool in enumerate(tools)]
+    opener = opener or _literal(form, form.open)
+    if form.layout == "named":
+        heads = [f"{_literal(form, tool.name + '[ARGS]')} args_{at}" for at, tool in enumerate(tools)]
     else:
-        starts = ['{"name": ' + json.dumps(t.name) + f', "{format.key}": ' for t in tools]
+        starts = ['{"name": ' + json.dumps(t.name) + f', "{form.key}": ' for t in tools]
         heads = [f'{_quoted(start)} args_{at} "}}"' for at, start in enumerate(starts)]
     rules.append(f"body: {' | '.join(heads)}")
     more = f"{{0,{N_CALLS_MAX - 1}}}"
-    if format.layout == "array":
+    if form.layout == "array":
         rest = f'(", " body){more}' if many else ""
         return f'{opener} "[" body {rest} "]"', rules
-    before = _quoted("\n") if format.open and format.layout == "object" else ""
-    call = " ".join(each for each in (opener, before, "body", _literal(format, format.close)) if each)
+    before = _quoted("\n") if form.open and form.layout == "object" else ""
+    call = " ".join(each for each in (opener, before, "body", _literal(form, form.close)) if each)
     rules.append(f"call: {call}")
-    return (f"call ({_quoted(format.between)} call){more}" if many else "call"), rules
+    return (f"call ({_quoted(form.between)} call){more}" if many else "call"), rules
 
 
-def _literal(format: Format, text: str) -> str:
+def _literal(form: Format, text: str) -> str:
     """`text` as terms of a rule; markers that are special tokens by their ids."""
-    for id_, mark in format.marks.items():
+    for id_, mark in form.marks.items():
         before, found, after = text.partition(mark)
         if found:
-            parts = (_literal(format, before), f"<[{id_}]>", _literal(format, after))
+            parts = (_literal(form, before), f"<[{id_}]>", _literal(form, after))
             return " ".join(part for part in parts if part)
     return _quoted(text) if text else ""
 

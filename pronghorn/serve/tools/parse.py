@@ -71,10 +71,10 @@ class _Head:
 class CallParser:
     """`push` text, `flush` once at the end; both return what became certain."""
 
-    def __init__(self, format: Format, names: Collection[str], many: bool, new_id: Callable[[], str]) -> None:
+    def __init__(self, form: Format, names: Collection[str], many: bool, new_id: Callable[[], str]) -> None:
         """names: functions that may be called; a call of another one is text. many: read further calls;
         else what follows the first is dropped."""
-        self._format, self._names, self._many, self._new_id = format, names, many, new_id
+        self._form, self._names, self._many, self._new_id = form, names, many, new_id
         self._out: list[Part] = []
         self._text: list[str] = []  # text or arguments not yet in `_out`
         self._held: list[str] | None = None  # characters of what may be a call
@@ -158,8 +158,8 @@ class CallParser:
 
     def _answer(self) -> Deeds:
         yield
-        marker = self._format.open or _PYTHON_TAG
-        if not self._format.open:
+        marker = self._form.open or _PYTHON_TAG
+        if not self._form.open:
             yield from self._try("", self._calls)
         while True:
             blanks = ""
@@ -209,15 +209,15 @@ class CallParser:
         c = yield from self._blanks()
         if c == "[":
             yield from self._array()
-        elif self._format.layout == "named" or (self._format.layout == "array" and c != "{"):
+        elif self._form.layout == "named" or (self._form.layout == "array" and c != "{"):
             yield from self._named()
         else:
             yield from self._object()
-            if not self._format.close and self._many:
+            if not self._form.close and self._many:
                 yield from self._more()
-        if self._format.close:
+        if self._form.close:
             yield from self._blanks()
-            yield from self._expect(self._format.close.strip())
+            yield from self._expect(self._form.close.strip())
 
     def _more(self) -> Deeds:
         """Further calls after a bare one."""

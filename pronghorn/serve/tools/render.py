@@ -19,7 +19,7 @@ _HOW = (
 
 
 def conversation(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()
 ) -> list[int]:
     """Ids of messages in OpenAI's form, tool calls and results included, ready for the answer.
 
