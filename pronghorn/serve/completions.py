@@ -32,7 +32,8 @@ from pronghorn.serve.sse import DONE, EventStream, event, whole
 
 if TYPE_CHECKING:
     from pronghorn.llm import Answer
-    from pronghorn.serve.async_llm import AsyncLLM, Delta
+    from pronghorn.serve.async_llm import AsyncLLM
+    from pronghorn.serve.delta import Delta
 
 Text = Annotated[str, Field(max_length=TEXT)]
 Token = Annotated[int, Field(ge=0, le=MOST)]
@@ -58,7 +59,7 @@ class CompletionBody(Sampling):
     @property
     def prompts(self) -> list[str | list[int]]:
         p = self.prompt
-        return list(p) if isinstance(p, list) and not isinstance(p[0], int) else [p]  # type: ignore[list-item]
+        return list(p) if isinstance(p, list) and not isinstance(p[0], int) else [p]
 
 
 def router(ctx: Context) -> APIRouter:
@@ -137,8 +138,9 @@ class _Completions:
         text, known = a.text, None
         before = self._prompt(index, under_way) if body.echo else ""
         if body.logprobs is not None:
-            tokens, values = list(a.tokens), list(a.logprobs)
-            tops = list(a.tops)
+            tokens: list[int] = list(a.tokens)
+            values: list[float | None] = list(a.logprobs)
+            tops: list[Any] = list(a.tops)
             if body.echo:
                 tokens = [*under_way.ids, *tokens]
                 values = [None, *under_way.stream.prompt_logprobs, *values]

@@ -25,17 +25,15 @@ class Body(BaseModel):
 class Extension(Body):
     """What only Pronghorn has."""
 
-    use: list[Annotated[str, Field(max_length=1 << 18)]] = Field(
-        [], max_length=16, description='Methods of this request, as in "token-recycling" or "top-k:k=5".'
+    use: list[Annotated[str, Field(max_length=1 << 18)]] = Field(default=[], max_length=16, description='Methods of this request, as in "token-recycling" or "top-k:k=5".'
     )
-    priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
-    deadline: float = Field(0.0, ge=0, le=86400, description="Seconds until the answer is wanted, 0 for any.")
-    trace: bool = Field(
-        False, description="Chunks tell where each token comes from; the last has the receipt."
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first.")
+    deadline: float = Field(default=0.0, ge=0, le=86400, description="Seconds until the answer is wanted, 0 for any.")
+    trace: bool = Field(default=False, description="Chunks tell where each token comes from; the last has the receipt."
     )
-    regex: str = Field("", max_length=1 << 18, description="A pattern that the answer matches.")
-    ignore_eos: bool = Field(False, description="Go on to max_tokens.")
-    truncate: bool = Field(False, description="Cut a prompt that is too long at its start.")
+    regex: str = Field(default="", max_length=1 << 18, description="A pattern that the answer matches.")
+    ignore_eos: bool = Field(default=False, description="Go on to max_tokens.")
+    truncate: bool = Field(default=False, description="Cut a prompt that is too long at its start.")
 
     @model_validator(mode="before")
     @classmethod

@@ -30,7 +30,8 @@ from pronghorn.serve.tools import Tool, conversation
 if TYPE_CHECKING:
     from pronghorn.llm import Answer
     from pronghorn.model.tokenizer import Tokenizer
-    from pronghorn.serve.async_llm import AsyncLLM, AsyncStream, Delta
+    from pronghorn.serve.async_llm import AsyncLLM, AsyncStream
+    from pronghorn.serve.delta import Delta
 
 SMALL = 1 << 14  # characters that are cut into tokens at once; longer texts in a thread
 
@@ -219,7 +220,7 @@ async def answering(
         raise ApiError(400, f"n is {given['n']}, at most {ctx.settings.max_branches}", "n")
     most = max(context_of(llm) - len(ids), 1) if max_tokens is None else max_tokens
     own = make_options({**given, "max_tokens": max(most, 1)})
-    stream = llm.submit(lambda: replace(llm.llm.request(ids, own), score=score, max_tokens=most), own)
+    stream = llm.submit(lambda: replace(llm.llm.request(list(ids), own), score=score, max_tokens=most), own)
     try:
         if any(not isinstance(m, str) for m in given["use"]):
             await _accepted(stream, ctx.settings.schema_timeout)

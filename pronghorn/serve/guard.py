@@ -117,9 +117,8 @@ class _Bounded:
         if self.whole:
             return await self.receive()
         try:
-            async with asyncio.timeout(self.until - time.monotonic()):
-                message = await self.receive()
-        except TimeoutError:
+            message = await asyncio.wait_for(self.receive(), self.until - time.monotonic())
+        except asyncio.TimeoutError:
             raise ApiError(408, "the body did not arrive in time", code="body_timeout") from None
         self.size += len(message.get("body", b""))
         if self.size > self.settings.max_body:

@@ -14,7 +14,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pronghorn.errors import RequestError
+from pronghorn.serve.bind import BACKLOG
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pronghorn.serve.context import Context
 
 LOG = logging.getLogger("pronghorn.serve")
-BACKLOG = 2048
 
 
 class Protocol(H11Protocol):
@@ -58,24 +57,11 @@ class Protocol(H11Protocol):
         super().resume_writing()
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """No timer; the one there was does not go off."""
     if timer is not None:
         timer.cancel()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 for any free one. Raises `RequestError`."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        made = socket.socket(family, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", "") or str(error)
-        raise RequestError(f"cannot listen on {host}, port {port}: {why}; choose another --port") from None
-    return made
+    return None
 
 
 class Server(uvicorn.Server):

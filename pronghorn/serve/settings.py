@@ -8,9 +8,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Settings:
     """keys: API keys that are accepted; none: anybody may ask. open_metrics: /metrics needs no key.
-    origins: web origins whose pages may ask ("*" for all). max_body: bytes of a request. Times in seconds: `timeout` of a
-    whole answer, `header_timeout` and `body_timeout` of a request's arrival, `send_timeout` of a
-    client that reads nothing, `schema_timeout` for a grammar to be opened."""
+    origins: web origins whose pages may ask ("*" for all). max_body: bytes of a request. Times in seconds:
+    `timeout` of a whole answer, `header_timeout` and `body_timeout` of a request's arrival, `send_timeout`
+    of a client that reads nothing, `schema_timeout` for a grammar to be opened."""
 
     keys: tuple[str, ...] = ()
     open_metrics: bool = True

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from pronghorn.serve.app import create_app
+from pronghorn.serve.bind import bind
 from pronghorn.serve.pool import Pool
-from pronghorn.serve.server import Server, bind
+from pronghorn.serve.server import Server
 from pronghorn.serve.settings import Settings
 
 MODEL = "pronghorn-tiny"
