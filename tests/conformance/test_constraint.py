@@ -73,7 +73,8 @@ CASES: dict[str, list[tuple[Any, Callable[[str], bool]]]] = {
     "lark": [
         (Lark('start: "<" (pair ", "){1,3} ">"\npair: WORD "=" %json {"enum": [1, "x"]}\nWORD: /[ab]{1,4}/'),
          matches(r'<([ab]{1,4}=(1|"x"), ){1,3}>')),
-        (Lark('start: head "(" item{1,3} ")"\nhead[lazy]: /[a-d]*/ "cab"\nitem: /é[0-9]/ | "(" /[xy]/{1,2} ")"'),
+        (Lark('start: head "(" item{1,3} ")"\nhead[lazy]: /[a-d]*/ "cab"\n'
+              'item: /é[0-9]/ | "(" /[xy]/{1,2} ")"'),
          matches(r"((?!cab)[a-d])*cab\((é[0-9]|\([xy]{1,2}\)){1,3}\)")),
     ],
     "regex": [
@@ -296,7 +297,8 @@ def test_any_object_by_default(tokenizer):
         Json('{"$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}, {"$ref": "#/$defs/b"}]}, "b": {"allOf": '
              '[{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}'),
         Json(json.dumps({"allOf": [{"properties": {f"p{i}": {}}} for i in range(3000)]})),
-        Lark(""), Lark("x"), Lark("start: " + "(" * 9000), Lark('start: %json ' + '{"a":' * 9000), Lark("start: start"),
+        Lark(""), Lark("x"), Lark("start: " + "(" * 9000), Lark('start: %json ' + '{"a":' * 9000),
+        Lark("start: start"),
         Lark('start: %json {"not": {}}'), Lark("start: A\nA: B\nB: A"), Lark("start: <[99999999]>"),
         Lark('start: "' + "x" * 300_000 + '"'), Lark('start: "\ud800"'), Lark('start: "a" @b'),
         Regex(""), Regex("("), Regex("(?=a)b"), Regex(r"(a)\1"), Regex("x" * 300_000), Regex("(" * 9000),

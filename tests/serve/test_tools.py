@@ -23,7 +23,8 @@ FORMATS = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "named": MISTRA
 NAMES = ("get_weather", "add")
 WEATHER = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "minimum": 1,
+    "maximum": 9}},
     "required": ["city", "days"],
     "additionalProperties": False,
 }  # fmt: skip
@@ -58,7 +59,8 @@ CASES: list[tuple[str, str, str, list[tuple[str, str]]]] = [
      [("get_weather", W), ("add", '{"a": [1, {"}": "]"}], "b": "\\"}"}')]),
     ("hermes", '<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
     ("hermes", '<tool_call>{"name": "add", "arguments": null}</tool_call>', "", [("add", "{}")]),
-    ("hermes", '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("add", '{"a": 1}')]),
+    ("hermes", '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("add",
+     '{"a": 1}')]),
     ("hermes", '<tool_call>{"id": 3, "name": "add", "arguments": {}, "x": [1]}</tool_call> so', " so",
      [("add", "{}")]),
     ("hermes", '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',
@@ -98,8 +100,10 @@ def test_what_models_write(form, written, text, calls):
 
 
 PIECES = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[ARGS]", "add", "[", "]", "{", "}", ",", ":",
-     '"', "\\", '"name"', '"add"', '"arguments"', '"parameters"', '{"name": "add", "arguments": {"a": 1}}', ";",
+    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[ARGS]", "add", "[", "]", "{", "}",
+     ",", ":",
+     '"', "\\", '"name"', '"add"', '"arguments"', '"parameters"', '{"name": "add", "arguments": {"a": 1}}',
+     ";",
      ' {"name": "get_weather", "parameters": {}}', "\n", "  ", "é", "null", "x"]
 )  # fmt: skip
 
@@ -285,7 +289,8 @@ def test_special_tokens_of_the_format_are_read(tokenizer):
 @pytest.mark.parametrize(
     "parts",
     [
-        (3, "", {}, None), ("", "", {}, None), ("a b", "", {}, None), ("x" * 200, "", {}, None), ("a", 3, {}, None),
+        (3, "", {}, None), ("", "", {}, None), ("a b", "", {}, None), ("x" * 200, "", {}, None), ("a", 3,
+         {}, None),
         ("a", "", [], None), ("a", "", {"type": "string"}, None), ("a", "", {}, "yes"),
     ],
 )  # fmt: skip
@@ -340,7 +345,8 @@ def shown(tokenizer: Tokenizer, ids: list[int]) -> str:
 HISTORY: list[dict[str, Any]] = [
     {"role": "user", "content": "Add."},
     {"role": "assistant", "content": None,
-     "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}]},
+     "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add",
+     "arguments": '{"a": 1, "b": 2}'}}]},
     {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "3<|end|>"}]},
 ]  # fmt: skip
 
@@ -360,18 +366,30 @@ def test_a_template_without_tools_gets_them_as_text(tokenizer):
 
 
 def test_a_template_that_refuses_a_system_message(tokenizer):
-    strict = template(tokenizer, "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}"
+    strict = template(tokenizer,
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}"
                       "{% endif %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}")  # fmt: skip
     assert shown(strict, conversation(strict, HISTORY, TOOLS)).startswith("<|user|>You may call")
 
 
-QWEN = (
-    "{%- if tools %}<|system|># Tools\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
-    "<|end|>{% endif %}{% for m in messages %}{% if m.role == 'tool' %}<|user|><tool_response>\n{{ m.content }}\n"
-    "</tool_response><|end|>{% else %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>\n"
-    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
-    "<|end|>{% endif %}{% endfor %}<|assistant|>"
-)
+QWEN = """{%- if tools %}<|system|># Tools
+<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+</tools><|end|>{% endif -%}
+{% for m in messages -%}
+{% if m.role == 'tool' -%}
+<|user|><tool_response>
+{{ m.content }}
+</tool_response><|end|>
+{%- else -%}
+<|{{ m.role }}|>{{ m.content }}
+{%- for c in m.tool_calls or [] -%}
+<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>
+{%- endfor -%}
+<|end|>
+{%- endif %}{% endfor %}<|assistant|>"""
 
 
 def test_a_template_with_tools_writes_them_itself(tokenizer):

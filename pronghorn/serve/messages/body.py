@@ -26,7 +26,7 @@ class ToolUse(Body):
     type: Literal["tool_use"]
     id: Name
     name: Name
-    input: dict[str, Any] = {}
+    input: dict[str, Any] = Field({})
 
 
 class ToolResult(Body):
@@ -112,10 +112,9 @@ class MessagesBody(CountBody):
     @property
     def sampling(self) -> Sampling:
         """The fields that every endpoint has."""
-        return Sampling(
-            model=self.model, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k,
-            stop=self.stop_sequences, user=self.user, pronghorn=self.pronghorn,
-        )  # fmt: skip
+        own = ("model", "temperature", "top_p", "top_k", "user", "pronghorn")
+        fields = {name: getattr(self, name) for name in own}
+        return Sampling.model_validate(fields | {"stop": self.stop_sequences})
 
     @property
     def schema_wanted(self) -> dict[str, Any] | None:

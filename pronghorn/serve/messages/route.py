@@ -96,7 +96,8 @@ class _Job:
                 self._begin(answer)
                 yield {"type": "message_start", "message": dict(self.message)}
                 yield {"type": "ping"}
-                reader, finish, tokens = plan.reader(given["stop"], ids), "", []
+                reader, finish = plan.reader(given["stop"], ids), ""
+                tokens: list[int] = []
                 async for delta in answer:
                     tokens += delta.tokens
                     for each in self.content.feed(reader.feed(delta.text, delta.tokens)):

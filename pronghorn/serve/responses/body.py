@@ -117,10 +117,8 @@ class ResponseBody(Body):
     @property
     def sampling(self) -> Sampling:
         """The fields that every endpoint has."""
-        return Sampling(
-            model=self.model, temperature=self.temperature, top_p=self.top_p, user=self.user,
-            safety_identifier=self.safety_identifier, pronghorn=self.pronghorn,
-        )  # fmt: skip
+        own = ("model", "temperature", "top_p", "user", "safety_identifier", "pronghorn")
+        return Sampling.model_validate({name: getattr(self, name) for name in own})
 
     @property
     def schema_wanted(self) -> dict[str, Any] | None:

@@ -102,6 +102,7 @@ class _Job:
 
     def _begin(self, answer: Answering, given: dict[str, Any]) -> None:
         body = self.body
+        form = body.text.format if body.text else None
         self.response = {
             "id": new_id("resp", answer.id), "object": "response", "created_at": self.created,
             "status": "in_progress", "background": False, "error": None, "incomplete_details": None,
@@ -111,7 +112,7 @@ class _Job:
             "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": None, "summary": None}, "service_tier": "default",
             "store": body.store is not False, "temperature": given["temperature"],
-            "text": {"format": _plain(body.text.format) if body.text and body.text.format else {"type": "text"}},
+            "text": {"format": _plain(form) if form else {"type": "text"}},
             "tool_choice": _plain(body.tool_choice) if body.tool_choice else "auto",
             "tools": [_plain(tool) for tool in body.tools or []], "top_logprobs": 0,
             "top_p": 1.0 if body.top_p is None else body.top_p, "truncation": body.truncation or "disabled",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pronghorn.serve.tools.format import Format
 
@@ -26,13 +25,15 @@ Steps = Generator[None, None, str]  # a part of the machine: waits for character
 Deeds = Generator[None, None, None]
 
 
-class Text(NamedTuple):
+@dataclass(frozen=True)
+class Text:
     """Text of the answer itself."""
 
     text: str
 
 
-class Begin(NamedTuple):
+@dataclass(frozen=True)
+class Begin:
     """A call begins: its number in this answer, id and function."""
 
     index: int
@@ -40,14 +41,16 @@ class Begin(NamedTuple):
     name: str
 
 
-class Arguments(NamedTuple):
+@dataclass(frozen=True)
+class Arguments:
     """More of a call's arguments, as JSON text."""
 
     index: int
     text: str
 
 
-class End(NamedTuple):
+@dataclass(frozen=True)
+class End:
     """A call is complete, or the answer ended inside it."""
 
     index: int
@@ -308,7 +311,9 @@ class CallParser:
         value: list[str] = []
         yield from self._value(value)
         text = "".join(value)
-        head.arguments = {'"': _unquoted, "n": lambda _: "{}", "{": str}[first](text)
+        if first == '"':
+            text = _unquoted(text)
+        head.arguments = "{}" if first == "n" else text
         if not head.arguments.startswith("{"):
             raise _NoCallError
 
