@@ -125,8 +125,14 @@ class NodeTarget:
         return uniform(self.seq.request.seed, self.seq.branch, pos, purpose)
 
 
-def logprob(logits: NDArray[Any], token: int) -> float:
-    """log p(token) under the model's own distribution at temperature 1."""
+def logprobs(logits: NDArray[Any], tokens: Sequence[int]) -> list[float]:
+    """log p of each token under the model's own distribution at temperature 1."""
     x = np.asarray(logits, np.float64)
     top = x.max()
-    return float(x[token] - top - np.log(np.exp(x - top).sum()))
+    total = top + np.log(np.exp(x - top).sum())
+    return [float(x[t] - total) for t in tokens]
+
+
+def logprob(logits: NDArray[Any], token: int) -> float:
+    """`logprobs` of one token."""
+    return logprobs(logits, [token])[0]

@@ -20,7 +20,9 @@ NAMES = _find.names("sched")
 
 
 def fresh(number: int, n_prompt: int, max_tokens: int) -> Seq:
-    return sequence(list(range(n_prompt)), kv=SimpleNamespace(length=0), number=number, max_tokens=max_tokens)
+    return sequence(
+        list(range(n_prompt)), kv=SimpleNamespace(length=0, n_rows=0), number=number, max_tokens=max_tokens
+    )
 
 
 def serve(scheduler: Any, requests: list[tuple[int, int]], rows: int, kv_rows: int) -> list[list[Any]]:
@@ -29,7 +31,7 @@ def serve(scheduler: Any, requests: list[tuple[int, int]], rows: int, kv_rows: i
     running: list[Seq] = []
     steps = []
     while waiting or running:
-        room = Room(rows, kv_rows - sum(s.need for s in running))
+        room = Room(rows, kv_rows - sum(s.held for s in running))
         plan = scheduler.plan(waiting, running, room)
         assert list(plan.admit) == waiting[: len(plan.admit)] or set(plan.admit) <= set(waiting)
         waiting = [s for s in waiting if s not in plan.admit]
@@ -41,7 +43,7 @@ def serve(scheduler: Any, requests: list[tuple[int, int]], rows: int, kv_rows: i
         for seq, n in plan.rows:
             assert seq in running
             assert 1 <= n <= len(seq.tokens) - seq.kv.length
-            seq.kv.length += n
+            seq.kv.length = seq.kv.n_rows = seq.kv.length + n
             if seq.kv.length == len(seq.tokens):
                 seq.tokens.append(0)
         steps.append([(s.id, n) for s, n in plan.rows])
