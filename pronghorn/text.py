@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,10 +16,17 @@ class TextStream:
     Text that may be the start of a stop string is held back until it is not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], before: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        before: Sequence[int],
+        shown: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        """shown: special tokens that are text here."""
         from pronghorn.model.detokenize import Detokenizer
 
-        self._detok = Detokenizer(tokenizer)
+        self._detok = Detokenizer(tokenizer, shown)
         for token in before[-4:]:  # a character is at most four tokens; a first space is not the text's first
             self._detok.push(token)
         self._stops = [s for s in stops if s]

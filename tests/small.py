@@ -13,6 +13,7 @@ OPTIONS = {
     "quest": "tokens=48,dense_layers=0",
     "fcfs": "chunk=33",
     "skip-layers": "layers=1",
+    "lark": "grammar='start: (WORD /, /)+ /end/\nWORD: /[a-m]{2,5} [n-z]+/'",
     "regex": 'pattern="([a-m]{2,5} [n-z]+, )+end"',
     "json": 'schema=\'{"type":"array","minItems":8,"items":{"type":"string","minLength":3,"maxLength":9}}\'',
     "best-of-n": "n=3",

@@ -6,8 +6,10 @@ or reach for Python's internals ends with a CheckpointError within about two sec
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pronghorn.errors import CheckpointError, RequestError
@@ -15,6 +17,8 @@ from pronghorn.errors import CheckpointError, RequestError
 _N_SOURCE_MAX = 1 << 16  # characters of a template: the longest in use are about 20,000
 _N_MESSAGES_MAX = 10_000
 _N_CONTENT_MAX = 4 << 20  # characters of all messages together
+_N_TOOLS_MAX = 256
+_N_TOOL_CHARS_MAX = 1 << 19  # of all tools together
 _NAME = "<chat template>"
 
 
@@ -58,23 +62,29 @@ class ChatTemplate:
                 f"the chat template cannot be compiled ({error}); use a plain prompt"
             ) from None
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        """Text of the conversation.
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> str:
+        """Text of the conversation, with the tools that it may use.
 
-        Raises RequestError (malformed messages, or the template refuses them) and CheckpointError (the
-        template fails, or spends more than it may), naming the template's line.
+        Raises RequestError (malformed messages or tools, or the template refuses them) and
+        CheckpointError (the template fails, or spends more than it may), naming the template's line.
         """
         from jinja2 import TemplateError
 
         from pronghorn.model.template_guard import Budget
 
         check_messages(messages)
+        check_tools(tools)
         self._environment.budget = Budget()
         try:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 **self._tokens,
             )
@@ -88,34 +98,40 @@ class ChatTemplate:
             raise self._broken(error) from None
 
     def parts(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool, markup: list[str]
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        markup: list[str],
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[tuple[str, bool]]:
         """What `render` gives, in parts: (text, whether it is the template's own).
 
-        Where a message's content holds a string of `markup` (special tokens), it must not speak for the
-        template: contents come as parts of their own. To find them, the conversation is rendered again with
-        a random word for each content. A template that does more to contents than trim them cannot be taken
-        apart so; then all is one part. Raises as `render`.
+        Where a text of the caller's holds a string of `markup` (special tokens), it must not speak for the
+        template: contents of messages, and whatever else holds markup, come as parts of their own. To find
+        them, the conversation is rendered again with a random word for each. A template that does more to
+        texts than trim them or write them as JSON cannot be taken apart so; then all is one part.
+        Raises as `render`, and RequestError for markup in a key.
         """
-        text = self.render(messages, add_generation_prompt)
-        contents = [m["content"] for m in messages if isinstance(m.get("content"), str)]
-        if not any(mark in content for mark in markup for content in contents):
+        text = self.render(messages, add_generation_prompt, tools)
+        marked = _Marked(markup)
+        marked_tools = [marked.inside(tool) for tool in tools]
+        marked_messages = [
+            {key: marked.word(value) if key == "content" and isinstance(value, str) else marked.inside(value)
+             for key, value in message.items()}
+            for message in messages
+        ]  # fmt: skip
+        if not marked.found:
             return [(text, True)]
-        word = f"content{secrets.token_hex(12)}n"
-        numbers = iter(range(len(contents)))
-        marked = [
-            {**m, "content": f"{word}{next(numbers)}n"} if isinstance(m.get("content"), str) else m
-            for m in messages
-        ]
         try:
-            pieces = re.split(rf"{word}(\d+)n", self.render(marked, add_generation_prompt))
-        except (RequestError, CheckpointError):  # the template looks into contents
+            again = self.render(marked_messages, add_generation_prompt, marked_tools)
+        except (RequestError, CheckpointError):  # the template looks into texts
             return [(text, True)]
+        pieces = marked.pattern.split(again)
         parts, at = [(pieces[0], True)], len(pieces[0])
         whole = text.startswith(pieces[0])
         for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-            content = contents[int(number)]
-            found = [c for c in (content, content.strip()) if text.startswith(c + piece, at)]
+            spellings = _spellings(marked.texts[int(number)])
+            found = [each for each in spellings if text.startswith(each + piece, at)]
             if not found:
                 return [(text, True)]
             parts += [(found[0], False), (piece, True)]
@@ -126,6 +142,62 @@ class ChatTemplate:
         return CheckpointError(
             f"the chat template fails at line {_line(error)}: {str(error)[:500]}; use a plain prompt"
         )
+
+
+class _Marked:
+    """Texts of a conversation replaced by random words, each found again by its number."""
+
+    def __init__(self, markup: list[str]) -> None:
+        self._word = f"content{secrets.token_hex(12)}n"
+        self._markup = markup
+        self.pattern = re.compile(rf"{self._word}(\d+)n")
+        self.texts: list[str] = []
+        self.found = False  # a text holds markup
+
+    def word(self, text: str) -> str:
+        """The word that stands for `text`; blank texts stay, templates ask for them."""
+        if not text.strip():
+            return text
+        self.found = self.found or self._holds(text)
+        self.texts.append(text)
+        return f"{self._word}{len(self.texts) - 1}n"
+
+    def inside(self, value: Any) -> Any:
+        """A copy of plain data with a word for each text that holds markup."""
+        if isinstance(value, str):
+            return self.word(value) if self._holds(value) else value
+        if isinstance(value, dict):
+            for key in value:
+                if self._holds(key):
+                    raise RequestError(f"the name {key!r:.80} holds markup of a special token; change it")
+            return {key: self.inside(item) for key, item in value.items()}
+        return [self.inside(item) for item in value] if isinstance(value, list) else value
+
+    def _holds(self, text: str) -> bool:
+        return any(mark in text for mark in self._markup)
+
+
+def _spellings(text: str) -> list[str]:
+    """How a template may write a text of the caller's: as it is, trimmed, inside JSON."""
+    wide, ascii_ = (json.dumps(text, ensure_ascii=each)[1:-1] for each in (False, True))
+    return [text, text.strip(), wide, ascii_]
+
+
+def check_tools(tools: Sequence[dict[str, Any]]) -> None:
+    """Refuse tools that are not {"type": "function", "function": {"name": str, ...}} of plain JSON data.
+
+    Raises RequestError naming the tool.
+    """
+    if len(tools) > _N_TOOLS_MAX:
+        raise RequestError(f"more than {_N_TOOLS_MAX} tools; offer fewer")
+    n_left = _N_TOOL_CHARS_MAX
+    for at, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RequestError(f'tool {at} must be {{"type": "function", "function": {{"name": ...}}}}')
+        n_left -= _n_plain(tool, f"tool {at}", 0)
+        if n_left < 0:
+            raise RequestError(f"the tools hold more than {_N_TOOL_CHARS_MAX} characters; shorten them")
 
 
 def check_messages(messages: list[dict[str, Any]]) -> None:
@@ -152,14 +224,14 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
                 raise RequestError(f"a part of message {at} must be a dict with a text `type`")
         elif not isinstance(content, str):
             raise RequestError(f"message {at} must have `content`: text or a list of parts")
-        n_left -= _n_plain(message, at, 0)
+        n_left -= _n_plain(message, f"message {at}", 0)
         if n_left < 0:
             raise RequestError(
                 f"the messages hold more than {_N_CONTENT_MAX} characters; shorten the conversation"
             )
 
 
-def _n_plain(value: object, at: int, depth: int) -> int:
+def _n_plain(value: object, what: str, depth: int) -> int:
     """Characters in plain data; each element counts for 64. Raises RequestError for anything else."""
     if isinstance(value, str):
         return 64 + len(value)
@@ -167,13 +239,11 @@ def _n_plain(value: object, at: int, depth: int) -> int:
         return 64
     if depth < 32 and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return 64 + sum(
-            _n_plain(key, at, depth + 1) + _n_plain(item, at, depth + 1) for key, item in value.items()
+            _n_plain(key, what, depth + 1) + _n_plain(item, what, depth + 1) for key, item in value.items()
         )
     if depth < 32 and isinstance(value, list):
-        return 64 + sum(_n_plain(item, at, depth + 1) for item in value)
-    raise RequestError(
-        f"message {at} holds a {type(value).__name__}, or nests deeper than 32; use plain JSON data"
-    )
+        return 64 + sum(_n_plain(item, what, depth + 1) for item in value)
+    raise RequestError(f"{what} holds a {type(value).__name__}, or nests deeper than 32; use plain JSON data")
 
 
 def _line(error: BaseException) -> int:

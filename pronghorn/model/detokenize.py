@@ -7,6 +7,8 @@ malformed. What was emitted, in order, is `Tokenizer.decode` of all ids pushed.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from pronghorn.model.tokenizer import Tokenizer
 
@@ -14,8 +16,10 @@ from pronghorn.model.tokenizer import Tokenizer
 class Detokenizer:
     """One stream of text. `push` each token, `flush` once at the end."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Mapping[int, str] = MappingProxyType({})) -> None:
+        """shown: special tokens that are written, as this text; the others are skipped."""
         self._tokenizer = tokenizer
+        self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = True  # no byte seen: a SentencePiece vocabulary's leading space is still due
 
@@ -24,6 +28,8 @@ class Detokenizer:
 
         Raises RequestError for an id outside the vocabulary.
         """
+        if token in self._shown:
+            return self._decoder.decode(self._shown[token].encode())
         piece = self._tokenizer.token_bytes(token)
         if self._at_start and piece:
             self._at_start = False

@@ -127,14 +127,20 @@ class Tokenizer:
         """Markup of each special token (a copy)."""
         return dict(self._special)
 
-    def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[int]:
         """Ids of a conversation, as the checkpoint's chat template writes it.
 
-        messages: dicts of `role` and `content`. The template writes its own begin token, so none is
-        added. Special-token markup inside a text content is plain text there, so that a message cannot end
-        itself and speak for another role. Two cases are left, where it is parsed as the template's own: a
-        template that does more to contents than trim them, and a SentencePiece vocabulary, which cannot
-        encode a text in parts (each would gain a space).
+        messages: dicts of `role` and `content`. tools: what the model may call, as OpenAI's API describes
+        functions; a template that knows no tools leaves them out. The template writes its own begin token,
+        so none is added. Special-token markup inside texts of messages and tools is plain text there, so
+        that a message cannot end itself and speak for another role. Two cases are left, where it is parsed
+        as the template's own: a template that does more to texts than trim them or write them as JSON, and
+        a SentencePiece vocabulary, which cannot encode a text in parts (each would gain a space).
         Raises RequestError (no template, malformed messages, or the template refuses them) and
         CheckpointError (the template is broken or hostile).
         """
@@ -153,7 +159,7 @@ class Tokenizer:
             )
         markup = [] if self.drop_space else [text for text in self._special.values() if text]
         ids: list[int] = []
-        for text, special in self._chat.parts(messages, add_generation_prompt, markup):
+        for text, special in self._chat.parts(messages, add_generation_prompt, markup, tools):
             ids += self.encode(text, special=special, bos=False)
         return ids
 

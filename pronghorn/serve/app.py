@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from pronghorn import __version__
-from pronghorn.serve import chat, completions, embeddings, errors, meters, models, monitor, tokenize
+from pronghorn.serve import (
+    chat,
+    completions,
+    embeddings,
+    errors,
+    messages,
+    meters,
+    models,
+    monitor,
+    responses,
+    tokenize,
+)
 from pronghorn.serve.context import Context
 from pronghorn.serve.guard import Guard
 from pronghorn.serve.settings import Settings
@@ -17,6 +28,7 @@ if TYPE_CHECKING:
 
 ROUTERS = (  # each a function of the context
     models.router, chat.router, completions.router, embeddings.router, tokenize.router, monitor.router,
+    responses.router, messages.router,
 )  # fmt: skip
 
 

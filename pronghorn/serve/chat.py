@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field, field_validator
@@ -23,11 +24,18 @@ from pronghorn.serve.generation import (
     fingerprint,
     new_id,
     options,
+    schema_of,
     trace,
     usage,
 )
-from pronghorn.serve.parts import Plain, Writer
+from pronghorn.serve.parts import Calls, Plain, Writer
 from pronghorn.serve.sse import DONE, EventStream, event, whole
+from pronghorn.serve.tools import Plan
+from pronghorn.serve.tools.chat import ChatTool, ChatToolChoice, read_choice, read_tools
+from pronghorn.serve.tools.spec import N_TOOLS_MAX
+
+if TYPE_CHECKING:
+    from pronghorn.serve.async_llm import AsyncLLM
 
 Text = Annotated[str, Field(max_length=TEXT)]
 
@@ -47,11 +55,22 @@ class Part(Body):
         return kind
 
 
+class CalledFunction(Body):
+    name: Name
+    arguments: Text = ""
+
+
+class MessageCall(Body):
+    id: Name = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[Part] | None = None
     name: Name | None = None
-    tool_calls: list[dict[str, Any]] | None = Field(None, max_length=128)
+    tool_calls: list[MessageCall] | None = Field(None, max_length=128)
     tool_call_id: Name | None = None
 
     @property
@@ -68,13 +87,22 @@ class ChatBody(Sampling):
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[ChatTool] | None = Field(None, max_length=N_TOOLS_MAX)
+    tool_choice: ChatToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 def plain_messages(messages: list[Message]) -> list[dict[str, Any]]:
     """Messages as a chat template takes them. A developer is who other models call system."""
-    return [
-        {"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in messages
-    ]  # fmt: skip
+    out: list[dict[str, Any]] = []
+    for m in messages:
+        made: dict[str, Any] = {"role": "system" if m.role == "developer" else m.role, "content": m.text}
+        if m.tool_calls:
+            made["tool_calls"] = [call.model_dump() for call in m.tool_calls]
+        if m.role == "tool" and m.tool_call_id:
+            made["tool_call_id"] = m.tool_call_id
+        out.append(made)
+    return out
 
 
 def router(ctx: Context) -> APIRouter:
@@ -96,10 +124,21 @@ class _Chat:
         self.ctx, self.body, self.user = ctx, body, user
         self.created = int(time.time())
 
-    def _plan(self) -> tuple[list[dict[str, Any]], list[Any], Callable[[], Writer]]:
-        """Messages for the template, constraints, and what writes a choice."""
+    def _plan(self, llm: AsyncLLM) -> tuple[Plan, list[Any]]:
+        """What the tools come to, and the constraints of the answer."""
         body = self.body
-        return plain_messages(body.messages), constraint(body.response_format, body.extension), Plain
+        plan = Plan(
+            llm.tokenizer,
+            read_tools(body.tools or []),
+            read_choice(body.tool_choice, body.parallel_tool_calls is not False),
+        )
+        form = body.response_format
+        if not plan.callable:
+            return plan, constraint(form, body.extension)
+        if body.extension.regex:
+            raise ApiError(400, "tools and pronghorn.regex are both given: choose one", "tools")
+        plan = replace(plan, schema=schema_of(form))
+        return plan, plan.constraint()
 
     def _options(self, constraints: list[Any]) -> tuple[dict[str, Any], int | None]:
         body = self.body
@@ -125,14 +164,14 @@ class _Chat:
 
     async def answer(self) -> Response:
         async with self.ctx.model(self.body.model) as llm:
-            messages, constraints, writer = self._plan()
+            plan, constraints = self._plan(llm)
             given, most = self._options(constraints)
-            ids = await encode_chat(self.ctx, llm, messages)
+            ids = await encode_chat(self.ctx, llm, plain_messages(self.body.messages), plan.shown)
             async with answering(self.ctx, llm, ids, given, most) as answer:
                 answers = await answer.rest()
                 choices = []
                 for i, a in enumerate(answers):
-                    message, finish = writer().message(a.text, a.finish)
+                    message, finish = _writer(plan, given, ids).message(a.text, a.tokens, a.finish)
                     choices.append({
                         "index": i,
                         "message": {"role": "assistant", "refusal": None, **message},
@@ -149,9 +188,9 @@ class _Chat:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         own, counted = self.body.extension, self.body.stream_options
         async with self.ctx.model(self.body.model) as llm:
-            messages, constraints, make = self._plan()
+            plan, constraints = self._plan(llm)
             given, most = self._options(constraints)
-            ids = await encode_chat(self.ctx, llm, messages)
+            ids = await encode_chat(self.ctx, llm, plain_messages(self.body.messages), plan.shown)
             async with answering(self.ctx, llm, ids, given, most) as answer:
                 head = self._head(answer, "chat.completion.chunk")
                 if counted and counted.include_usage:
@@ -160,9 +199,9 @@ class _Chat:
                 async for delta in answer:
                     i = delta.index
                     if i not in writers:
-                        writers[i] = make()
+                        writers[i] = _writer(plan, given, ids)
                         yield event(head | {"choices": [_choice(i, {"role": "assistant", "content": ""})]})
-                    parts = writers[i].feed(delta.text)
+                    parts = writers[i].feed(delta.text, delta.tokens)
                     known = self._logprobs(answer, delta.tokens, delta.logprobs, delta.tops)
                     extra = {"pronghorn": trace(delta, llm.tokenizer)} if own.trace else {}
                     if not parts and ((known and known["content"]) or extra):
@@ -184,6 +223,10 @@ class _Chat:
                 if own.trace:
                     yield event(head | {"choices": [], "pronghorn": {"receipt": answer.receipt}})
         yield DONE
+
+
+def _writer(plan: Plan, given: dict[str, Any], ids: Sequence[int]) -> Writer:
+    return Calls(plan.reader(given["stop"], ids)) if plan.callable else Plain()
 
 
 def _choice(

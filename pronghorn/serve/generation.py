@@ -27,6 +27,7 @@ from pronghorn.llm import make_options
 from pronghorn.serve.context import Context
 from pronghorn.serve.errors import ApiError
 from pronghorn.serve.fields import AsJson, AsSchema, AsText, Extension, Sampling
+from pronghorn.serve.tools import Tool, conversation
 
 if TYPE_CHECKING:
     from pronghorn.llm import Answer
@@ -101,6 +102,14 @@ def constraint(form: AsText | AsJson | AsSchema | None, own: Extension) -> list[
     return []
 
 
+def schema_of(form: AsText | AsJson | AsSchema | None) -> dict[str, Any] | None:
+    """The schema that a response format asks for, None for text."""
+    if isinstance(form, AsSchema):
+        schema = form.json_schema.schema_
+        return schema if isinstance(schema, dict) else {"type": "object"}
+    return {"type": "object"} if isinstance(form, AsJson) else None
+
+
 async def encode(llm: AsyncLLM, text: str, bos: bool = True) -> list[int]:
     """Ids of a text. One that cannot fit the context is refused unread; a long one does not hold up
     others."""
@@ -119,14 +128,16 @@ def check_length(llm: AsyncLLM, size: int) -> None:
         )
 
 
-async def encode_chat(ctx: Context, llm: AsyncLLM, messages: list[dict[str, Any]]) -> list[int]:
-    """Ids of a conversation, as the model's template writes it."""
+async def encode_chat(
+    ctx: Context, llm: AsyncLLM, messages: list[dict[str, Any]], tools: Sequence[Tool] = ()
+) -> list[int]:
+    """Ids of a conversation, as the model's template writes it, with the tools that it may call."""
     size = sum(len(str(m.get("content"))) for m in messages)
     check_length(llm, size)
     async with ctx.rendering:
-        if size <= SMALL:
-            return llm.tokenizer.chat(messages)
-        return await asyncio.to_thread(llm.tokenizer.chat, messages)
+        if size <= SMALL and not tools:
+            return conversation(llm.tokenizer, messages)
+        return await asyncio.to_thread(conversation, llm.tokenizer, messages, tools)
 
 
 def context_of(llm: AsyncLLM) -> int:

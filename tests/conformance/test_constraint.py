@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import pronghorn
 from pronghorn.errors import RequestError
 from pronghorn.methods.constrain.json import Json
+from pronghorn.methods.constrain.lark import Lark
 from pronghorn.methods.constrain.regex import Regex
 from pronghorn.model.tokenizer import Tokenizer, load_tokenizer
 
@@ -68,6 +69,13 @@ CASES: dict[str, list[tuple[Any, Callable[[str], bool]]]] = {
          lambda text: json.loads(text) in ["red", 3, None, {"a": [1]}]),
         (Json('{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}'),
          lambda text: 2 <= len(json.loads(text)) <= 4),
+    ],
+    "lark": [
+        (Lark('start: "<" (pair ", "){1,3} ">"\npair: WORD "=" %json {"enum": [1, "x"]}\nWORD: /[ab]{1,4}/'),
+         matches(r'<([ab]{1,4}=(1|"x"), ){1,3}>')),
+        (Lark('start: head "(" item{1,3} ")"\nhead[lazy]: /[a-d]*/ "cab"\n'
+              'item: /é[0-9]/ | "(" /[xy]/{1,2} ")"'),
+         matches(r"((?!cab)[a-d])*cab\((é[0-9]|\([xy]{1,2}\)){1,3}\)")),
     ],
     "regex": [
         regex_case(r"[a-c]{3}-(x|yy|zzz)"),
@@ -289,6 +297,10 @@ def test_any_object_by_default(tokenizer):
         Json('{"$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}, {"$ref": "#/$defs/b"}]}, "b": {"allOf": '
              '[{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}'),
         Json(json.dumps({"allOf": [{"properties": {f"p{i}": {}}} for i in range(3000)]})),
+        Lark(""), Lark("x"), Lark("start: " + "(" * 9000), Lark('start: %json ' + '{"a":' * 9000),
+        Lark("start: start"),
+        Lark('start: %json {"not": {}}'), Lark("start: A\nA: B\nB: A"), Lark("start: <[99999999]>"),
+        Lark('start: "' + "x" * 300_000 + '"'), Lark('start: "\ud800"'), Lark('start: "a" @b'),
         Regex(""), Regex("("), Regex("(?=a)b"), Regex(r"(a)\1"), Regex("x" * 300_000), Regex("(" * 9000),
         Regex("[a&&b]"),
     ],

@@ -66,11 +66,17 @@ def _tables(tokenizer: Tokenizer) -> LLTokenizer:
 
 
 def check_size(what: str, text: str) -> None:
-    """Refuse a schema or pattern that is too long. Raises RequestError."""
+    """Refuse a schema or pattern that is too long or no Unicode text. Raises RequestError."""
     if len(text) > N_GRAMMAR_MAX:
         raise RequestError(
             f"the {what} has {len(text)} characters, at most {N_GRAMMAR_MAX} are read; shorten it"
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the {what} holds a lone surrogate at character {error.start}; pass valid Unicode"
+        ) from None
 
 
 def open_grammar(what: str, grammar: str, tokenizer: Tokenizer) -> GuidedState:

@@ -1,0 +1,5 @@
+"""The OpenAI Responses API."""
+
+from pronghorn.serve.responses.route import router
+
+__all__ = ["router"]
