@@ -301,7 +301,7 @@ class Engine:
             if take > 0:
                 works.append(_Work(seq, take, length + take == len(seq.tokens), barrier))
         if len(works) > 1:  # who shares pages stands side by side: a runner reads them once
-            works.sort(key=lambda w: w.seq.kv.open.tobytes())
+            works.sort(key=lambda w: w.seq.kv.sealed[0].blocks.tobytes() + w.seq.kv.open.tobytes())
         return works
 
     def _draft(self, works: list[_Work]) -> None:
@@ -378,8 +378,7 @@ class Engine:
             if first < seq.n_prompt:
                 seq.counts.prompt_rows += min(w.take, seq.n_prompt - first)
                 taps = taps or first + w.take > seq.n_prompt - seq.methods.q_rows
-            if seq.counts.preempted and (first < seq.n_prompt or w.take > 1):
-                seq.counts.recomputed += w.take
+            seq.counts.recomputed += max(0, min(first + w.take, seq.lost) - first)
         return Rows(*rows), taps
 
     def _collect(self, works: list[_Work], taps: dict[str, NDArray[Any]]) -> None:

@@ -28,8 +28,7 @@ LOOK = 256  # waiting sequences that are compared with those under way
 class Memory:
     """The KV of an engine's sequences: `kv_rows` rows of `store` in all.
 
-    seals: rows change form at barriers. shareable: a row may serve another prompt. `swap` is where rows of
-    preempted sequences can go.
+    seals: rows change form at barriers. shareable: a row may serve another prompt.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Memory:
         self.reuse: Reuse = methods.reuse
         self.policy = methods.kv
         self.seals, self.shareable = seals, shareable
-        self.swap: Swap | NoSwap = NoSwap()
+        self.swap: Swap | NoSwap = methods.reside.tier(store)
         self._overlaps: dict[tuple[int, int], int] = {}  # (sequence, leader) -> rows
 
     # ------------------------------------------------------------------ room
@@ -175,7 +174,7 @@ class Memory:
             return
         if self.plain(seq) and n > seq.offered:
             self.offer(seq, n)
-        seq.taps = {}
+        seq.taps, seq.lost = {}, max(seq.lost, n)
         self.store.free(seq.kv)
 
 

@@ -103,6 +103,7 @@ class Seq:
     taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
     offered: int = 0  # rows of it that the reuse method was handed, or that came from there
     ticket: Any = None  # its rows on a slower tier while it waits
+    lost: int = 0  # rows at its beginning that it once had, and gave up
     torn: bool = False  # a step that included it was cut short: its stored rows cannot be trusted
     kv_bytes: int = 0  # bytes of KV it held when it ended
     _memory: dict[Any, dict[str, Any]] = field(default_factory=dict)

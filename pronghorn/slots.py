@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.cost import StepCost
+from pronghorn.kv.tiers import NoSwap
 from pronghorn.ops.values import dense
 from pronghorn.types import (
     FOREVER,
@@ -37,6 +38,7 @@ from pronghorn.types import (
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV, Store
+    from pronghorn.kv.tiers import Swap
     from pronghorn.kv.view import KVView
     from pronghorn.model.tokenizer import Tokenizer
     from pronghorn.seq import Request, Seq
@@ -324,6 +326,10 @@ class Residency(Protocol):
         """n resident keys to give up."""
         ...
 
+    def tier(self, store: Store) -> NoSwap | Swap:
+        """Where rows of preempted sequences go."""
+        ...
+
 
 class Selector(Protocol):
     """Which sealed pages a query reads (layer clock). Sees tensors through the array namespace only."""
@@ -535,6 +541,9 @@ class AllResident:
 
     def victims(self, n: int) -> Sequence[int]:
         return ()
+
+    def tier(self, store: Store) -> NoSwap | Swap:
+        return NoSwap()
 
 
 @dataclass(frozen=True)

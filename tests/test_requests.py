@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pronghorn import memory as core
 from pronghorn.compose import Composition, Facts, compose, override
 from pronghorn.engine import Engine
 from pronghorn.errors import MethodError, RequestError
@@ -172,8 +174,6 @@ class Harsh:
     ids=lambda use: "+".join(use) or "plain",
 )
 def test_giving_up_rows_changes_no_token(use: list[str], backend: str, monkeypatch: pytest.MonkeyPatch):
-    import pronghorn.memory as core
-
     monkeypatch.setattr(core, "PROMPT_GRID", 32)
     monkeypatch.setattr(core, "DECODE_GRID", 16)
     asked = [Request(prompt(30 + 25 * i, i), 40, 0.7 * (i % 2), seed=i, ignore_eos=True) for i in range(4)]
@@ -185,6 +185,33 @@ def test_giving_up_rows_changes_no_token(use: list[str], backend: str, monkeypat
     assert sum(s.counts.recomputed for s in seqs) > 0
     e.close()
     assert e.store.held == 0
+
+
+@pytest.mark.parametrize("use", [[], ["kvfmt.int8"], ["snapkv:budget=24,window=8"]], ids=str)
+@pytest.mark.parametrize("dear", [True, False], ids=["copying is cheaper", "running again is cheaper"])
+def test_rows_leave_memory_where_that_costs_less(
+    use: list[str], dear: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(core, "PROMPT_GRID", 32)
+    monkeypatch.setattr(core, "DECODE_GRID", 16)
+    asked = [Request(prompt(30 + 25 * i, i), 40, 0.7 * (i % 2), seed=i, ignore_eos=True) for i in range(4)]
+    want = [list(run_all(engine(["match", *use], "native"), [r])[0].new) for r in asked]
+    e = engine(["match", *use, Harsh(), f'swap:folder="{tmp_path}"'], "native")
+    monkeypatch.setattr(e.cost, "prefill", lambda rows, context=0: 1e9 if dear else 0.0)
+    seqs = run_all(e, asked)
+    assert [list(s.new) for s in seqs] == want
+    swapped = sum(s.counts.swapped for s in seqs)
+    preempted = sum(s.counts.preempted for s in seqs)
+    assert preempted > 5
+    assert swapped == (preempted if dear else 0)
+    assert (sum(s.counts.recomputed for s in seqs) == 0) == dear
+    e.close()
+    assert e.store.held == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told():
+    with pytest.raises(MethodError, match="another folder"):
+        engine(["match", "swap:folder=/proc/nowhere"])
 
 
 def test_a_preempted_sequence_can_be_cancelled():
