@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,8 @@ from pronghorn.errors import (
     RequestError,
     UnavailableError,
 )
+from pronghorn.seq import Request
+from pronghorn.slots import EXACT
 from pronghorn.types import Origin
 
 T = TypeVar("T")
@@ -31,7 +34,7 @@ LONG = " ".join(["The old man walked along the road and looked at the sea."] * 4
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     async def bounded() -> T:
-        return await asyncio.wait_for(main, 60)
+        return await asyncio.wait_for(main, 30)
 
     return asyncio.run(bounded())
 
@@ -231,8 +234,15 @@ def test_leaving_frees_the_pages(how: str):
 def test_a_request_dropped_before_it_is_prepared_never_runs():
     async def main():
         async with AsyncLLM() as llm:
-            stream = llm.stream(LONG, max_tokens=4)
+            slow = threading.Event()
+
+            def make() -> Request:
+                assert slow.wait(10)
+                return Request((5, 6, 7), max_tokens=4)
+
+            stream = llm.submit(make)
             stream.close()
+            slow.set()
             await until(lambda: llm.idle)
             assert llm.stats.prompt_tokens == 0
             assert await read(stream) == []
@@ -268,14 +278,13 @@ def test_two_hundred_at_once_half_of_which_leave_at_random():
 
 def test_a_slow_reader_gets_one_delta_for_all_it_missed():
     async def main():
-        async with AsyncLLM() as llm:
-            async with llm.stream(PROMPTS[0], max_tokens=100, ignore_eos=True) as slow:
-                first = await anext(slow)
-                await until(lambda: llm.idle)
-                rest = await read(slow)
-                assert len(rest) == (0 if first.finish else 1)
-                tokens = [t for d in [first, *rest] for t in d.tokens]
-                assert len(tokens) == 100 and tuple(tokens) == slow.answers[0].tokens
+        async with AsyncLLM() as llm, llm.stream(PROMPTS[0], max_tokens=100, ignore_eos=True) as slow:
+            first = await anext(slow)
+            await until(lambda: llm.idle)
+            rest = await read(slow)
+            assert len(rest) == (0 if first.finish else 1)
+            tokens = [t for d in [first, *rest] for t in d.tokens]
+            assert len(tokens) == 100 and tuple(tokens) == slow.answers[0].tokens
 
     run(main())
 
@@ -334,13 +343,13 @@ def test_mistakes_come_out_of_the_call_and_harm_nobody():
     run(main())
 
 
+@dataclass(frozen=True)
 class Bad:
-    """A verifier that fails, the core's fault as far as anybody can tell, for prompts that end in `token`."""
+    """A verifier that fails."""
 
+    error: Exception
     slot = "verify"
-
-    def __init__(self, inner: Any, error: Exception) -> None:
-        self.inner, self.error, self.traits = inner, error, inner.traits
+    traits = EXACT
 
     def verify(self, target: Any, draft: Any) -> Any:
         raise self.error
@@ -348,10 +357,8 @@ class Bad:
 
 def break_(llm: AsyncLLM, error: Exception) -> None:
     """From now on requests are prepared with a verifier that raises."""
-    from dataclasses import replace
-
     engine = llm.llm.engine
-    engine.methods = replace(engine.methods, verify=Bad(engine.methods.verify, error))
+    engine.methods = replace(engine.methods, verify=Bad(error))
 
 
 def test_one_sequence_s_error_ends_its_stream_alone():
@@ -404,14 +411,34 @@ def test_an_engine_that_fails_again_and_again_is_given_up():
     assert closed(run(main())) == 0
 
 
+def test_a_mistake_in_serving_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch):
+    async def main() -> AsyncLLM:
+        async with AsyncLLM() as llm:
+            monkeypatch.setattr(llm._worker, "_settle", lambda *_: 1 // 0)
+            streams = [llm.stream(p, max_tokens=200 - i) for i, p in enumerate(PROMPTS)]
+            for stream in streams:
+                with pytest.raises((EngineError, UnavailableError), match="ZeroDivisionError"):
+                    await read(stream)
+            assert not llm.healthy
+            monkeypatch.undo()
+        return llm
+
+    assert closed(run(main())) == 0
+
+
 def test_more_than_may_wait_are_refused():
     async def main():
         async with AsyncLLM(max_waiting=4) as llm:
-            streams = []
+            slow = threading.Event()
+
+            def make() -> Request:
+                assert slow.wait(10)
+                return Request((5, 6, 7), max_tokens=3, ignore_eos=True)
+
+            streams = [llm.submit(make) for _ in range(4)]
             with pytest.raises(QueueFullError, match="4 requests"):
-                for _ in range(50):  # they are taken in by other threads, which this loop does not wait for
-                    streams.append(llm.stream(LONG, max_tokens=3))
-            assert len(streams) >= 4
+                llm.stream(PROMPTS[0])
+            slow.set()
             for stream in streams:
                 assert sum(len(d.tokens) for d in await read(stream)) == 3
 

@@ -119,14 +119,20 @@ class Worker:
     def _main(self) -> None:
         self._photograph()
         while not (self._stopping and (self.idle or time.monotonic() >= self._deadline)):
-            self._jobs()
-            if self.engine.busy and not self.reason:
-                self._step()
+            self._turn()
         with self._gate:
             self.finished = True
         self._jobs()
         self._cancel(self._every())
         self.engine.close()
+
+    def _turn(self) -> None:
+        try:
+            self._jobs()
+            if self.engine.busy and not self.reason:
+                self._step()
+        except Exception as e:  # a mistake of this file or of a method: nobody may wait for ever
+            self._give_up(f"serving failed: {_failure(e)}")
 
     def _jobs(self) -> None:
         """Do what has been handed in; sleep until there is something when the engine is idle."""
@@ -293,18 +299,30 @@ class Worker:
         again."""
         self.metrics.failed_steps += 1
         self._strikes += 1
-        now = time.perf_counter()
         if self._strikes >= STRIKES:
-            self.reason = f"the engine failed {STRIKES} times in a row, last with: {_failure(error)}"
-            for seq in [*self.engine.running, *self.engine.waiting]:
-                seq.torn = True
-                self.engine.cancel(seq)
+            self._give_up(f"the engine failed {STRIKES} times in a row, last with: {_failure(error)}")
+            return
+        now = time.perf_counter()
         over = [run for run in self._every() if any(s.finish == "cancelled" for s in run.seqs)]
         for run in over:
             for seq in run.seqs:
                 self.engine.cancel(seq)
             self._settle(run, now)
         self._ring({run.bell: None for run in over})
+
+    def _give_up(self, reason: str) -> None:
+        """Serve no more: every request ends with the reason, whatever state it is in."""
+        self.reason = reason
+        runs = self._every()
+        self._runs.clear()
+        self._fresh.clear()
+        for run in runs:
+            self.metrics.finished["error"] += 1
+            run.end(EngineError(reason))
+        self._ring({run.bell: None for run in runs})
+        for seq in [*self.engine.running, *self.engine.waiting]:
+            seq.torn = True
+            self.engine.cancel(seq)
 
     def _ring(self, bells: Iterable[Bell]) -> None:
         for bell in bells:
