@@ -369,7 +369,7 @@ def test_one_sequence_s_error_ends_its_stream_alone():
             whole = llm.llm.engine.methods
             break_(llm, RequestError("the grammar grew too complex"))
             bad = llm.stream(PROMPTS[1], max_tokens=200, n=2)
-            await bad.accepted()
+            await asyncio.wait([asyncio.ensure_future(bad.accepted())])
             llm.llm.engine.methods = whole
             with pytest.raises(RequestError, match="too complex"):
                 await read(bad)

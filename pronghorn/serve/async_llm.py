@@ -30,6 +30,7 @@ from pronghorn.llm import DEFAULT_MODEL, DEFAULT_USE, LLM, Answer, Options, embe
 from pronghorn.seq import Request, Top
 from pronghorn.serve.delta import Delta
 from pronghorn.serve.metrics import Metrics
+from pronghorn.serve.receipt import Receipts
 from pronghorn.serve.run import Run
 from pronghorn.serve.wake import Bell
 from pronghorn.serve.worker import Worker
@@ -94,7 +95,6 @@ class AsyncStream:
         while not self._run.queued and not box.ended:
             await self._wait()
         if box.error is not None:
-            self._over = True
             raise box.error
 
     async def result(self) -> list[Answer]:
@@ -225,6 +225,10 @@ class AsyncLLM:
     def stats(self) -> Metrics:
         return self._worker.metrics
 
+    @property
+    def receipts(self) -> Receipts:
+        return self._worker.receipts
+
     def state(self) -> dict[str, Any]:
         """The live view, at most a moment old for whoever asks twice a second; ready for JSON."""
         self._begin()
@@ -232,7 +236,10 @@ class AsyncLLM:
 
     def receipt(self, id_: str) -> dict[str, Any]:
         """How the answers of an ended request came about. Raises `KeyError` for one not kept."""
-        return self._worker.receipts.get(id_)
+        found = self.receipts.get(id_)
+        if found is None:
+            raise KeyError(id_)
+        return found
 
     # ------------------------------------------------------------------ text
 

@@ -25,10 +25,10 @@ class Receipts:
             while len(self._held) > self._keep:
                 self._held.popitem(last=False)
 
-    def get(self, id_: str) -> dict[str, Any]:
-        """Raises `KeyError` for one that was never there or has given way to newer ones."""
+    def get(self, id_: str) -> dict[str, Any] | None:
+        """None for one that was never there or has given way to newer ones."""
         with self._lock:
-            return self._held[id_]
+            return self._held.get(id_)
 
 
 def account(seqs: Sequence[Seq], methods: Composition, full_bytes: Sequence[int]) -> dict[str, Any]:

@@ -181,8 +181,8 @@ class Worker:
         began = time.perf_counter()
         try:
             events = self.engine.step()
-        except Exception as e:
-            self._stumble(e)
+        except Exception as error:
+            self._stumble(error)
             return
         now = time.perf_counter()
         self._strikes = 0
