@@ -239,20 +239,20 @@ class LLM:
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """Continue one prompt, or several in one batch. Keywords: see `Options`."""
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-        answers = self._run([self.tokenizer.encode(p) for p in many], _options(options))
+        answers = self._run([self.tokenizer.encode(p) for p in many], make_options(options))
         return answers[0] if isinstance(prompts, str) else answers
 
     def stream(self, prompt: str, **options: Any) -> Stream:
         """Continue a prompt piece by piece."""
-        return Stream(self, self._submit(self.tokenizer.encode(prompt), _options(options)))
+        return Stream(self, self._submit(self.tokenizer.encode(prompt), make_options(options)))
 
     def chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> Answer:
         """Answer a conversation: [{"role": "user", "content": "..."}]."""
-        return self._run([self.tokenizer.chat(list(messages))], _options(options))[0]
+        return self._run([self.tokenizer.chat(list(messages))], make_options(options))[0]
 
     def chat_stream(self, messages: Sequence[dict[str, Any]], **options: Any) -> Stream:
         """Answer a conversation piece by piece."""
-        return Stream(self, self._submit(self.tokenizer.chat(list(messages)), _options(options)))
+        return Stream(self, self._submit(self.tokenizer.chat(list(messages)), make_options(options)))
 
     # ------------------------------------------------------------------ numbers
 
@@ -278,10 +278,12 @@ class LLM:
 
     # ------------------------------------------------------------------ inside
 
+    def request(self, ids: list[int], o: Options) -> Request:
+        """What `o` asks the engine for, for a prompt of `ids`."""
+        return o.request(self._truncated(ids, o.max_tokens) if o.truncate else ids)
+
     def _submit(self, ids: list[int], o: Options) -> _Run:
-        if o.truncate:
-            ids = self._truncated(ids, o.max_tokens)
-        run = _Run(self.engine.submit(o.request(ids)), time.perf_counter())
+        run = _Run(self.engine.submit(self.request(ids, o)), time.perf_counter())
         self._active.append(run)
         return run
 
@@ -371,7 +373,8 @@ def embedding(seq: Seq) -> NDArray[np.float32]:
     return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)
 
 
-def _options(given: dict[str, Any]) -> Options:
+def make_options(given: dict[str, Any]) -> Options:
+    """Options from keywords. Raises `RequestError` for an unknown one, or a value of the wrong kind."""
     import difflib
 
     known = list(Options.__dataclass_fields__)
