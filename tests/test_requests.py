@@ -182,7 +182,8 @@ def test_giving_up_rows_changes_no_token(use: list[str], backend: str, monkeypat
     seqs = run_all(e, asked)
     assert [list(s.new) for s in seqs] == want
     assert sum(s.counts.preempted for s in seqs) > 5
-    assert sum(s.counts.recomputed for s in seqs) > 0
+    if "prefix" not in use:  # which keeps rows while there is room
+        assert sum(s.counts.recomputed for s in seqs) > 0
     e.close()
     assert e.store.held == 0
 
