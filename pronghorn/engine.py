@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import Composition, Facts, override
 from pronghorn.cost import StepCost, reads
-from pronghorn.errors import RequestError
+from pronghorn.errors import MethodError, RequestError
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.memory import LOOK, Memory, room_of
 from pronghorn.model.bind import Bound
@@ -433,7 +433,7 @@ class Engine:
         try:
             target = NodeTarget(seq, w.draft, logits, seq.methods.shape, self.tokenizer.n_vocab)
             accept = seq.methods.verify.verify(target, w.draft)
-        except RequestError as e:  # a grammar that grew too complex harms no other request
+        except (RequestError, MethodError) as e:  # what one request asked for harms no other
             seq.error = str(e)
             return Accept([], -1), Event(seq, [], [], "", "error")
         new = [int(w.draft.tokens[i]) for i in accept.path] + [accept.bonus]

@@ -445,8 +445,7 @@ class NoReuse:
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
         kv.free()
 
-    def open(self, store: Store, fingerprint: str, seconds: Callable[[int, int], float]) -> None:
-        pass
+    def open(self, store: Store, fingerprint: str, seconds: Callable[[int, int], float]) -> None: ...
 
     def shrink(self) -> bool:
         return False
@@ -454,8 +453,7 @@ class NoReuse:
     def tree(self) -> list[Node]:
         return []
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None: ...
 
 
 class Free:
@@ -465,8 +463,7 @@ class Free:
     def advance(self, ids: Sequence[int]) -> int:
         return len(ids)
 
-    def rollback(self, n: int) -> None:
-        pass
+    def rollback(self, n: int) -> None: ...
 
     def fork(self) -> ConstraintState:
         return self

@@ -29,6 +29,14 @@ def divided(x: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
         return np.asarray((x - x.max()) / temperature)
 
 
+def _followable(x: NDArray[np.float64]) -> None:
+    if not np.isfinite(x.max()):
+        raise RequestError(
+            "no token can follow: the constraint and the shapers exclude every one, or the model's logits "
+            "are not finite"
+        )
+
+
 class NodeTarget:
     """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'.
 
@@ -73,14 +81,11 @@ class NodeTarget:
             path = self.seq.path(branch) if self.shapers else np.zeros(0, np.int32)
             divide = self.temperature > 0  # before what truncates, as the field does
             for s in self.shapers:
+                _followable(x)  # before a shaper that would stumble over it
                 if divide and s.order > 1:
                     x, divide = divided(x, self.temperature), False
                 x = s.shape(x, path, self.seq.n_prompt)
-            if not np.isfinite(x.max()):
-                raise RequestError(
-                    "no token can follow: the constraint and the shapers exclude every one, or the model's "
-                    "logits are not finite"
-                )
+            _followable(x)
             self._shaped[row] = divided(x, self.temperature) if divide else x
         return self._shaped[row]
 

@@ -44,7 +44,10 @@ def driver(name: str, store: str = "float32", threads: int = 2, **more: Any) -> 
 def apart(store: Store, kv: SeqKV) -> SeqKV:
     """The same rows in pages of its own."""
     new = store.fork(kv)
-    for blocks, arena in ((new.open, store.open_arena), *((s.blocks, store.sealed_arena) for s in new.sealed)):
+    for blocks, arena in (
+        (new.open, store.open_arena),
+        *((s.blocks, store.sealed_arena) for s in new.sealed),
+    ):
         for i, b in enumerate(blocks):
             blocks[i] = arena.copy(int(b))
     new.open_addr = store.open_arena.address(new.open)

@@ -91,7 +91,9 @@ def _run(
 
     async def go(tick: Callable[[int, int], None]) -> Tally:
         try:
-            return await run(app, jobs, answers, "model", window, lambda t: tick(t.done + len(t.failed), len(jobs)))
+            return await run(
+                app, jobs, answers, "model", window, lambda t: tick(t.done + len(t.failed), len(jobs))
+            )
         finally:
             await pool.close()
 

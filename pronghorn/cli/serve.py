@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pronghorn.cli.options import MODEL, Backend, Plain, Threads, Use
+from pronghorn.cli.options import MODEL, PLAIN, Backend, Plain, Threads, Use
 from pronghorn.errors import RequestError
 
 if TYPE_CHECKING:
-    from pronghorn.serve.pool import Pool
-    from pronghorn.serve.settings import Settings
+    from pronghorn.serve.pool import Pool, Spec
 
 GIB = 1 << 30
 
@@ -29,14 +31,17 @@ def serve(
     api_key: Annotated[
         list[str],
         typer.Option(
-            metavar="KEY", help="Ask for this key; repeat it. Also from PRONGHORN_API_KEY, with commas between."
+            metavar="KEY",
+            help="Ask for this key; repeat it. Also from PRONGHORN_API_KEY, with commas between.",
         ),
     ] = [],  # noqa: B006
     use: Use = [],  # noqa: B006
     plain: Plain = False,
     backend: Backend = "native",
     threads: Threads = 0,
-    kv_gb: Annotated[float, typer.Option(min=0, help="GiB of KV per model; 0 for a quarter of what is free.")] = 0,
+    kv_gb: Annotated[
+        float, typer.Option(min=0, help="GiB of KV per model; 0 for a quarter of what is free.")
+    ] = 0,
     memory_gb: Annotated[
         float, typer.Option(min=0, help="GiB that all loaded models may take together; 0 for what is free.")
     ] = 0,
@@ -53,7 +58,9 @@ def serve(
     cors: Annotated[
         list[str], typer.Option(metavar="ORIGIN", help='A web origin whose pages may ask; "*" for all.')
     ] = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Log each request on stderr as a JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Log each request on stderr as a JSON object.")
+    ] = False,
 ) -> None:
     """Serve models over HTTP, by the OpenAI API, with a page to look at.
 
@@ -74,20 +81,33 @@ def serve(
     named = names(models)
     keys = [k.strip() for k in [*api_key, *os.environ.get("PRONGHORN_API_KEY", "").split(",")] if k.strip()]
     sock = bind(host, port)  # before anything is loaded, so that a taken port is told at once
-    own = methods(use, plain, tbt, disk_cache)
-    made = _Later(lambda: open_pool(named, own, backend, threads, kv_gb, memory_gb, max_waiting))
+
+    def load() -> Pool:
+        from pronghorn.serve.pool import Pool
+
+        of = specs(named, use, plain, tbt, disk_cache)
+        of = {
+            n: replace(s, backend=backend, threads=threads, kv_bytes=int(kv_gb * GIB)) for n, s in of.items()
+        }
+        pool = Pool(of, int(memory_gb * GIB), max_waiting)
+        pool.load(next(iter(named)))  # the others when they are asked for
+        return pool
+
+    made = _Later(load)
 
     from pronghorn.serve.app import create_app
+    from pronghorn.serve.logs import to_stderr
     from pronghorn.serve.server import Server
     from pronghorn.serve.settings import Settings
 
-    log(as_json)
+    to_stderr(as_json)
     pool = made.get()
     settings = Settings(
         keys=tuple(keys), origins=tuple(cors), max_body=int(max_body * (1 << 20)), timeout=timeout
     )
     server = Server(create_app(pool, settings), drain, lambda: told(named, host, sock.getsockname()[1]))
     server.run(sockets=[sock])
+    asyncio.run(pool.close())
 
 
 def names(models: list[str]) -> dict[str, str]:
@@ -112,28 +132,19 @@ def told(named: dict[str, str], host: str, port: int) -> None:
     print(f"{', '.join(named)}: {url}/v1  page: {url}/  (Ctrl-C stops)", flush=True)
 
 
-def methods(use: list[str], plain: bool, tbt: float, disk_cache: str) -> tuple[list[str], list[str]]:
-    """What every model runs under, and what fills the slots that this leaves empty. Users share a server
-    fairly, and no prompt holds up the others' tokens."""
-    from pronghorn.cli.options import PLAIN
+def specs(named: dict[str, str], use: list[str], plain: bool, tbt: float, disk_cache: str) -> dict[str, Spec]:
+    """What each name stands for. Unless told otherwise, users share a model fairly and no prompt holds up the
+    others' tokens."""
     from pronghorn.llm import DEFAULT_USE
+    from pronghorn.serve.pool import Spec
 
-    defaults = [*(PLAIN if plain else DEFAULT_USE)]
-    defaults[defaults.index("fcfs")] = f"vtc:tbt={tbt / 1e3:g}"
+    if plain and disk_cache:
+        raise RequestError("--plain stores no prompts: leave out --disk-cache, or --plain")
+    own = {"fcfs": f"vtc:tbt={tbt / 1e3:g}"}
     if disk_cache:
-        if plain:
-            raise RequestError("--plain stores no prompts: leave out --disk-cache, or --plain")
-        defaults[defaults.index("prefix")] = f'prefix:disk="{disk_cache}"'
-    return use, defaults
-
-
-def open_pool(
-    named: dict[str, str], own: tuple[list[str], list[str]], **given: Any
-) -> Pool:
-    """The models behind their names; the first one is loaded."""
-    from pronghorn.serve.pool import Pool
-
-    raise NotImplementedError
+        own["prefix"] = f'prefix:disk="{disk_cache}"'
+    defaults = tuple(own.get(m, m) for m in (PLAIN if plain else DEFAULT_USE))
+    return {name: Spec(model, tuple(use), defaults=defaults) for name, model in named.items()}
 
 
 class _Later:
@@ -156,14 +167,3 @@ class _Later:
         for error in self._error:
             raise error
         return self._made[0]
-
-
-def log(as_json: bool) -> None:
-    """Warnings and worse go to stderr; each request as well, as JSON, when asked for."""
-    import logging
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if as_json else logging.Formatter("pronghorn: %(message)s"))
-    logger = logging.getLogger("pronghorn")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO if as_json else logging.WARNING)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from pronghorn.errors import PronghornError
+from pronghorn.errors import EngineError, PronghornError, QueueFullError, UnavailableError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -55,9 +55,9 @@ def as_api_error(error: BaseException) -> ApiError:
     """Any exception as what the client is told; a bug of ours tells nothing of itself."""
     if isinstance(error, ApiError):
         return error
-    if type(error).__name__ == "QueueFullError":
+    if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full", retry=1)
-    if type(error).__name__ in ("UnavailableError", "EngineError"):
+    if isinstance(error, (UnavailableError, EngineError)):
         return ApiError(503, str(error), code="unavailable", retry=5)
     if isinstance(error, PronghornError):
         return ApiError(400, str(error))

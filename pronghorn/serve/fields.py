@@ -25,11 +25,17 @@ class Body(BaseModel):
 class Extension(Body):
     """What only Pronghorn has."""
 
-    use: list[Annotated[str, Field(max_length=1 << 18)]] = Field(default=[], max_length=16, description='Methods of this request, as in "token-recycling" or "top-k:k=5".'
+    use: list[Annotated[str, Field(max_length=1 << 18)]] = Field(
+        default=[],
+        max_length=16,
+        description='Methods of this request, as in "token-recycling" or "top-k:k=5".',
     )
     priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first.")
-    deadline: float = Field(default=0.0, ge=0, le=86400, description="Seconds until the answer is wanted, 0 for any.")
-    trace: bool = Field(default=False, description="Chunks tell where each token comes from; the last has the receipt."
+    deadline: float = Field(
+        default=0.0, ge=0, le=86400, description="Seconds until the answer is wanted, 0 for any."
+    )
+    trace: bool = Field(
+        default=False, description="Chunks tell where each token comes from; the last has the receipt."
     )
     regex: str = Field(default="", max_length=1 << 18, description="A pattern that the answer matches.")
     ignore_eos: bool = Field(default=False, description="Go on to max_tokens.")
@@ -83,7 +89,7 @@ class Sampling(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=4096)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stop: Annotated[str, Field(max_length=4096)] | list[Annotated[str, Field(max_length=4096)]] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class Running:
     def ctx(self) -> Any:
         return self.server.ctx
 
+    @property
+    def engine(self) -> Any:
+        return self.pool._models()[MODEL].llm.engine
+
 
 def serving(pool: Pool, settings: Settings) -> Iterator[Running]:
     sock = bind("127.0.0.1", 0)
@@ -46,8 +51,11 @@ def serving(pool: Pool, settings: Settings) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def pool() -> Pool:
-    return Pool({MODEL: MODEL})
+def pool() -> Iterator[Pool]:
+    made = Pool({MODEL: MODEL})
+    made.load(MODEL)
+    yield made
+    asyncio.run(made.close())
 
 
 @pytest.fixture(scope="session")

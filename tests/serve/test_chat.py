@@ -158,6 +158,12 @@ def test_methods_that_a_request_may_not_bring(client):
     refused(client, pronghorn={"use": ["int8"]})  # weights are chosen at load
 
 
+def test_shapers_that_leave_nothing_harm_only_their_request(client):
+    for use in (["repetition-penalty:penalty=1e-320", "top-p:p=0.5"], ["logit-bias:bias=99999:5"]):
+        refused(client, pronghorn={"use": use})
+    answer(client, max_tokens=1)
+
+
 def test_a_token_outside_the_vocabulary_is_refused(client):
     refused(client, logit_bias={"99999999": 5})
 

@@ -26,9 +26,10 @@ def test_prompts_of_every_form_agree(client):
     ids = ids_of(client, text)
     found = [ask(client, prompt=p)["choices"][0]["text"] for p in (text, [text], ids, [ids])]
     assert len(set(found)) == 1 and found[0]
-    assert ask(client, prompt=[text, "The dog"])["choices"][1]["text"] == ask(client, prompt="The dog")[
-        "choices"
-    ][0]["text"]
+    assert (
+        ask(client, prompt=[text, "The dog"])["choices"][1]["text"]
+        == ask(client, prompt="The dog")["choices"][0]["text"]
+    )
 
 
 def test_sixteen_tokens_unless_told_otherwise(client):

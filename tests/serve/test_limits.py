@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -26,7 +27,7 @@ def post(client, data: bytes, **headers: str) -> httpx.Response:
 
 def idle(server: Running, seconds: float = 10) -> bool:
     """Whether everything ends and its pages are free by then."""
-    engine = server.pool.llm(MODEL).llm.engine
+    engine = server.engine
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if not engine.busy and not server.ctx.active:
@@ -63,7 +64,17 @@ def strict(pool) -> Iterator[Running]:
         b'{"x": ' + b'{"a":' * 90 + b"1" + b"}" * 91,
         *(
             b'{"messages": [{"role": "user", "content": "a"}], "temperature": %s}' % x
-            for x in (b"NaN", b"Infinity", b"1e999", b"-1e999", b"1" * 5000, b"-0.1", b'"NaN"', b"[]", b"true")
+            for x in (
+                b"NaN",
+                b"Infinity",
+                b"1e999",
+                b"-1e999",
+                b"1" * 5000,
+                b"-0.1",
+                b'"NaN"',
+                b"[]",
+                b"true",
+            )
         ),
         b'{"messages": [{"role": "user", "content": "a"}], "seed": 1e308}',
         b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": 99999999999999999999999}',
@@ -103,7 +114,8 @@ def test_a_large_body_is_refused_before_it_is_read(client, server):
 
 def test_errors_have_one_form_everywhere(client):
     for method, path, status in (
-        ("GET", "/nothing", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405), ("GET", "/v1/models/x", 404),
+        ("GET", "/nothing", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/models/x", 404),
     ):  # fmt: skip
         got = client.request(method, path)
         assert got.status_code == status
@@ -150,7 +162,7 @@ def test_leaving_frees_everything_at_once(server):
         data = json.dumps({**LONG, "stream": stream, "n": 4}).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         raw.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
-        engine = server.pool.llm(MODEL).llm.engine
+        engine = server.engine
         until = time.monotonic() + 10
         while not engine.running and time.monotonic() < until:
             time.sleep(0.001)
@@ -161,9 +173,12 @@ def test_leaving_frees_everything_at_once(server):
 
 def test_many_leave_at_random(server):
     def ask(i: int) -> None:
-        with httpx.Client(base_url=server.url, timeout=60) as own, own.stream(
-            "POST", CHAT, json={**LONG, "max_tokens": 60, "stream": True, "seed": i, "temperature": 1}
-        ) as got:
+        with (
+            httpx.Client(base_url=server.url, timeout=60) as own,
+            own.stream(
+                "POST", CHAT, json={**LONG, "max_tokens": 60, "stream": True, "seed": i, "temperature": 1}
+            ) as got,
+        ):
             for n, _ in enumerate(got.iter_lines()):
                 if i % 2 and n > i:
                     return
@@ -196,10 +211,8 @@ def test_slow_requests_are_hung_up_on(strict):
         with socket.create_connection(("127.0.0.1", port)) as raw:
             raw.settimeout(10)
             raw.sendall(sent)
-            try:
+            with contextlib.suppress(ConnectionResetError):
                 assert raw.recv(100) == b""
-            except ConnectionResetError:
-                pass
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.settimeout(10)
         raw.sendall(
@@ -233,7 +246,9 @@ def test_origins(strict, client):
         other = own.options(CHAT, headers={**asked, "origin": "https://other.example"})
         assert "access-control-allow-origin" not in other.headers
         refused = own.get("/v1/models", headers={"origin": asked["origin"]})  # pages can read why, too
-        assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == asked["origin"]
+        assert (
+            refused.status_code == 401 and refused.headers["access-control-allow-origin"] == asked["origin"]
+        )
     assert "access-control-allow-origin" not in client.get("/health", headers=asked).headers
 
 
@@ -272,13 +287,31 @@ def test_state(client):
     assert client.get("/pronghorn/state", params={"model": "no"}).status_code == 404
 
 
+def test_methods_that_a_request_may_bring(client):
+    found = {m["name"]: m for m in client.get("/pronghorn/methods").json()["methods"]}
+    assert "vtc" not in found and "prefix" not in found and "int8" not in found
+    assert found["top-k"]["several"] and found["top-k"]["options"][0]["name"] == "k"
+    for name, m in found.items():
+        if name != "json" and all(not o["required"] for o in m["options"]):
+            got = client.post(
+                CHAT, json={**ASK, "max_tokens": 2, "pronghorn": {"use": [f"{m['slot']}.{name}"]}}
+            )
+            assert got.status_code == 200, (name, got.text)
+
+
+def test_a_request_reads_no_file(client):
+    got = client.post(CHAT, json={**ASK, "pronghorn": {"use": ["regex:pattern=@/etc/hostname"]}})
+    assert got.json()["choices"][0]["message"]["content"] == "@/etc/hostname"  # a pattern like any other
+
+
 def test_draining(pool):
     """Running answers are finished, new requests refused, and then the server ends."""
     generator = serving(pool, Settings())
     running = next(generator)
-    with httpx.Client(base_url=running.url, timeout=60) as client, client.stream(
-        "POST", CHAT, json={**LONG, "max_tokens": 300, "stream": True}
-    ) as got:
+    with (
+        httpx.Client(base_url=running.url, timeout=60) as client,
+        client.stream("POST", CHAT, json={**LONG, "max_tokens": 300, "stream": True}) as got,
+    ):
         lines = got.iter_lines()
         next(lines)
         running.server.handle_exit(15, None)

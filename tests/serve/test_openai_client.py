@@ -86,7 +86,9 @@ def test_logprobs(ai):
 
 
 def test_completions(ai):
-    made = ai.completions.create(model=MODEL, prompt=["Once upon", "The dog"], max_tokens=5, temperature=0, n=2)
+    made = ai.completions.create(
+        model=MODEL, prompt=["Once upon", "The dog"], max_tokens=5, temperature=0, n=2
+    )
     assert [c.index for c in made.choices] == [0, 1, 2, 3]
     assert made.choices[0].text == made.choices[1].text != made.choices[2].text
     texts = [""] * 4
@@ -113,8 +115,8 @@ def test_errors_are_the_clients_own(ai):
     with pytest.raises(openai.BadRequestError, match="temperature") as bad:
         ai.chat.completions.create(model=MODEL, messages=ASK, temperature=-1)
     assert bad.value.param == "temperature"
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
     with pytest.raises(openai.BadRequestError, match="text only"):
-        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
         ai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": [image]}])
     with pytest.raises(openai.BadRequestError, match="1024"):
         ai.completions.create(model=MODEL, prompt="word " * 3000)
