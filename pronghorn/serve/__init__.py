@@ -1,0 +1,1 @@
+"""The server: many users at once over one engine."""

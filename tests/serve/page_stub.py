@@ -1,0 +1,192 @@
+"""A server without a model for the page's tests: it answers what a test put there, in the shapes of the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from pronghorn.serve.page import router
+
+ORIGINS = ("model", "drafted", "drafted", "drafted", "forced")
+
+RECEIPT = {
+    "prompt_tokens": 12, "new_tokens": 40, "reused_tokens": 8, "seconds": 0.41, "first": 0.021, "rate": 103.2,
+    "steps": 15, "drafted": 50, "accepted": 24, "accepted_length": 2.67, "kv_bytes": 81920, "kv_full": 163840,
+    "guarantee": "exact", "methods": ["match", "prompt-lookup", "prefix"],
+}  # fmt: skip
+
+METHODS = [
+    {
+        "slot": "draft", "name": "prompt-lookup", "guarantee": "exact", "several": False,
+        "about": "Prompt lookup (Saxena, 2023).", "text": "",
+        "options": [
+            {"name": "max_ngram", "kind": "int", "default": "3", "required": False, "about": "longest suffix"},
+            {"name": "length", "kind": "int", "default": "10", "required": False, "about": "drafted tokens"},
+        ],
+    },
+    {
+        "slot": "draft", "name": "token-recycling", "guarantee": "exact", "several": False,
+        "about": "Token Recycling (Luo et al., 2024).", "text": "", "options": [],
+    },
+    {
+        "slot": "kv", "name": "snapkv", "guarantee": "approximate", "several": False,
+        "about": "The prompt's rows are thinned once, before the answer.", "text": "",
+        "options": [{"name": "budget", "kind": "int", "default": "1024", "required": False, "about": "rows"}],
+    },
+    {
+        "slot": "constrain", "name": "regex", "guarantee": "exact", "several": False,
+        "about": "Text that matches a regular expression as a whole.", "text": "",
+        "options": [{"name": "pattern", "kind": "str", "default": "", "required": True, "about": ""}],
+    },
+    {
+        "slot": "shape", "name": "min-p", "guarantee": "exact", "several": True, "about": "Min-p.", "text": "",
+        "options": [{"name": "p", "kind": "float", "default": "0.05", "required": False, "about": ""}],
+    },
+    {
+        "slot": "shape", "name": "top-k", "guarantee": "exact", "several": True, "about": "Top-k.", "text": "",
+        "options": [{"name": "k", "kind": "int", "default": "50", "required": False, "about": ""}],
+    },
+]  # fmt: skip
+
+
+def state() -> dict[str, Any]:
+    """What a busy server tells of itself."""
+    now = time.time()
+    wave = [(i * 37) % 60 for i in range(120)]
+    return {
+        "model": "pronghorn-tiny", "methods": ["match", "fcfs", "prefix", "prompt-lookup"], "guarantee": "exact",
+        "uptime": 4210.5, "kv": {"held": 52428800, "limit": 2147483648, "reserved": 0, "shared_saved": 9437184},
+        "running": [
+            {"id": "chatcmpl-7f3a", "user": "ada", "phase": "answer", "prompt": 2048, "done": 2048, "new": 120,
+             "max_new": 256, "reused": 2000, "priority": 0, "age": 3.2},
+            {"id": "chatcmpl-81bc", "user": "grace", "phase": "prompt", "prompt": 4000, "done": 1500, "new": 0,
+             "max_new": 512, "reused": 512, "priority": 5, "age": 0.8},
+            {"id": "cmpl-19d0", "user": "", "phase": "answer", "prompt": 34, "done": 34, "new": 9, "max_new": 64,
+             "reused": 0, "priority": 0, "age": 0.2},
+        ],
+        "waiting": [{"id": "chatcmpl-9e11", "prompt": 900, "user": "<b>linus</b>", "age": 1.4}],
+        "cache": {"nodes": [
+            {"id": 1, "parent": 0, "tokens": 2000, "rows": 2000, "bytes": 40960000, "hits": 31, "users": 2,
+             "last_used": 1.0, "on_disk": False},
+            {"id": 2, "parent": 1, "tokens": 48, "rows": 2048, "bytes": 983040, "hits": 1, "users": 1,
+             "last_used": 1.0, "on_disk": False},
+            {"id": 3, "parent": 1, "tokens": 120, "rows": 2120, "bytes": 2457600, "hits": 0, "users": 0,
+             "last_used": 1.0, "on_disk": True},
+            {"id": 4, "parent": 0, "tokens": 512, "rows": 512, "bytes": 10485760, "hits": 4, "users": 0,
+             "last_used": 1.0, "on_disk": True},
+        ]},
+        "rates": {"tokens": 412.5, "prompt_tokens": 1830.0, "steps": 96.0},
+        "step": {"rows": 258, "sequences": 3, "ms": 9.4}, "totals": {},
+        "history": [
+            {"t": now - 119 + i, "tokens": 300 + 2 * w, "prompt_tokens": 40 * w, "running": w % 5, "kv": 4e7 + 2e5 * w}
+            for i, w in enumerate(wave)
+        ],
+    }  # fmt: skip
+
+
+@dataclass
+class Stub:
+    """What the next answers are, and what was asked."""
+
+    text: str = "One **bold** word."
+    pause: float = 0.0  # seconds between tokens
+    stop_after: int = -1  # tokens, then the connection breaks
+    error: str = ""  # told in the stream after the first token
+    status: int = 200
+    key: str = ""
+    state: dict[str, Any] = field(default_factory=state)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    sent: int = 0  # tokens of the last answer
+    cut: threading.Event = field(default_factory=threading.Event)  # a client went away
+    address: str = ""
+
+    def tokens(self) -> list[dict[str, Any]]:
+        parts = re.findall(r"\s?\w+|\s|[^\w\s]", self.text)
+        return [
+            {"id": 100 + i, "text": t, "origin": ORIGINS[i % len(ORIGINS)]} for i, t in enumerate(parts)
+        ]
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+        app.include_router(router())
+
+        @app.middleware("http")
+        async def check(request: Request, call: Any) -> Response:
+            api = request.url.path.startswith(("/v1", "/pronghorn"))
+            if api and self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+                return JSONResponse({"error": {"message": "wrong key"}}, 401)
+            answer: Response = await call(request)
+            return answer
+
+        @app.get("/v1/models")
+        def models() -> Any:
+            return {"object": "list", "data": [{"id": "pronghorn-tiny"}, {"id": "org/other model"}]}
+
+        @app.get("/pronghorn/methods")
+        def methods() -> Any:
+            return {"methods": METHODS}
+
+        @app.get("/pronghorn/state")
+        def get_state() -> Any:
+            return self.state
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request) -> Response:
+            self.bodies.append(await request.json())
+            if self.status != 200:
+                error = {"message": "The queue is full." if self.status == 503 else "Not like this."}
+                return JSONResponse({"error": error}, self.status, {"Retry-After": "3"})
+            return StreamingResponse(self._stream(), media_type="text/event-stream")
+
+        return app
+
+    async def _stream(self) -> AsyncIterator[str]:
+        def event(delta: dict[str, str], ours: dict[str, Any], finish: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish}
+            return f"data: {json.dumps({'id': 'chatcmpl-1', 'choices': [choice], 'pronghorn': ours})}\n\n"
+
+        self.sent = 0
+        try:
+            yield event({"role": "assistant", "content": ""}, {})
+            for token in self.tokens():
+                if self.sent == self.stop_after:
+                    return
+                yield event({"content": token["text"]}, {"tokens": [token]})
+                self.sent += 1
+                if self.error:
+                    yield f"data: {json.dumps({'error': {'message': self.error}})}\n\n"
+                    return
+                await asyncio.sleep(self.pause)
+            prompt = [{"id": 10 + i, "text": f" p{i}"} for i in range(12)]
+            yield event({}, {"receipt": RECEIPT, "prompt": prompt}, "stop")
+            yield "data: [DONE]\n\n"
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cut.set()
+            raise
+
+
+@contextmanager
+def serving(stub: Stub) -> Iterator[Stub]:
+    """The stub on a free port of this machine, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(stub.app(), port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    stub.address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    try:
+        yield stub
+    finally:
+        server.should_exit = True
+        thread.join()
