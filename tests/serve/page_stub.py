@@ -113,9 +113,7 @@ class Stub:
 
     def tokens(self) -> list[dict[str, Any]]:
         parts = re.findall(r"\s?\w+|\s|[^\w\s]", self.text)
-        return [
-            {"id": 100 + i, "text": t, "origin": ORIGINS[i % len(ORIGINS)]} for i, t in enumerate(parts)
-        ]
+        return [{"id": 100 + i, "text": t, "origin": ORIGINS[i % len(ORIGINS)]} for i, t in enumerate(parts)]
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -179,7 +177,9 @@ class Stub:
 @contextmanager
 def serving(stub: Stub) -> Iterator[Stub]:
     """The stub on a free port of this machine, in a thread."""
-    server = uvicorn.Server(uvicorn.Config(stub.app(), port=0, log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(stub.app(), port=0, log_level="error", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

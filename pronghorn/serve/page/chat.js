@@ -8,10 +8,10 @@ import { MessageView } from "./message.js";
 import * as store from "./store.js";
 import { tip } from "./tokens.js";
 
-const TRY = [
-  "Repeat exactly:\nThe quick brown fox jumps over the lazy dog and counts 4821 boats.",
-  "Registry:\namber: 4821\nlantern: 907\nharbour: 3356\nWhat is the value of harbour?",
-];
+const TRY = {
+  "Repeat a sentence": "Repeat exactly:\nThe quick brown fox jumps over the lazy dog and counts 4821 boats.",
+  "Look up a value": "Registry:\namber: 4821\nlantern: 907\nharbour: 3356\nWhat is the value of harbour?",
+};
 const SAVE_EVERY = 2000; // milliseconds, while an answer is written
 const SAY_EVERY = 2500;
 
@@ -239,12 +239,12 @@ export class ChatView {
     mark.classList.add("mark");
     return el("div", { class: "empty" }, mark, el("h3", { text: "Ask the model something" }),
       el("p", { text: "Then switch to Tokens to see where each one came from." }),
-      el("ul", {}, ...TRY.map((text) => el("li", {}, el("button", { type: "button", click: () => {
+      el("ul", {}, ...Object.entries(TRY).map(([name, text]) => el("li", {}, el("button", { type: "button", click: () => {
         $("message").value = text;
         this.#fit();
         $("message").focus();
         this.settings.write();
-      } }, `${text.split("\n")[0]} …`)))));
+      } }, name)))));
   }
 
   #fit() {

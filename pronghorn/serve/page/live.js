@@ -59,11 +59,11 @@ export class Live {
     $("live-model").textContent = [state.model, state.guarantee, (state.methods ?? []).join(", ")].filter(Boolean).join(" · ");
     const { kv = {}, rates = {}, step = {}, running = [], waiting = [], history = [] } = state;
     $("tiles").replaceChildren(
-      tile("tokens a second", short(rates.tokens ?? 0)),
-      tile("prompt tokens a second", short(rates.prompt_tokens ?? 0)),
+      tile("tokens/s", short(rates.tokens ?? 0)),
+      tile("prompt tokens/s", short(rates.prompt_tokens ?? 0)),
       tile("running", number(running.length), `${number(waiting.length)} waiting`),
       tile("KV held", bytes(kv.held ?? 0), kv.limit ? `of ${bytes(kv.limit)}` : ""),
-      tile("KV saved by sharing", bytes(kv.shared_saved ?? 0)),
+      tile("saved by sharing", bytes(kv.shared_saved ?? 0)),
       tile("last step", `${number(step.ms ?? 0, 1)} ms`, `${number(step.rows ?? 0)} rows`),
       tile("up", duration(state.uptime ?? 0)),
     );

@@ -109,51 +109,57 @@ export class Settings {
     return el("label", { class: "field" }, o.about ? `${o.name}: ${o.about}` : o.name, field);
   }
 
-  /** What `command.js` takes. Throws with a sentence when the schema or a method's option cannot be sent. */
-  get value() {
+  /** The schema, null for none. Throws with a sentence. */
+  get #schema() {
     const text = $("s-schema").value.trim();
-    let schema = null;
-    if (text) {
-      try {
-        schema = JSON.parse(text);
-      } catch (error) {
-        throw new Error(`The JSON schema is not JSON: ${error.message}`);
-      }
+    try {
+      return text ? JSON.parse(text) : null;
+    } catch (error) {
+      throw new Error(`The JSON schema is not JSON: ${error.message}`);
     }
-    const use = this.#methods.filter((m) => `${m.slot}.${m.name}` in this.#chosen)
-      .map(({ slot, name }) => ({ slot, name, options: this.#chosen[`${slot}.${name}`] }));
-    use.forEach(spec);
+  }
+
+  /** The methods as `command.js` takes them. Throws with a sentence when one cannot be written. */
+  get #use() {
+    return this.#methods.filter((m) => `${m.slot}.${m.name}` in this.#chosen).map((m) => {
+      const options = this.#chosen[`${m.slot}.${m.name}`];
+      const missing = m.options.find((o) => o.required && !(o.name in options));
+      if (missing) throw new Error(`The method ${m.name} needs its ${missing.name}.`);
+      const one = { slot: m.slot, name: m.name, options };
+      spec(one);
+      return one;
+    });
+  }
+
+  /** What `command.js` takes. Throws with a sentence when the schema or a method cannot be sent. */
+  get value() {
+    const [schema, use] = [this.#schema, this.#use];
     return {
       model: $("s-model").value || this.wanted,
-      temperature: within("s-temperature", DEFAULTS.temperature),
-      topP: within("s-top-p", DEFAULTS.topP),
-      maxTokens: Math.round(within("s-max-tokens", DEFAULTS.maxTokens)),
-      seed: $("s-seed").value === "" ? null : Math.round(within("s-seed", DEFAULTS.seed)),
+      ...this.#numbers,
       system: $("s-system").value,
       schema,
       use,
     };
   }
 
+  get #numbers() {
+    return {
+      temperature: within("s-temperature", DEFAULTS.temperature),
+      topP: within("s-top-p", DEFAULTS.topP),
+      maxTokens: Math.round(within("s-max-tokens", DEFAULTS.maxTokens)),
+      seed: $("s-seed").value === "" ? null : Math.round(within("s-seed", DEFAULTS.seed)),
+    };
+  }
+
   changed() {
-    const note = $("s-schema-note");
-    let value = null;
-    try {
-      value = this.value;
-      note.hidden = true;
-    } catch (error) {
-      note.textContent = error.message;
-      note.className = "note bad";
-      note.hidden = false;
-    }
-    $("s-schema").setAttribute("aria-invalid", String(value === null));
-    const n = value?.use.length ?? 0;
+    const fine = complaint($("s-schema-note"), () => this.#schema);
+    $("s-schema").setAttribute("aria-invalid", String(!fine));
+    complaint($("methods-note"), () => this.#use);
+    const n = Object.keys(this.#chosen).length;
     $("methods-count").textContent = n ? `(${n})` : "";
     $("at").textContent = $("s-model").value;
-    save({
-      chosen: this.#chosen, model: this.wanted, schemaText: $("s-schema").value, system: $("s-system").value,
-      ...(value && { temperature: value.temperature, topP: value.topP, maxTokens: value.maxTokens, seed: value.seed }),
-    });
+    save({ ...this.#numbers, chosen: this.#chosen, model: this.wanted, schemaText: $("s-schema").value, system: $("s-system").value });
     this.write();
   }
 
@@ -182,6 +188,19 @@ export class Settings {
     $("same-note").textContent = notes.join(" ");
     $("same-note").hidden = !notes.length;
   }
+}
+
+/** Say beside a field why it cannot be sent; whether it can. */
+function complaint(note, read) {
+  let text = "";
+  try {
+    read();
+  } catch (error) {
+    text = error.message;
+  }
+  note.textContent = text;
+  note.hidden = !text;
+  return !text;
 }
 
 /** A field's number inside its bounds; what is not a number is the default. */
