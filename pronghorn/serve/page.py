@@ -1,7 +1,7 @@
 """The page: `/` and `/page/{file}`, served from the package.
 
-Every file is read once and named by its content (ETag), so a browser asks each time and is sent nothing that it
-has. What a browser may do with the page is said in one policy: no script or style but these files, no
+Every file is read once and named by its content (ETag), so a browser asks each time and is sent nothing that
+it has. What a browser may do with the page is said in one policy: no script or style but these files, no
 connection but to this server, no string made into markup.
 """
 

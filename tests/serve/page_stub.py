@@ -1,4 +1,4 @@
-"""A server without a model for the page's tests: it answers what a test put there, in the shapes of the real one."""
+"""A server without a model, for the page's tests: it answers what a test put there, as the real one would."""
 
 from __future__ import annotations
 
@@ -26,38 +26,40 @@ RECEIPT = {
     "guarantee": "exact", "methods": ["match", "prompt-lookup", "prefix"],
 }  # fmt: skip
 
+
+def method(slot: str, name: str, guarantee: str, about: str, several: bool, *options: Any) -> dict[str, Any]:
+    """options: (name, kind, default, required, about)."""
+    keys = ("name", "kind", "default", "required", "about")
+    return {
+        "slot": slot, "name": name, "guarantee": guarantee, "about": about, "text": about, "several": several,
+        "options": [dict(zip(keys, option, strict=True)) for option in options],
+    }  # fmt: skip
+
+
 METHODS = [
-    {
-        "slot": "draft", "name": "prompt-lookup", "guarantee": "exact", "several": False,
-        "about": "Prompt lookup (Saxena, 2023).", "text": "",
-        "options": [
-            {"name": "max_ngram", "kind": "int", "default": "3", "required": False, "about": "longest suffix"},
-            {"name": "length", "kind": "int", "default": "10", "required": False, "about": "drafted tokens"},
-        ],
-    },
-    {
-        "slot": "draft", "name": "token-recycling", "guarantee": "exact", "several": False,
-        "about": "Token Recycling (Luo et al., 2024).", "text": "", "options": [],
-    },
-    {
-        "slot": "kv", "name": "snapkv", "guarantee": "approximate", "several": False,
-        "about": "The prompt's rows are thinned once, before the answer.", "text": "",
-        "options": [{"name": "budget", "kind": "int", "default": "1024", "required": False, "about": "rows"}],
-    },
-    {
-        "slot": "constrain", "name": "regex", "guarantee": "exact", "several": False,
-        "about": "Text that matches a regular expression as a whole.", "text": "",
-        "options": [{"name": "pattern", "kind": "str", "default": "", "required": True, "about": ""}],
-    },
-    {
-        "slot": "shape", "name": "min-p", "guarantee": "exact", "several": True, "about": "Min-p.", "text": "",
-        "options": [{"name": "p", "kind": "float", "default": "0.05", "required": False, "about": ""}],
-    },
-    {
-        "slot": "shape", "name": "top-k", "guarantee": "exact", "several": True, "about": "Top-k.", "text": "",
-        "options": [{"name": "k", "kind": "int", "default": "50", "required": False, "about": ""}],
-    },
+    method("draft", "prompt-lookup", "exact", "Prompt lookup (Saxena, 2023).", False,
+           ("max_ngram", "int", "3", False, ""), ("length", "int", "10", False, "drafted tokens")),
+    method("draft", "token-recycling", "exact", "Token Recycling (Luo et al., 2024).", False),
+    method("kv", "snapkv", "approximate", "The prompt's rows are thinned once, before the answer.", False,
+           ("budget", "int", "1024", False, "rows that each head keeps of the prompt")),
+    method("constrain", "regex", "exact", "Text that matches a regular expression as a whole.", False,
+           ("pattern", "str", "", True, "")),
+    method("shape", "min-p", "exact", "Min-p sampling.", True, ("p", "float", "0.05", False, "")),
+    method("shape", "top-k", "exact", "Top-k sampling.", True, ("k", "int", "50", False, "")),
 ]  # fmt: skip
+
+
+def running(name: str, user: str, phase: str, priority: int, age: float, **rows: int) -> dict[str, Any]:
+    return {"id": name, "user": user, "phase": phase, "priority": priority, "age": age, **rows}
+
+
+def node(
+    number: int, parent: int, tokens: int, size: int, hits: int, users: int, on_disk: bool
+) -> dict[str, Any]:
+    return {
+        "id": number, "parent": parent, "tokens": tokens, "rows": tokens, "bytes": size, "hits": hits,
+        "users": users, "last_used": 1.0, "on_disk": on_disk,
+    }  # fmt: skip
 
 
 def state() -> dict[str, Any]:
@@ -65,34 +67,52 @@ def state() -> dict[str, Any]:
     now = time.time()
     wave = [(i * 37) % 60 for i in range(120)]
     return {
-        "model": "pronghorn-tiny", "methods": ["match", "fcfs", "prefix", "prompt-lookup"], "guarantee": "exact",
-        "uptime": 4210.5, "kv": {"held": 52428800, "limit": 2147483648, "reserved": 0, "shared_saved": 9437184},
+        "model": "pronghorn-tiny",
+        "methods": ["match", "fcfs", "prefix", "prompt-lookup"],
+        "guarantee": "exact",
+        "uptime": 4210.5,
+        "kv": {"held": 52428800, "limit": 2147483648, "reserved": 0, "shared_saved": 9437184},
         "running": [
-            {"id": "chatcmpl-7f3a", "user": "ada", "phase": "answer", "prompt": 2048, "done": 2048, "new": 120,
-             "max_new": 256, "reused": 2000, "priority": 0, "age": 3.2},
-            {"id": "chatcmpl-81bc", "user": "grace", "phase": "prompt", "prompt": 4000, "done": 1500, "new": 0,
-             "max_new": 512, "reused": 512, "priority": 5, "age": 0.8},
-            {"id": "cmpl-19d0", "user": "", "phase": "answer", "prompt": 34, "done": 34, "new": 9, "max_new": 64,
-             "reused": 0, "priority": 0, "age": 0.2},
+            running(
+                "chat-7f3a",
+                "ada",
+                "answer",
+                0,
+                3.2,
+                prompt=2048,
+                done=2048,
+                reused=2000,
+                new=120,
+                max_new=256,
+            ),
+            running(
+                "chat-81bc", "grace", "prompt", 5, 0.8, prompt=4000, done=1500, reused=512, new=0, max_new=512
+            ),
+            running("cmpl-19d0", "", "answer", 0, 0.2, prompt=34, done=34, reused=0, new=9, max_new=64),
         ],
         "waiting": [{"id": "chatcmpl-9e11", "prompt": 900, "user": "<b>linus</b>", "age": 1.4}],
-        "cache": {"nodes": [
-            {"id": 1, "parent": 0, "tokens": 2000, "rows": 2000, "bytes": 40960000, "hits": 31, "users": 2,
-             "last_used": 1.0, "on_disk": False},
-            {"id": 2, "parent": 1, "tokens": 48, "rows": 2048, "bytes": 983040, "hits": 1, "users": 1,
-             "last_used": 1.0, "on_disk": False},
-            {"id": 3, "parent": 1, "tokens": 120, "rows": 2120, "bytes": 2457600, "hits": 0, "users": 0,
-             "last_used": 1.0, "on_disk": True},
-            {"id": 4, "parent": 0, "tokens": 512, "rows": 512, "bytes": 10485760, "hits": 4, "users": 0,
-             "last_used": 1.0, "on_disk": True},
-        ]},
+        "cache": {
+            "nodes": [
+                node(1, 0, 2000, 40960000, 31, 2, False),
+                node(2, 1, 48, 983040, 1, 1, False),
+                node(3, 1, 120, 2457600, 0, 0, True),
+                node(4, 0, 512, 10485760, 4, 0, True),
+            ]
+        },
         "rates": {"tokens": 412.5, "prompt_tokens": 1830.0, "steps": 96.0},
-        "step": {"rows": 258, "sequences": 3, "ms": 9.4}, "totals": {},
+        "step": {"rows": 258, "sequences": 3, "ms": 9.4},
+        "totals": {},
         "history": [
-            {"t": now - 119 + i, "tokens": 300 + 2 * w, "prompt_tokens": 40 * w, "running": w % 5, "kv": 4e7 + 2e5 * w}
+            {
+                "t": now - 119 + i,
+                "tokens": 300 + 2 * w,
+                "prompt_tokens": 40 * w,
+                "running": w % 5,
+                "kv": 2e5 * w,
+            }
             for i, w in enumerate(wave)
         ],
-    }  # fmt: skip
+    }
 
 
 @dataclass
