@@ -12,7 +12,7 @@ import importlib
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,9 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"no {what} called {name!r}{hint}"
 
 
-def parse(spec: str) -> tuple[str, Any]:
+def parse(spec: str, files: bool = True) -> tuple[str, Any]:
     """(slot, method instance) for "name:key=value,...". A value may be quoted with ' or "; @path reads a
-    text file; tuples are written 1+2+3."""
+    text file where `files` allows it; tuples are written 1+2+3."""
     name, _, options = spec.partition(":")
     slot, method = resolve(name.strip())
     cls = load(slot, method)
@@ -108,7 +108,7 @@ def parse(spec: str) -> tuple[str, Any]:
             raise MethodError(f"option {key!r} of {method!r} needs a value: {key}=...")
         if key in values:
             raise MethodError(f"option {key!r} of {method!r} is given twice")
-        values[key] = _value(method, key, kinds[key], text)
+        values[key] = _value(method, key, kinds[key], text, files)
     try:
         return slot, cls(**values)
     except TypeError as e:
@@ -136,7 +136,7 @@ def _split(options: str) -> list[str]:
     return [o for o in [*out, options[start:]] if o.strip()]
 
 
-def _value(method: str, key: str, kind: Any, text: str) -> Any:
+def _value(method: str, key: str, kind: Any, text: str, files: bool) -> Any:
     if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]:
         text = text[1:-1]
     try:
@@ -151,7 +151,7 @@ def _value(method: str, key: str, kind: Any, text: str) -> Any:
     except (ValueError, KeyError):
         what = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "like 1+2+3")
         raise MethodError(f"option {key!r} of {method!r} must be {what}, not {text!r}") from None
-    if text.startswith("@"):
+    if text.startswith("@") and files:
         try:
             return Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
@@ -218,6 +218,11 @@ class Composition:
         return out
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Companion models in use."""
+        return tuple(sorted({m for t in self.traits for m in t.models}))
+
+    @property
     def traits(self) -> list[Traits]:
         return [m.traits for _, m in self.each()]
 
@@ -238,6 +243,15 @@ class Composition:
     @property
     def taps(self) -> tuple[str, ...]:
         return tuple(sorted({tap for t in self.traits for tap in t.taps}))
+
+    @cached_property
+    def q_rows(self) -> int:
+        """Prompt rows at the end whose rotated queries are wanted."""
+        return max((int(t.removeprefix("q.last")) for t in self.taps if t.startswith("q.")), default=0)
+
+    @cached_property
+    def moves(self) -> bool:
+        return any(t.moves for t in self.traits)
 
 
 def compose(use: Sequence[str | Any], defaults: Sequence[str | Any] = ()) -> Composition:
@@ -264,6 +278,62 @@ def compose(use: Sequence[str | Any], defaults: Sequence[str | Any] = ()) -> Com
     chosen["weight"] = sorted(chosen.get("weight", []), key=lambda m: not _only(m))
     fields = {s: tuple(ms) if SLOTS[s][2] else ms[0] for s, ms in chosen.items() if ms}
     return Composition(**fields)
+
+
+# What a request may choose for itself; the rest is laid down with the weights and the store.
+OWN_SLOTS = ("constrain", "shape", "search", "draft", "verify", "kv")
+
+
+def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Composition:
+    """`base` with a request's own methods: each takes the place of `base`'s in its slot, and shapers come
+    on top. Specs do not read files. Raises `MethodError` with the reason why one cannot be had."""
+    chosen: dict[str, Any] = {}
+    for spec in use:
+        slot, method = _parsed(spec) if isinstance(spec, str) else (_slot_of(spec), spec)
+        name = name_of(method) or type(method).__name__
+        if slot not in OWN_SLOTS:
+            raise MethodError(
+                f"{name} is a matter of the whole engine ({SLOTS[slot][0]}), not of one request: start with "
+                f"--use {name}; a request may choose {', '.join(OWN_SLOTS)}"
+            )
+        if SLOTS[slot][2]:
+            held = chosen.get(slot, ())
+            if any(type(m) is type(method) for m in held):
+                raise MethodError(f"{name!r} is given twice")
+            chosen[slot] = (*held, method)
+        elif slot in chosen:
+            raise MethodError(
+                f"{name_of(chosen[slot])!r} and {name!r} both fill the slot {slot!r} ({SLOTS[slot][0]}): "
+                "choose one"
+            )
+        else:
+            chosen[slot] = method
+        t: Traits = method.traits
+        order = ["seq", "layer", "head"]
+        absent = [tap for tap in t.taps if tap not in base.taps and not tap.startswith("top")]
+        if order.index(t.rows) > order.index(base.rows):
+            raise MethodError(f"{name} keeps other rows per {t.rows}, and this engine's store has groups per "
+                              f"{base.rows}: start with --use {name} to lay it out so")  # fmt: skip
+        if absent or set(t.models) - set(base.models):
+            needs = ", ".join([*absent, *t.models])
+            raise MethodError(f"{name} needs {needs}, which this engine was not started with: start with "
+                              f"--use {name}")  # fmt: skip
+    own = chosen.get("shape", ())
+    kept = [m for m in base.shape if not any(type(m) is type(o) for o in own)]
+    chosen["shape"] = tuple(sorted([*kept, *own], key=lambda m: int(m.order)))
+    out = dataclasses.replace(base, **chosen)
+    reasons = check(out, facts)
+    if reasons:
+        raise MethodError("this combination cannot work: " + "; ".join(reasons))
+    return out
+
+
+@lru_cache(256)
+def _parsed(spec: str) -> tuple[str, Any]:
+    """One instance for a spec, so that what a method learns is kept from request to request."""
+    if len(spec) > 1 << 16:
+        raise MethodError(f"a method with {len(spec)} characters of options: 64 KiB is the most")
+    return parse(spec, files=False)
 
 
 def _only(method: Any) -> str:

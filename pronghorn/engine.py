@@ -6,46 +6,48 @@
 
 The engine imports no method and asks for no name. It reads traits, and every slot has a null object.
 
-The barrier rule: rows are sealed, indexed, quantized, evicted or moved only when the committed length
-reaches a barrier, a pure function of position and prompt length, and no step crosses one. Tokens then do
-not depend on the drafter, on the tree's shape or on how the prompt was cut into chunks.
+What happens to rows once they are stored, and who may have them, is `pronghorn.memory`'s business. A request
+may bring methods of its own; `seq.methods` has them, on top of the engine's.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.compose import Composition
-from pronghorn.errors import RequestError
+from pronghorn.compose import Composition, Facts, override
+from pronghorn.cost import StepCost
+from pronghorn.errors import MethodError, RequestError
 from pronghorn.kv.store import SeqKV, Store
+from pronghorn.memory import LOOK, Memory, room_of
 from pronghorn.model.bind import Bound
 from pronghorn.run.base import Runner
-from pronghorn.seq import Request, Seq
-from pronghorn.slots import Room, Span
-from pronghorn.target import NodeTarget, logprob
+from pronghorn.seq import Request, Seq, Top
+from pronghorn.slots import ConstraintState, Drafter, Room
+from pronghorn.target import NodeTarget, logprob, logprobs
 from pronghorn.text import TextStream
-from pronghorn.types import FOREVER, Accept, Draft, Ints, Rows
+from pronghorn.types import Accept, Draft, Ints, Origin, Rows
 
 if TYPE_CHECKING:
     from pronghorn.model.tokenizer import Tokenizer
 
-PROMPT_GRID = 2048  # rows between barriers inside the prompt: large products stay large
-DECODE_GRID = 64  # rows between barriers after it
 STEP_ROWS = 4096  # rows of one step, at most
+BRANCHES = 1024  # answers to one prompt, at most
+TOP = 64  # alternatives of a token, at most
 
 
 @dataclass
 class Event:
-    """New output of one sequence. drafted: for each token, whether a draft had it right."""
+    """New output of one sequence. origins: where each token came from."""
 
     seq: Seq
     tokens: list[int]
-    drafted: list[bool]
+    origins: list[Origin]
     text: str
     finish: str
 
@@ -59,8 +61,27 @@ class _Work:
     last: bool  # they end with the last known token, so a new one can be chosen
     barrier: int
     draft: Draft = field(default_factory=Draft.empty)
+    forced: bool = False  # the draft is what the constraint forces
     row: int = 0  # first row in the step
-    logit: int = 0  # first row in the logits
+    logit: int = 0  # row of the logits that belongs to the last known token; the nodes' follow
+
+
+class StepInfo(NamedTuple):
+    """A step that was run; seconds are of the clock."""
+
+    rows: int
+    sequences: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was checked, with its methods and, for each branch, a constraint at its start."""
+
+    request: Request
+    ids: list[int]
+    methods: Composition
+    states: list[ConstraintState]
 
 
 class Engine:
@@ -88,61 +109,77 @@ class Engine:
         self.running: list[Seq] = []
         self.siblings: dict[int, list[Seq]] = {}  # sequence id -> branches that wait for its prompt
         self.texts: dict[int, TextStream] = {}
-        self.moves = any(t.moves for t in methods.traits)
-        self.bounded = bound.hard_context or not self.moves  # a text ends with the context
+        varies = any(r.varies for r in bound.ropes)
+        self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies)
+        seals = methods.kvfmt.group > 0 or not methods.select.dense
         # a row whose rotation depends on the prompt's length is of no use to another prompt
-        self.shareable = not any(r.varies for r in bound.ropes)
-        self.seals = methods.kvfmt.group > 0 or not methods.select.dense
-        taps = methods.taps
-        self.q_rows = max((int(t.removeprefix("q.last")) for t in taps if t.startswith("q.")), default=0)
-        self.hidden = any(t.startswith("hidden.") for t in taps)
-        self.top = max((int(t.removeprefix("top")) for t in taps if t.startswith("top")), default=0)
+        self.memory = Memory(store, methods, kv_rows, seals, not varies)
+        self.cost = StepCost()
+        self.last = StepInfo(0, 0, 0.0)
+        self.hidden = any(t.startswith("hidden.") for t in methods.taps)
         self._ids = 0
         self._buffer = np.zeros((6, 256), np.int32)
 
     # ------------------------------------------------------------------ requests
 
-    def submit(self, request: Request) -> list[Seq]:
-        """Queue a request; returns its sequences (several under a search). Raises `RequestError`."""
-        ids = [request.ids[i] for i in self.methods.prune.keep(request.ids)] if request.ids else []
-        self._check(request, ids)
-        if not request.score and self.bounded:
+    def prepare(self, request: Request) -> Prepared:
+        """Check a request and open its constraint; touches nothing that a step does, so another thread may
+        call it. Raises `RequestError` and `MethodError`."""
+        methods = override(self.methods, request.use, self.facts) if request.use else self.methods
+        ids = [request.ids[i] for i in methods.prune.keep(request.ids)] if request.ids else []
+        bounded = self.bound.hard_context or not methods.moves  # a text ends with the context
+        self._check(request, ids, methods, bounded)
+        if bounded and not request.embed:
             most = self.bound.context - len(ids)  # an answer ends with the context, so does its memory
             request = replace(request, max_tokens=min(request.max_tokens, most))
-        n = 1 if request.score else self.methods.search.branches(request)
-        if n > 1:
+        n = methods.search.branches(request) if request.new_rows else 1
+        if n > request.n:
             request = replace(request, logprobs=True)  # what a search chooses by
         self._fits(request, len(ids), n)
-        seqs = [self._seq(request, ids, b) for b in range(n)]
+        first = methods.constrain.open(self.tokenizer)
+        return Prepared(request, ids, methods, [first, *(first.fork() for _ in range(n - 1))])
+
+    def submit(self, request: Request | Prepared) -> list[Seq]:
+        """Queue a request; returns its sequences, several where several answers or a search were asked for.
+        Raises `RequestError` and `MethodError`."""
+        ready = self.prepare(request) if isinstance(request, Request) else request
+        seqs = []
+        for branch, state in enumerate(ready.states):
+            self._ids += 1
+            ids = ready.ids
+            seq = Seq(
+                self._ids, ready.request, list(ids), len(ids), self.store.new(), state, branch,
+                methods=ready.methods,
+            )  # fmt: skip
+            self.texts[seq.id] = TextStream(self.tokenizer, ready.request.stop, ids)
+            seqs.append(seq)
         leader = seqs[0]
-        if n > 1:
+        if len(seqs) > 1:
             self.siblings[leader.id] = seqs[1:]
-            leader.branches = n
+            leader.branches = len(seqs)
         self.waiting.append(leader)
         return seqs
 
-    def _seq(self, request: Request, ids: list[int], branch: int) -> Seq:
-        self._ids += 1
-        state = self.methods.constrain.open(self.tokenizer)
-        seq = Seq(self._ids, request, list(ids), len(ids), self.store.new(), state, branch)
-        self.texts[seq.id] = TextStream(self.tokenizer, request.stop, ids)
-        return seq
-
-    def _check(self, request: Request, ids: list[int]) -> None:
+    def _check(self, request: Request, ids: list[int], methods: Composition, bounded: bool) -> None:
         n, limit = len(ids), self.bound.context
         if not n:
             raise RequestError("the prompt is empty: give at least one token")
         wrong = [t for t in ids if not 0 <= t < self.bound.n_vocab]
         if wrong:
             raise RequestError(f"token id {wrong[0]} is outside the vocabulary of {self.bound.n_vocab}")
-        if request.max_tokens < 1 and not request.score:
+        least = 0 if request.score or request.embed else 1
+        if request.max_tokens < least:
             raise RequestError(f"max_tokens is {request.max_tokens}: ask for at least one token")
         if not 0 <= request.temperature < 1e6:
             raise RequestError(f"temperature {request.temperature} is out of range: use 0 (greedy) or more")
-        if request.temperature > 0 and self.methods.verify.traits.greedy:
+        if request.temperature > 0 and methods.verify.traits.greedy:
             raise RequestError("this verifier works at temperature 0 only: use another, or temperature 0")
-        room = limit if request.score else limit - 1
-        if n > room and self.bounded:
+        if not 1 <= request.n <= BRANCHES or not 0 <= request.top <= TOP:
+            raise RequestError(
+                f"n is {request.n} and top {request.top}: n is from 1 to {BRANCHES}, top from 0 to {TOP}"
+            )
+        room = limit - 1 if request.new_rows else limit
+        if n > room and bounded:
             raise RequestError(
                 f"the prompt has {n} tokens and the model's context is {limit}: shorten it, or ask for "
                 "truncation"
@@ -169,22 +206,29 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one step; returns what became known. Safe to call when idle."""
+        start = time.perf_counter()
         works = self._schedule()
         if not works:
             if self.busy:
                 raise RuntimeError("the scheduler planned no rows although sequences wait")
             return []
+        read = sum(w.take * w.seq.kv.length for w in works)
         joined: list[Seq] = []  # branches that start in this step
         try:
-            return self._run(works, joined)
+            events = self._run(works, joined)
         except BaseException:  # Ctrl-C included: rows may be booked that were never written
             for seq in [*(w.seq for w in works), *joined]:
                 seq.torn = True
                 self._end(seq, "cancelled")
             raise
+        rows = sum(w.take + w.draft.n for w in works)
+        self.last = StepInfo(rows, len(works), time.perf_counter() - start)
+        self.cost.observe(rows, read, self.last.seconds)
+        return events
 
     def _run(self, works: list[_Work], joined: list[Seq]) -> list[Event]:
         self._draft(works)
+        self.memory.make_room(room_of(len(works), sum(w.take for w in works)))
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]
         out = self.runner.run(rows, kvs, taps)
@@ -196,7 +240,8 @@ class Engine:
             seq, accept, kept = w.seq, Accept([], -1), list(range(w.take))
             if seq.request.score:
                 self._score(w, out.logits)
-                events.append(Event(seq, [], [], "", seq.finish))
+            if w.last and not seq.request.new_rows:
+                events.append(Event(seq, [], [], "", "stop"))
             elif w.last:
                 if seq.id in self.siblings:  # the prompt's last row serves every branch
                     places.add(self.store, seq.kv, w.row, kept)
@@ -216,85 +261,70 @@ class Engine:
             self.runner.commit(*places.take())
         self._observe(works, accepts, out.logits)
         for w in works:
-            self._barrier(w.seq, w.barrier)
+            self.memory.reached(w.seq, w.barrier)
+            if w.seq.offered < w.seq.n_prompt <= w.seq.kv.length:
+                self.memory.offer(w.seq, w.seq.n_prompt)
         for s in joined:
-            self._barrier(s, self._next_barrier(s.n_prompt, s.kv.length - 1))
+            self.memory.reached(s, self.memory.next_barrier(s, s.kv.length - 1))
         for e in events:
             if e.finish:
                 self._end(e.seq, e.finish)
         return events
 
     def _schedule(self) -> list[_Work]:
-        room = Room(STEP_ROWS, self.kv_rows - sum(s.need for s in self.running))
-        plan = self.methods.sched.plan(self.waiting, self.running, room)
+        memory = self.memory
+        leaders = [s for s in self.running if s.kv.length < s.n_prompt]
+        waiting: Sequence[Seq] = self.waiting
+        if waiting and leaders:
+            held_back = {s.id for s in waiting[:LOOK] if memory.follows(s, leaders)}
+            waiting = [s for s in waiting if s.id not in held_back]
+        room = Room(STEP_ROWS, memory.free(self.running, bool(waiting)), self.cost)
+        plan = self.methods.sched.plan(waiting, self.running, room)
+        for seq in plan.preempt:
+            memory.give_up(seq, self.cost)
+            self.running.remove(seq)
+            self.waiting.insert(0, seq)
         for seq in plan.admit:
-            self.waiting.remove(seq)
-            self.running.append(seq)
-            self._attach(seq)
-        if plan.admit:
-            self._make_room()
+            if not memory.follows(seq, leaders):
+                self.waiting.remove(seq)
+                self.running.append(seq)
+                memory.attach(seq)
+                leaders.append(seq)
+        running = {s.id for s in self.running}
         works = []
         for seq, n in plan.rows:
             length = seq.kv.length
-            barrier = self._next_barrier(seq.n_prompt, length)
-            take = min(n, len(seq.tokens) - length)
+            barrier = memory.next_barrier(seq, length)
+            take = min(n, len(seq.tokens) - length) if seq.id in running else 0
             if self.clip:
                 take = min(take, barrier - length)
             if take > 0:
                 works.append(_Work(seq, take, length + take == len(seq.tokens), barrier))
+        if len(works) > 1:  # who shares pages stands side by side: a runner reads them once
+            works.sort(key=lambda w: w.seq.kv.open.tobytes())
         return works
-
-    def _make_room(self) -> None:
-        """Let the reuse method give up states until what it holds and what is promised to running
-        sequences fit the limit together."""
-        room = (self.kv_rows - sum(s.need for s in self.running)) * self.store.row_bytes
-        own = sum(self.store.bytes_of(s.kv) for s in self.running)
-        while self.store.held - own > room and self.methods.reuse.shrink():
-            pass
-
-    def _attach(self, seq: Seq) -> None:
-        """Start from stored rows where there are any. The last prompt token always runs, for its logits;
-        so do the rows whose queries a policy wants to see."""
-        if seq.request.score or not self.shareable:
-            return
-        again = max([1, self.q_rows, *(t.recompute for t in self.methods.traits)])
-        span: Span | None = self.methods.reuse.match(seq.tokens, seq.n_prompt - again)
-        if span is None or span.n <= 0:
-            return
-        kv = self.store.fork(span.kv)
-        self.store.cut(kv, span.n)
-        self.store.free(seq.kv)
-        seq.kv = kv
-        seq.counts.reused = span.n
-        # the state may have been offered at the end of its own prompt, before a barrier there was acted on
-        self._barrier(seq, self._next_barrier(seq.n_prompt, span.n - 1))
-
-    def _next_barrier(self, n_prompt: int, length: int) -> int:
-        own = FOREVER
-        if self.seals and length < n_prompt:
-            own = min((length // PROMPT_GRID + 1) * PROMPT_GRID, n_prompt)
-        elif self.seals:
-            own = (length // DECODE_GRID + 1) * DECODE_GRID
-        return min(own, int(self.methods.kv.barrier(n_prompt, length)))
 
     def _draft(self, works: list[_Work]) -> None:
         able, depth = [], []
         for w in works:
             seq = w.seq
-            if not w.last or seq.request.score or seq.id in self.siblings:
+            if not w.last or not seq.request.new_rows or seq.id in self.siblings:
                 continue
             left = seq.request.max_tokens - seq.n_new - 1
             if self.clip:
                 left = min(left, w.barrier - seq.kv.length - w.take)
             able.append(w)
             depth.append(max(left, 0))
-        drafts = self.methods.draft.propose([w.seq for w in able], depth)
-        for w, k, draft in zip(able, depth, drafts, strict=True):
+        for drafter, at in _by_drafter(able):
+            drafts = drafter.propose([able[i].seq for i in at], [depth[i] for i in at])
+            for i, draft in zip(at, drafts, strict=True):
+                able[i].draft = draft
+        for w, k in zip(able, depth, strict=True):
             forced = self._forced(w.seq)[:k]
             if forced:
-                draft = Draft.chain(forced)
+                w.draft, w.forced = Draft.chain(forced), True
                 w.seq.counts.forced += len(forced)
-            w.draft = draft.clip(k)
+            w.draft = w.draft.clip(k)
             if w.draft.n:
                 w.seq.counts.drafted += int(w.draft.depths().max())
 
@@ -311,7 +341,7 @@ class Engine:
         ids, pos, span, index, parent, want = rows = self._buffer[:, :n_rows]
         want[:] = 0
         at = n_want = 0
-        taps = self.hidden
+        taps = self.hidden or any(w.seq.request.embed for w in works)
         for i, w in enumerate(works):
             seq, first, n = w.seq, w.seq.kv.length, w.draft.n
             w.row, w.logit = at, n_want
@@ -328,12 +358,14 @@ class Engine:
                 parent[known] = range(at - 1, mid - 1)
                 index[at:end] = i
             parent[at] = -1
-            if seq.request.score:
+            if seq.request.score and first < seq.n_prompt:
                 want[at:mid] = 1
                 n_want += w.take
+                w.logit = n_want - 1
             elif w.last:
                 want[mid - 1] = 1
-                n_want += 1 + n
+                n_want += 1
+            n_want += n
             if n:
                 ids[mid:end] = w.draft.tokens
                 pos[mid:end] = pos[mid - 1] + w.draft.depths()
@@ -345,21 +377,28 @@ class Engine:
             at = end
             if first < seq.n_prompt:
                 seq.counts.prompt_rows += min(w.take, seq.n_prompt - first)
-                taps = taps or first + w.take > seq.n_prompt - self.q_rows
+                taps = taps or first + w.take > seq.n_prompt - seq.methods.q_rows
+            if seq.counts.preempted and (first < seq.n_prompt or w.take > 1):
+                seq.counts.recomputed += w.take
         return Rows(*rows), taps
 
     def _collect(self, works: list[_Work], taps: dict[str, NDArray[Any]]) -> None:
-        """Keep the rotated queries of the last prompt rows until the policy has seen them."""
-        if "q" not in taps:
-            return
+        """Keep the rotated queries of the last prompt rows until the policy has seen them, and the sums of
+        final states that embeddings are made of."""
         for w in works:
-            start = max(w.seq.n_prompt - self.q_rows, w.seq.kv.length)
-            stop = min(w.seq.n_prompt, w.seq.kv.length + w.take)
-            if start < stop:
-                at = w.row + start - w.seq.kv.length
+            seq, first = w.seq, w.seq.kv.length
+            if seq.request.embed:
+                at = w.row + max(0, seq.n_pooled - first)  # rows run again count once
+                for state in taps["final"][at : w.row + w.take]:  # one by one: the same sum for any chunks
+                    seq.pooled = seq.pooled + state if seq.n_pooled else np.asarray(state, np.float64)
+                    seq.n_pooled += 1
+            start = max(seq.n_prompt - seq.methods.q_rows, first)
+            stop = min(seq.n_prompt, first + w.take)
+            if "q" in taps and start < stop:
+                at = w.row + start - first
                 new = taps["q"][:, at : at + stop - start].transpose(0, 2, 1, 3)  # (L, heads, rows, d)
-                held = w.seq.taps.get("q")
-                w.seq.taps["q"] = new.copy() if held is None else np.concatenate([held, new], axis=2)
+                held = seq.taps.get("q")
+                seq.taps["q"] = new.copy() if held is None else np.concatenate([held, new], axis=2)
 
     def _branch(self, leader: Seq, s: Seq) -> None:
         """A sibling starts where the leader's prompt ends."""
@@ -370,21 +409,32 @@ class Engine:
         self.running.append(s)
 
     def _score(self, w: _Work, logits: NDArray[Any]) -> None:
+        """Log-probabilities of the prompt's tokens, but for rows run again."""
         seq = w.seq
         first = seq.kv.length
+        if first >= seq.n_prompt:
+            return
         for i in range(w.take):
-            if first + i + 1 < len(seq.tokens):
-                seq.logprobs.append(logprob(logits[w.logit + i], seq.tokens[first + i + 1]))
-        if first + w.take == len(seq.tokens):
-            seq.finish = "stop"
+            at = first + i + 1  # the token that the row speaks of
+            if len(seq.prompt_logprobs) < at < seq.n_prompt:
+                row = logits[w.logit - w.take + 1 + i]
+                seq.prompt_logprobs.append(logprob(row, seq.tokens[at]))
+                if seq.request.top:
+                    seq.prompt_tops.append(self._top(row, seq.request.top))
+
+    def _top(self, logits: NDArray[Any], n: int) -> Top:
+        """The n likeliest tokens and their log-probabilities, of one row of logits."""
+        row = logits[: self.tokenizer.n_vocab]
+        ids = [int(i) for i in self.runner.top(row[None], n)[0] if i >= 0]
+        return tuple(zip(ids, logprobs(logits, ids), strict=True))
 
     def _advance(self, seq: Seq, w: _Work, every: NDArray[Any]) -> tuple[Accept, Event]:
         """Choose this step's tokens."""
         logits = every[w.logit : w.logit + 1 + w.draft.n]
         try:
-            target = NodeTarget(seq, w.draft, logits, self.methods.shape, self.tokenizer.n_vocab)
-            accept = self.methods.verify.verify(target, w.draft)
-        except RequestError as e:  # a grammar that grew too complex harms no other request
+            target = NodeTarget(seq, w.draft, logits, seq.methods.shape, self.tokenizer.n_vocab)
+            accept = seq.methods.verify.verify(target, w.draft)
+        except (RequestError, MethodError) as e:  # what one request asked for harms no other
             seq.error = str(e)
             return Accept([], -1), Event(seq, [], [], "", "error")
         new = [int(w.draft.tokens[i]) for i in accept.path] + [accept.bonus]
@@ -394,10 +444,13 @@ class Engine:
         for token, row in zip(new, at, strict=True):
             seq.tokens.append(token)
             taken += 1
-            seq.drafted.append(taken <= len(accept.path))
+            drafted = Origin.FORCED if w.forced else Origin.DRAFTED
+            seq.origins.append(drafted if taken <= len(accept.path) else Origin.MODEL)
             seq.constraint.advance([token])
             if seq.request.logprobs:
                 seq.logprobs.append(logprob(logits[row], token))
+                if seq.request.top:
+                    seq.tops.append(self._top(logits[row], seq.request.top))
             if token in self.eos and not seq.request.ignore_eos:
                 finish = "stop"
             else:
@@ -413,41 +466,20 @@ class Engine:
         seq.counts.steps += 1
         seq.counts.accepted += min(taken, len(accept.path))
         tokens = new[:taken]
-        return accept, Event(seq, tokens, seq.drafted[-taken:], text, finish)
+        return accept, Event(seq, tokens, seq.origins[-taken:], text, finish)
 
     def _observe(self, works: list[_Work], accepts: list[Accept], logits: NDArray[Any]) -> None:
         """Tell the drafter what became of its drafts."""
-        done = [(w, a) for w, a in zip(works, accepts, strict=True) if w.last and not w.seq.request.score]
-        taps = []
-        for w, _ in done:
-            rows = logits[w.logit : w.logit + 1 + w.draft.n]
-            taps.append({f"top{self.top}": self.runner.top(rows, self.top)} if self.top else {})
-        self.methods.draft.observe(
-            [w.seq for w, _ in done], [w.draft for w, _ in done], [a for _, a in done], taps
-        )
-
-    def _barrier(self, seq: Seq, barrier: int) -> None:
-        """Once a barrier is reached: offer the state for reuse, let the policy choose, seal the rest."""
-        kv = seq.kv
-        if kv.length < barrier:
-            return
-        if kv.length >= seq.n_prompt and not seq.offered:
-            self._offer(seq, seq.n_prompt)
-        plan = None
-        if int(self.methods.kv.barrier(seq.n_prompt, barrier - 1)) == barrier:
-            plan = self.methods.kv.plan(self.store.view(kv, seq.n_prompt), seq.taps)
-            seq.taps = {}
-        self.store.seal(kv, plan, self.methods.kv.traits.moves)  # what the plan leaves out is never packed
-        self._make_room()  # pages that a state shared with this sequence may be its own now
-
-    def _offer(self, seq: Seq, n: int) -> None:
-        """Hand the state of the first n tokens to the reuse method, unless rows of it were dropped."""
-        if not self.shareable or seq.kv.dropped or seq.request.score or seq.torn:
-            return
-        seq.offered = True
-        kv = self.store.fork(seq.kv)
-        self.store.cut(kv, n)
-        self.methods.reuse.store(tuple(seq.tokens[:n]), kv, PROMPT_GRID)
+        pairs = zip(works, accepts, strict=True)
+        done = [(w, a) for w, a in pairs if w.last and w.seq.request.new_rows and a.bonus >= 0]
+        for drafter, at in _by_drafter([w for w, _ in done]):
+            top = max(
+                (int(t.removeprefix("top")) for t in drafter.traits.taps if t.startswith("top")), default=0
+            )
+            mine = [done[i] for i in at]
+            rows = [logits[w.logit : w.logit + 1 + w.draft.n] for w, _ in mine]
+            taps = [{f"top{top}": self.runner.top(r, top)} if top else {} for r in rows]
+            drafter.observe([w.seq for w, _ in mine], [w.draft for w, _ in mine], [a for _, a in mine], taps)
 
     def _end(self, seq: Seq, finish: str) -> None:
         seq.finish = finish
@@ -460,14 +492,10 @@ class Engine:
         for others in self.siblings.values():
             if seq in others:
                 others.remove(seq)
-        # without barriers a row's value does not depend on when it was computed, so answers are reusable
-        plain = self._next_barrier(seq.n_prompt, 0) >= FOREVER
-        if plain and seq.kv.length:
-            self._offer(seq, seq.kv.length)
+        if self.memory.plain(seq) and seq.kv.length > seq.offered:  # answers are reusable too
+            self.memory.offer(seq, seq.kv.length)
         self.texts.pop(seq.id, None)
-        seq.kv_bytes = self.store.bytes_of(seq.kv)
-        self.store.free(seq.kv)
-        self._make_room()
+        self.memory.forget(seq)
 
     # ------------------------------------------------------------------ convenience
 
@@ -484,12 +512,21 @@ class Engine:
             raise
         while any(not s.finish for g in groups for s in g):
             self.step()
-        return [[g[i] for i in self.methods.search.choose(g)] for g in groups]
+        return [[g[i] for i in g[0].methods.search.choose(g)] for g in groups]
 
     def close(self) -> None:
         for seq in [*self.running, *self.waiting]:
             self.cancel(seq)
         self.methods.reuse.close()
+
+
+def _by_drafter(works: Sequence[_Work]) -> list[tuple[Drafter, list[int]]]:
+    """Drafters, and the works of the sequences that they draft for."""
+    out: dict[int, tuple[Drafter, list[int]]] = {}
+    for i, w in enumerate(works):
+        drafter = w.seq.methods.draft
+        out.setdefault(id(drafter), (drafter, []))[1].append(i)
+    return list(out.values())
 
 
 class _Places:

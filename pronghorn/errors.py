@@ -23,3 +23,15 @@ class MethodError(PronghornError):
 
 class RequestError(PronghornError):
     """A request that cannot be served: empty prompt, prompt past the context, bad token id."""
+
+
+class QueueFullError(PronghornError):
+    """As many requests wait as may: come back later."""
+
+
+class UnavailableError(PronghornError):
+    """A model that cannot serve now: it is being closed, it failed, or it does not fit the memory."""
+
+
+class EngineError(PronghornError):
+    """The engine failed at something that was no fault of the request."""

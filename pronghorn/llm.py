@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import Composition, Facts, check, compose, describe, explain, name_of
 from pronghorn.errors import MethodError, RequestError
-from pronghorn.seq import Request, Seq
+from pronghorn.seq import Request, Seq, Top
+from pronghorn.types import Origin
 
 if TYPE_CHECKING:
     from pronghorn.engine import Engine
@@ -59,23 +61,25 @@ class Stats:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer as it streams. drafted: for each token, whether a draft had it right."""
+    """A part of an answer as it streams. origins: where each token came from."""
 
     text: str
     tokens: tuple[int, ...]
-    drafted: tuple[bool, ...]
+    origins: tuple[Origin, ...]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """finish: "stop" (end of text or stop string) or "length". logprobs: of each new token
-    when asked for."""
+    """finish: "stop" (end of text or stop string) or "length". logprobs, and tops (the likeliest tokens
+    with theirs): of each new token when asked for. more: the other answers, where `n` asked for several."""
 
     text: str
     tokens: tuple[int, ...]
     finish: str
     stats: Stats
     logprobs: tuple[float, ...] = ()
+    tops: tuple[Top, ...] = ()
+    more: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,10 @@ class Options:
     """Options of one request; `LLM.generate` and the like take them as keywords.
 
     temperature 0 is greedy. truncate: cut a prompt that exceeds the context at its start instead of
-    refusing it, so that the answer has room too (half of the context at most).
+    refusing it, so that the answer has room too (half of the context at most). n: answers to the prompt.
+    top_logprobs: alternatives kept for each token, with logprobs. use: methods of this request, as specs or
+    instances. priority: higher goes first; deadline: seconds from now until the answer should be there, 0
+    for none; user: whose share it counts to. These three are for schedulers that look at them.
     """
 
     max_tokens: int = 256
@@ -93,6 +100,20 @@ class Options:
     ignore_eos: bool = False
     logprobs: bool = False
     truncate: bool = False
+    n: int = 1
+    top_logprobs: int = 0
+    use: tuple[Any, ...] = ()
+    priority: int = 0
+    deadline: float = 0.0
+    user: str = ""
+
+    def request(self, ids: Sequence[int]) -> Request:
+        return Request(
+            tuple(ids), self.max_tokens, self.temperature, self.seed, self.stop, self.ignore_eos,
+            self.logprobs or self.top_logprobs > 0, top=self.top_logprobs, n=self.n, priority=self.priority,
+            deadline=time.monotonic() + self.deadline if self.deadline > 0 else math.inf, user=self.user,
+            use=self.use,
+        )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -110,6 +131,10 @@ class _Run:
     @property
     def done(self) -> bool:
         return all(s.finish for s in self.seqs)
+
+    def ranked(self) -> list[Seq]:
+        """Its sequences, best first."""
+        return [self.seqs[i] for i in self.seqs[0].methods.search.choose(self.seqs)]
 
 
 class Stream:
@@ -214,20 +239,20 @@ class LLM:
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """Continue one prompt, or several in one batch. Keywords: see `Options`."""
         many = [prompts] if isinstance(prompts, str) else list(prompts)
-        answers = self._run([self.tokenizer.encode(p) for p in many], _options(options))
+        answers = self._run([self.tokenizer.encode(p) for p in many], make_options(options))
         return answers[0] if isinstance(prompts, str) else answers
 
     def stream(self, prompt: str, **options: Any) -> Stream:
         """Continue a prompt piece by piece."""
-        return Stream(self, self._submit(self.tokenizer.encode(prompt), _options(options)))
+        return Stream(self, self._submit(self.tokenizer.encode(prompt), make_options(options)))
 
     def chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> Answer:
         """Answer a conversation: [{"role": "user", "content": "..."}]."""
-        return self._run([self.tokenizer.chat(list(messages))], _options(options))[0]
+        return self._run([self.tokenizer.chat(list(messages))], make_options(options))[0]
 
     def chat_stream(self, messages: Sequence[dict[str, Any]], **options: Any) -> Stream:
         """Answer a conversation piece by piece."""
-        return Stream(self, self._submit(self.tokenizer.chat(list(messages)), _options(options)))
+        return Stream(self, self._submit(self.tokenizer.chat(list(messages)), make_options(options)))
 
     # ------------------------------------------------------------------ numbers
 
@@ -236,14 +261,13 @@ class LLM:
         temperature 1 and the KV methods in use."""
         ids = tuple(self.tokenizer.encode(text))
         (seqs,) = self.engine.run([Request(ids, max_tokens=0, score=True)])
-        return seqs[0].logprobs
+        return seqs[0].prompt_logprobs
 
     def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """(n, width) mean of the last layer's normalised states over each text, unit length."""
-        from pronghorn.run.embed import embed
-
         many = [texts] if isinstance(texts, str) else list(texts)
-        return embed(self.engine, [self.tokenizer.encode(t) for t in many])
+        asked = [Request(tuple(self.tokenizer.encode(t)), max_tokens=0, embed=True) for t in many]
+        return np.stack([embedding(seqs[0]) for seqs in self.engine.run(asked)])
 
     def explain(self) -> str:
         """What runs and why."""
@@ -254,13 +278,12 @@ class LLM:
 
     # ------------------------------------------------------------------ inside
 
+    def request(self, ids: list[int], o: Options) -> Request:
+        """What `o` asks the engine for, for a prompt of `ids`."""
+        return o.request(self._truncated(ids, o.max_tokens) if o.truncate else ids)
+
     def _submit(self, ids: list[int], o: Options) -> _Run:
-        if o.truncate:
-            ids = self._truncated(ids, o.max_tokens)
-        request = Request(
-            tuple(ids), o.max_tokens, o.temperature, o.seed, o.stop, o.ignore_eos, o.logprobs
-        )  # fmt: skip
-        run = _Run(self.engine.submit(request), time.perf_counter())
+        run = _Run(self.engine.submit(self.request(ids, o)), time.perf_counter())
         self._active.append(run)
         return run
 
@@ -305,37 +328,53 @@ class LLM:
             run.burst.setdefault(e.seq.id, len(e.tokens))
             run.text[e.seq.id] = run.text.get(e.seq.id, "") + e.text
             if len(run.seqs) == 1 and e.tokens:
-                run.pieces.append(Piece(e.text, tuple(e.tokens), tuple(e.drafted)))
+                run.pieces.append(Piece(e.text, tuple(e.tokens), tuple(e.origins)))
         for run in {id(r): r for e in events if (r := owner.get(e.seq.id))}.values():
             if run.done:
                 run.end = now
                 if len(run.seqs) > 1:  # a search chooses at the end
-                    best = run.seqs[self.methods.search.choose(run.seqs)[0]]
-                    run.pieces.append(Piece(run.text.get(best.id, ""), tuple(best.new), tuple(best.drafted)))
+                    best = run.ranked()[0]
+                    run.pieces.append(Piece(run.text.get(best.id, ""), tuple(best.new), tuple(best.origins)))
 
     def _answer(self, run: _Run) -> Answer:
-        best = run.seqs[self.methods.search.choose(run.seqs)[0]]
-        if best.error:
-            raise RequestError(best.error)
-        if best.finish == "cancelled":
+        first, *more = [self._one(run, seq) for seq in run.ranked()[: run.seqs[0].request.n]]
+        return replace(first, more=tuple(more))
+
+    def _one(self, run: _Run, seq: Seq) -> Answer:
+        if seq.error:
+            raise RequestError(seq.error)
+        if seq.finish == "cancelled":
             raise RequestError("the request was cancelled: a step that it shared was cut short; ask again")
-        c, n = best.counts, best.n_new
         first = (run.first or run.end) - run.start
-        after, later = run.end - run.start - first, n - run.burst.get(best.id, 0)
-        stats = Stats(
-            prompt_tokens=best.n_prompt, new_tokens=n, reused_tokens=c.reused,
-            seconds=run.end - run.start, first=first, rate=later / after if later and after > 0 else 0.0,
-            steps=c.steps, drafted=c.drafted, accepted=c.accepted,
-            accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=best.kv_bytes,
-            kv_full=self.engine.store.full_bytes(len(best.tokens) - 1),
-            guarantee=self.methods.guarantee.value,
-            methods=tuple(describe(m) for _, m in self.methods.each() if name_of(m)),
+        later = seq.n_new - run.burst.get(seq.id, 0)
+        stats = receipt(self.engine, seq, run.end - run.start, first, later)
+        return Answer(
+            run.text.get(seq.id, ""), tuple(seq.new), seq.finish, stats,
+            tuple(seq.logprobs) if seq.request.logprobs else (), tuple(seq.tops),
         )  # fmt: skip
-        logprobs = tuple(best.logprobs) if best.request.logprobs else ()
-        return Answer(run.text.get(best.id, ""), tuple(best.new), best.finish, stats, logprobs)
 
 
-def _options(given: dict[str, Any]) -> Options:
+def receipt(engine: Engine, seq: Seq, seconds: float, first: float, later: int) -> Stats:
+    """How an answer came about. seconds: in all; first: to its first token; later: tokens after the first
+    step's."""
+    c, n, after = seq.counts, seq.n_new, seconds - first
+    return Stats(
+        prompt_tokens=seq.n_prompt, new_tokens=n, reused_tokens=c.reused, seconds=seconds, first=first,
+        rate=later / after if later and after > 0 else 0.0, steps=c.steps, drafted=c.drafted,
+        accepted=c.accepted, accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=seq.kv_bytes,
+        kv_full=engine.store.full_bytes(len(seq.tokens) - 1), guarantee=seq.methods.guarantee.value,
+        methods=tuple(describe(m) for _, m in seq.methods.each() if name_of(m)),
+    )  # fmt: skip
+
+
+def embedding(seq: Seq) -> NDArray[np.float32]:
+    """(width,) mean of the head's input over a prompt's tokens, scaled to unit length."""
+    mean = seq.pooled / max(seq.n_pooled, 1)
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)
+
+
+def make_options(given: dict[str, Any]) -> Options:
+    """Options from keywords. Raises `RequestError` for an unknown one, or a value of the wrong kind."""
     import difflib
 
     known = list(Options.__dataclass_fields__)
@@ -344,10 +383,11 @@ def _options(given: dict[str, Any]) -> Options:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
             raise RequestError(f"no option called {key!r}{hint}")
-    if isinstance(given.get("stop"), str):
-        given = {**given, "stop": (given["stop"],)}
-    if isinstance(given.get("stop"), list):
-        given = {**given, "stop": tuple(given["stop"])}
+    for key in ("stop", "use"):
+        if isinstance(given.get(key), str):
+            given = {**given, key: (given[key],)}
+        if isinstance(given.get(key), list):
+            given = {**given, key: tuple(given[key])}
     kinds: dict[type, type] = {int: Integral, float: Real}
     for key, value in given.items():
         kind = type(getattr(Options, key))

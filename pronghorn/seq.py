@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.types import Ints
+from pronghorn.compose import Composition
+from pronghorn.types import Ints, Origin
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV
     from pronghorn.slots import ConstraintState
+
+
+Top = tuple[tuple[int, float], ...]  # the likeliest tokens and their log-probabilities, largest first
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,8 @@ class Request:
 
     ids: prompt token ids; max_tokens: at most this many new tokens; temperature 0 is greedy; seed: keys
     every random number of the request; stop: texts that end the answer (not part of it); ignore_eos: run
-    to max_tokens.
+    to max_tokens. n: answers, which share the prompt's rows; all are given, in order. use: methods of its
+    own, see `compose.override`.
     """
 
     ids: tuple[int, ...]
@@ -32,12 +39,19 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: bool = False  # keep the log-probability of every new token
-    score: bool = False  # log-probabilities of the prompt's tokens, nothing new
+    score: bool = False  # keep those of the prompt's tokens too; max_tokens may be 0 then
+    top: int = 0  # so many of the likeliest tokens are kept beside each log-probability
+    embed: bool = False  # the mean of the prompt's final states, and no answer
+    n: int = 1
+    priority: int = 0  # higher goes first
+    deadline: float = math.inf  # time.monotonic() by which the answer should be there
+    user: str = ""  # whose share of the machine it counts to
+    use: tuple[Any, ...] = ()
 
     @property
     def new_rows(self) -> int:
         """KV rows that an answer may take."""
-        return 0 if self.score else self.max_tokens
+        return 0 if self.embed else self.max_tokens
 
 
 @dataclass
@@ -47,10 +61,13 @@ class Counts:
     steps: int = 0  # steps that gave it at least one token
     drafted: int = 0
     accepted: int = 0
-    prompt_rows: int = 0  # prompt rows run
+    prompt_rows: int = 0  # prompt rows run, those run again included
     reused: int = 0  # prompt rows taken from a stored state
     draft_rows: int = 0  # draft rows run
     forced: int = 0  # tokens that the constraint forced
+    preempted: int = 0  # times that it gave up its rows to others
+    swapped: int = 0  # times that they were kept on a slower tier
+    recomputed: int = 0  # rows run again after preemption
 
 
 @dataclass(eq=False)
@@ -72,11 +89,20 @@ class Seq:
     finish: str = ""  # "", "stop" (end of text or stop string), "length", "cancelled", "error"
     error: str = ""  # why it ended in error
     counts: Counts = field(default_factory=Counts)
-    logprobs: list[float] = field(default_factory=list)  # of each new token (of each prompt token after
-    # the first when scoring), under the model's own distribution at temperature 1
-    drafted: list[bool] = field(default_factory=list)  # whether each new token came from a draft
+    methods: Composition = field(default_factory=Composition)  # the engine's, and the request's own
+    arrival: float = field(default_factory=time.monotonic)
+    # natural-log probabilities under the model's own distribution at temperature 1, and the likeliest
+    # tokens with theirs: of each new token, and of each prompt token after the first
+    logprobs: list[float] = field(default_factory=list)
+    tops: list[Top] = field(default_factory=list)
+    prompt_logprobs: list[float] = field(default_factory=list)
+    prompt_tops: list[Top] = field(default_factory=list)
+    pooled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (width,) sum of final states
+    n_pooled: int = 0  # rows in it
+    origins: list[Origin] = field(default_factory=list)  # of each new token
     taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
-    offered: bool = False  # its prompt's state was handed to the reuse method
+    offered: int = 0  # rows of it that the reuse method was handed, or that came from there
+    ticket: Any = None  # its rows on a slower tier while it waits
     torn: bool = False  # a step that included it was cut short: its stored rows cannot be trusted
     kv_bytes: int = 0  # bytes of KV it held when it ended
     _memory: dict[Any, dict[str, Any]] = field(default_factory=dict)
@@ -85,6 +111,11 @@ class Seq:
         """The method's own per-sequence state. Values must be rebuilt, not shared, on `fork`: a method
         keeps only what it can derive from `tokens`."""
         return self._memory.setdefault(method, {})
+
+    @property
+    def held(self) -> int:
+        """KV rows that it holds now, shared ones included."""
+        return self.kv.n_rows
 
     @property
     def need(self) -> int:

@@ -11,12 +11,13 @@ Each slot has a null object in this file, so nothing in the core asks whether a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.cost import StepCost
 from pronghorn.ops.values import dense
 from pronghorn.types import (
     FOREVER,
@@ -106,6 +107,10 @@ class Reuse(Protocol):
         it copy-on-write."""
         ...
 
+    def overlap(self, ids: Sequence[int], other: Sequence[int]) -> int:
+        """Rows of a prompt `ids` that the state of a prompt `other` can serve once it is stored."""
+        ...
+
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
         """Offer the state of a sequence whose first `kv.length` tokens are `ids`. It may be used up to
         any length from its sealed length on, and below that up to multiples of `grid`. `kv` is a fork
@@ -174,11 +179,13 @@ class Search(Protocol):
     def traits(self) -> Traits: ...
 
     def branches(self, request: Request) -> int:
-        """Sequences to run. They share the prompt's KV and differ in their random stream."""
+        """Sequences to run, `request.n` or more. They share the prompt's KV and differ in their random
+        stream."""
         ...
 
     def choose(self, seqs: Sequence[Seq]) -> list[int]:
-        """Finished branches to return, best first, given `seq.logprobs` of each."""
+        """Finished branches, best first, given `seq.logprobs` of each: the first `request.n` are the
+        answer."""
         ...
 
 
@@ -194,20 +201,27 @@ class Pruner(Protocol):
 
 @dataclass(frozen=True)
 class Room:
-    """What a scheduler may hand out. rows: rows of one step; kv_rows: rows of KV still free."""
+    """What a scheduler may hand out. rows: rows of one step; kv_rows: rows of KV that no running sequence
+    holds (what is stored for reuse gives way); cost: what a step costs on this machine."""
 
     rows: int
     kv_rows: int
+    cost: StepCost = field(default_factory=StepCost)
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """admit: waiting sequences to start, in order; rows: (sequence, prompt rows at most) for every
     running or admitted sequence that takes part in this step. A decoding sequence takes one row, its
-    draft comes on top."""
+    draft comes on top. preempt: running sequences that give up their rows and wait again, before anything
+    else; how those come back is the engine's business.
+
+    The engine may hold an admitted sequence back, when a running one is about to store rows that it can
+    take: it stays among the waiting ones then."""
 
     admit: tuple[Seq, ...]
     rows: tuple[tuple[Seq, int], ...]
+    preempt: tuple[Seq, ...] = ()
 
 
 class Scheduler(Protocol):
@@ -418,6 +432,9 @@ class NoReuse:
     def match(self, ids: Sequence[int], rows: int) -> Span | None:
         return None
 
+    def overlap(self, ids: Sequence[int], other: Sequence[int]) -> int:
+        return 0
+
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
         kv.free()
 
@@ -458,10 +475,12 @@ class NoConstraint:
 
 @dataclass(frozen=True)
 class OneBranch:
+    """As many branches as answers were asked for, in order."""
+
     traits = EXACT
 
     def branches(self, request: Request) -> int:
-        return 1
+        return request.n
 
     def choose(self, seqs: Sequence[Seq]) -> list[int]:
         return list(range(len(seqs)))
@@ -555,7 +574,7 @@ class InOrder:
 
     def plan(self, waiting: Sequence[Seq], running: Sequence[Seq], room: Room) -> StepPlan:
         admit, rows = [], []
-        left, kv = room.rows, room.kv_rows
+        left, kv = room.rows, room.kv_rows - sum(s.need - s.held for s in running)
         for seq in waiting:
             if seq.need > kv:
                 break

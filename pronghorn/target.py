@@ -29,6 +29,14 @@ def divided(x: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
         return np.asarray((x - x.max()) / temperature)
 
 
+def _followable(x: NDArray[np.float64]) -> None:
+    if not np.isfinite(x.max()):
+        raise RequestError(
+            "no token can follow: the constraint and the shapers exclude every one, or the model's logits are "
+            "not finite"
+        )
+
+
 class NodeTarget:
     """See `slots.Target`. logits (1 + draft.n, n_vocab): the pending token's row, then the nodes'.
 
@@ -73,14 +81,11 @@ class NodeTarget:
             path = self.seq.path(branch) if self.shapers else np.zeros(0, np.int32)
             divide = self.temperature > 0  # before what truncates, as the field does
             for s in self.shapers:
+                _followable(x)  # before a shaper that would stumble over it
                 if divide and s.order > 1:
                     x, divide = divided(x, self.temperature), False
                 x = s.shape(x, path, self.seq.n_prompt)
-            if not np.isfinite(x.max()):
-                raise RequestError(
-                    "no token can follow: the constraint and the shapers exclude every one, or the model's "
-                    "logits are not finite"
-                )
+            _followable(x)
             self._shaped[row] = divided(x, self.temperature) if divide else x
         return self._shaped[row]
 
@@ -125,8 +130,14 @@ class NodeTarget:
         return uniform(self.seq.request.seed, self.seq.branch, pos, purpose)
 
 
-def logprob(logits: NDArray[Any], token: int) -> float:
-    """log p(token) under the model's own distribution at temperature 1."""
+def logprobs(logits: NDArray[Any], tokens: Sequence[int]) -> list[float]:
+    """log p of each token under the model's own distribution at temperature 1."""
     x = np.asarray(logits, np.float64)
     top = x.max()
-    return float(x[token] - top - np.log(np.exp(x - top).sum()))
+    total = top + np.log(np.exp(x - top).sum())
+    return [float(x[t] - total) for t in tokens]
+
+
+def logprob(logits: NDArray[Any], token: int) -> float:
+    """`logprobs` of one token."""
+    return logprobs(logits, [token])[0]

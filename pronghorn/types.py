@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,14 @@ class Guarantee(Enum):
     def weakest(self, other: Guarantee) -> Guarantee:
         order = list(Guarantee)
         return max(self, other, key=order.index)
+
+
+class Origin(IntEnum):
+    """Where a token of an answer came from."""
+
+    MODEL = 0  # the target's own
+    DRAFTED = 1  # a draft had it right
+    FORCED = 2  # the constraint left no choice
 
 
 @dataclass(frozen=True)

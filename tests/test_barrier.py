@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pronghorn import engine as core
+from pronghorn import memory as core
 from pronghorn.slots import EXACT, Room, StepPlan
 from pronghorn.types import Draft
 from tests.engines import engine, generate, prompt

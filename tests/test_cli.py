@@ -17,6 +17,7 @@ from pronghorn.cli import methods, paint
 from pronghorn.errors import RequestError
 from pronghorn.llm import DEFAULT_USE, LLM, Piece
 from pronghorn.text import TextStream
+from pronghorn.types import Origin
 
 RUN = ("run", "--backend", "ref")
 GATE = "The code of the river gate is 52817. What is the code of the river gate?"
@@ -558,7 +559,7 @@ def test_drafted_tokens_are_coloured_and_the_text_is_unchanged(monkeypatch):
     parts = terminal.text.split(paint.DRAFTED)
     lit = "".join(p.partition(paint.PLAIN)[0] for p in parts[1:])
     assert terminal.text.replace(paint.DRAFTED, "").replace(paint.PLAIN, "") == answer.text
-    right = [d for i in items for d in i.drafted]
+    right = [d is not Origin.MODEL for i in items for d in i.origins]
     want = llm.tokenizer.decode([t for t, d in zip(answer.tokens, right, strict=True) if d])
     assert lit == want != ""
     assert painter.drafted

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pronghorn import engine as core
+from pronghorn import memory as core
 from pronghorn.errors import RequestError
 from pronghorn.llm import LLM
 from pronghorn.rng import uniform
@@ -125,7 +125,7 @@ def test_prompts_as_long_as_the_context(backend: str):
     with pytest.raises(RequestError, match="context"):
         fresh().submit(Request(prompt(64), 1))
     (group,) = fresh().run([Request(prompt(64), 0, score=True)])
-    assert len(group[0].logprobs) == 63
+    assert len(group[0].prompt_logprobs) == 63
     with pytest.raises(RequestError, match="context"):
         fresh().submit(Request(prompt(65), 0, score=True))
 
@@ -139,8 +139,8 @@ def test_an_answer_takes_no_more_room_than_the_context_has():
 
 def test_scoring_asks_for_no_room_for_an_answer():
     e = engine(kv_bytes=1 << 18)
-    (group,) = e.run([Request(prompt(e.kv_rows), score=True)])
-    assert len(group[0].logprobs) == e.kv_rows - 1
+    (group,) = e.run([Request(prompt(e.kv_rows), 0, score=True)])
+    assert len(group[0].prompt_logprobs) == e.kv_rows - 1
 
 
 # ------------------------------------------------------------------------------- drafts
@@ -157,7 +157,7 @@ def test_a_draft_that_reaches_max_tokens(n: int):
     e = right(p, answer)
     (group,) = e.run([Request(p, n, ignore_eos=True)])
     assert list(group[0].new) == answer[:n]
-    assert len(group[0].drafted) == n
+    assert len(group[0].origins) == n
     assert group[0].finish == "length"
 
 
@@ -173,7 +173,7 @@ def test_the_end_of_text_inside_a_draft(at: int):
         assert seq.finish or seq.kv.length == len(seq.tokens) - 1
     first = answer.index(answer[at]) + 1
     assert (list(seq.new), seq.finish) == (answer[:first], "stop")
-    assert len(seq.drafted) == first
+    assert len(seq.origins) == first
     assert e.store.held == 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pronghorn import engine as core
+from pronghorn import memory as core
 from pronghorn.compose import Facts, check, compose, names, parse
 from pronghorn.errors import PronghornError
 from pronghorn.seq import Request

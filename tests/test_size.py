@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "pronghorn"
 
-BUDGET = 3800  # lines of the core, docstrings included
+BUDGET = 5600  # lines of the core, docstrings included
 LARGEST = 600  # lines of its largest file
 METHOD = 220  # lines of a method's file
 ARCH = 80  # lines of an architecture's file
@@ -16,7 +16,8 @@ ARCH = 80  # lines of an architecture's file
 CORE = [
     "types.py", "slots.py", "compose.py", "engine.py", "seq.py", "target.py", "text.py", "rng.py",
     "errors.py", "kv/arena.py", "kv/layout.py", "kv/store.py", "kv/view.py", "model/tape.py",
-    "model/bind.py", "model/rope.py", "run/base.py", "run/ref.py", "run/embed.py", "ops/ref.py",
+    "memory.py", "cost.py", "kv/tiers.py", "model/bind.py", "model/rope.py", "run/base.py", "run/ref.py",
+    "ops/ref.py",
 ]  # fmt: skip
 
 

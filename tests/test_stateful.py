@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pronghorn import engine as core
+from pronghorn import memory as core
 from pronghorn.engine import Engine
 from pronghorn.kv.arena import Arena
 from pronghorn.kv.layout import PAGE

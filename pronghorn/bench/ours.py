@@ -104,7 +104,7 @@ class Driver:
             more = min(MORE, self.engine.kv_rows // batch - len(ids))
             seqs += self.engine.submit(Request(tuple(ids), more, ignore_eos=True))
         barrier = int(self.engine.methods.kv.barrier(context + 1, 0))
-        if not self.engine.seals and barrier >= FOREVER:  # else rows are packed or dropped on the way
+        if not self.engine.memory.seals and barrier >= FOREVER:  # else rows are packed or dropped on the way
             for seq in seqs:
                 self._fill(seq.kv, context)
         return seqs

@@ -160,7 +160,7 @@ class Talk:
 
     def _check_room(self) -> None:
         n = len(self.llm.tokenizer.chat(self.messages))
-        if n > self.context - 1 and not self.llm.engine.moves:
+        if n > self.context - 1 and not self.llm.engine.methods.moves:
             raise RequestError(
                 f"with this message the conversation has {n:,} tokens and the model's context is "
                 f"{self.context:,}: /reset starts a new one, /save FILE keeps this one"

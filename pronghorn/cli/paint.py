@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from pronghorn.cli.ending import printable
 from pronghorn.cli.show import size
+from pronghorn.types import Origin
 
 if TYPE_CHECKING:
     from pronghorn.llm import Answer, Piece
@@ -39,9 +40,9 @@ class Painter:
         if not self.colour:
             self._put(piece.text)
         else:
-            for token, drafted in zip(piece.tokens, piece.drafted, strict=True):
+            for token, origin in zip(piece.tokens, piece.origins, strict=True):
                 text = self._decoder.decode(self._tokenizer.token_bytes(token))
-                self._queue.append((len(text), drafted))
+                self._queue.append((len(text), origin is not Origin.MODEL))
             self._put(self._coloured(piece.text))
         sys.stdout.flush()
 

@@ -438,6 +438,16 @@ class Store:
         """Bytes that the arenas have taken from the system."""
         return self.open_arena.reserved + self.sealed_arena.reserved
 
+    def held_by(self, kvs: Sequence[SeqKV]) -> int:
+        """Bytes of the pages that these sequences refer to, shared ones once."""
+        marks = np.zeros(len(self.open_arena.refs), bool), np.zeros(len(self.sealed_arena.refs), bool)
+        for kv in kvs:
+            marks[0][kv.open] = True
+            for s in kv.sealed:
+                marks[1][s.blocks] = True
+        pages = [int(np.count_nonzero(m)) for m in marks]
+        return pages[0] * self.open_layout.block + pages[1] * self.sealed_layout.block
+
     def bytes_of(self, kv: SeqKV) -> int:
         """Bytes of pages, positions and tables that one sequence refers to."""
         pages = len(kv.open) * self.open_layout.block

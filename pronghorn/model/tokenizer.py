@@ -123,6 +123,10 @@ class Tokenizer:
         """Bytes of every id, in order (a copy)."""
         return list(self._pieces)
 
+    def special_tokens(self) -> dict[int, str]:
+        """Markup of each special token (a copy)."""
+        return dict(self._special)
+
     def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, as the checkpoint's chat template writes it.
 

@@ -1,1 +1,1 @@
-"""The server: many users at once over one engine."""
+"""Many callers at once: the asynchronous face, a pool of models, and what a server is made of."""

@@ -28,7 +28,7 @@ def sequence(
     """A sequence as a method sees it; without `kv`, one whose last token is pending."""
     n_prompt = len(tokens) if n_prompt is None else n_prompt
     if kv is None:
-        kv = SimpleNamespace(length=len(tokens) - 1)
+        kv = SimpleNamespace(length=len(tokens) - 1, n_rows=len(tokens) - 1)
     request = Request(tuple(tokens[:n_prompt]), max_tokens)
     return Seq(number, request, list(tokens), n_prompt, kv, None)  # type: ignore[arg-type]
 

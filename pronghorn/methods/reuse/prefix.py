@@ -63,6 +63,11 @@ class Prefix:
         self._states.append(best)
         return Span(n, best.kv)
 
+    def overlap(self, ids: Sequence[int], other: Sequence[int]) -> int:
+        n = min(len(ids), len(other))
+        differ = np.flatnonzero(np.asarray(ids[:n], np.int32) != np.asarray(other[:n], np.int32))
+        return int(differ[0]) if len(differ) else n
+
     def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
         new = _State(np.asarray(ids, np.int32)[: kv.length], kv, grid)
         if kv.dropped or not 0 < len(new.ids) <= self.rows:

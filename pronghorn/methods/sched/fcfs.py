@@ -47,6 +47,7 @@ class Fcfs:
 
     def _admit(self, waiting: Sequence[Seq], running: Sequence[Seq], free: int) -> tuple[Seq, ...]:
         admit: list[Seq] = []
+        free -= sum(s.need - s.held for s in running)  # what they may still come to hold
         for seq in waiting[: max(0, self.max_running - len(running))]:
             free -= seq.need
             if free < 0 and (running or admit):  # alone it starts: there is nothing to wait for

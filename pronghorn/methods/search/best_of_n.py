@@ -27,7 +27,7 @@ class BestOfN:
             raise MethodError(f"best-of-n: n is from 1 to 1024, not {self.n}")
 
     def branches(self, request: Request) -> int:
-        return self.n
+        return max(self.n, request.n)
 
     def choose(self, seqs: Sequence[Seq]) -> list[int]:
         def mean(i: int) -> float:

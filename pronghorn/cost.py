@@ -1,0 +1,229 @@
+"""What a step costs on this machine: learned from the steps themselves, for schedulers to plan with.
+
+A step's seconds are a line in pieces over its rows, never falling, plus a price for each row of KV that is
+read. Up to some ten rows a step reads the weights and costs nearly the same whatever the rows; then it
+multiplies, and grows with them. Attention adds its reads.
+
+Steps of a shared machine are noisy and what a server runs changes, so the last few steps of every kind (rows
+and reads, by powers of two) are kept, and the curve is fitted to all of them by least absolute relative
+errors: a step that others made three times as slow moves it no more than one a little too slow. What lies
+outside everything seen is taken as no cheaper than in proportion.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.types import Rows
+
+if TYPE_CHECKING:
+    from pronghorn.engine import Engine
+    from pronghorn.kv.store import SeqKV
+
+KNOTS = tuple(1 << i for i in range(13))  # rows between which time is a straight line: 1, 2, 4, ... 4096
+FLAT = 8  # rows that are taken to run at the price of one, until seen
+KEEP = 12  # steps of one kind that are remembered
+EVERY = 64  # observations between two fits, once there are many
+ROUNDS = 6  # of reweighting: least squares become least absolute errors
+FAINT = 1e-3  # weight of what is only supposed, beside a step seen
+
+
+class StepCost:
+    """An online model of a step's seconds. Before the first observation everything costs nothing."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, int], deque[tuple[int, int, float]]] = {}
+        self._at = [0.0] * len(KNOTS)  # seconds of so many rows that read nothing
+        self._read = 0.0  # seconds for each KV row read
+        self._n = 0  # observations
+        self._fresh = 0  # of them since the last fit
+
+    def observe(self, rows: int, read: int, seconds: float) -> None:
+        """One step: its rows, the KV rows that they attended to (summed over rows), and what it took."""
+        if rows < 1 or seconds <= 0:
+            return
+        kind = (rows - 1).bit_length(), (read // rows).bit_length()
+        if kind not in self._seen:
+            self._seen[kind] = deque(maxlen=KEEP)
+            self._fresh = EVERY  # a step of a new kind says most
+        self._seen[kind].append((rows, read, seconds))
+        self._n += 1
+        self._fresh += 1
+        if self._fresh >= min(EVERY, max(1, self._n // 8)):
+            self._fresh = 0
+            self._fit()
+
+    def predict(self, rows: int, read: int) -> float:
+        """Seconds of a step. Never falls as rows or reads grow."""
+        if rows <= 0:
+            return 0.0
+        if rows >= KNOTS[-1]:
+            return self._at[-1] * rows / KNOTS[-1] + self._read * read
+        i = rows.bit_length() - 1
+        low, high = self._at[i], self._at[i + 1]
+        return low + (high - low) * (rows - KNOTS[i]) / KNOTS[i] + self._read * read
+
+    def rows_within(self, seconds: float, rows: int, read: int, context: int) -> int:
+        """How many further rows of a prompt, from position `context` on, fit into `seconds` on top of a step
+        of `rows` and `read`: 0 to 4096 in all."""
+        low, high = 0, max(0, KNOTS[-1] - rows)
+        while low < high:
+            n = (low + high + 1) // 2
+            if self.predict(rows + n, read + reads(n, context)) <= seconds:
+                low = n
+            else:
+                high = n - 1
+        return low
+
+    def prefill(self, rows: int, context: int = 0, chunk: int = 512) -> float:
+        """Seconds to run `rows` of one prompt from position `context`, `chunk` in a step."""
+        whole, rest = divmod(max(rows, 0), chunk)
+        inside = reads(rows, context) - whole * reads(chunk, 0) - reads(rest, 0)
+        return (
+            whole * self.predict(chunk, reads(chunk, 0))
+            + self.predict(rest, reads(rest, 0))
+            + self._read * inside
+        )
+
+    def saturation(self, most: int = KNOTS[-1]) -> int:
+        """The fewest rows, `most` at most, whose step runs rows nearly (95 %) as fast as any."""
+        sizes = [k for k in KNOTS if k < most] + [most]
+        speed = [n / max(self.predict(n, 0), 1e-12) for n in sizes]
+        return next(n for n, s in zip(sizes, speed, strict=True) if s >= 0.95 * max(speed))
+
+    # ------------------------------------------------------------------ the fit
+
+    def _fit(self) -> None:
+        """Non-negative unknowns: seconds of one row, the slope of each piece, the price of a read."""
+        seen = np.array([s for kind in self._seen.values() for s in kind])
+        rows, read, seconds = seen.T
+        # sizes never seen: on the line between neighbours; beyond the last no cheaper than in proportion
+        pure = np.maximum(seconds - self._read * read, 0.1 * seconds)
+        group = np.ceil(np.log2(rows))
+        sizes, typical = np.array(
+            [(np.median(rows[group == g]), np.median(pure[group == g])) for g in np.unique(group)]
+        ).T
+        knots = np.array(KNOTS, float)
+        likely = np.interp(knots, sizes, typical)
+        likely *= np.maximum(1, knots / max(sizes[-1], FLAT))
+        a = np.concatenate([_columns(rows, read), _columns(knots, np.zeros(len(knots)))])
+        y = np.concatenate([seconds, likely])
+        a /= y[:, None]  # errors count in proportion
+        weight = np.concatenate([np.ones(len(rows)), np.full(len(knots), FAINT)])
+        size = np.sqrt(np.maximum((a * a).mean(axis=0), 1e-30))  # columns alike, for the solver
+        a /= size
+        old = np.zeros(len(size))
+        old[-1] = self._read * size[-1]
+        x = _positive(a, weight, old, np.ones(len(size)))
+        for _ in range(ROUNDS):
+            off = np.abs(a @ x - 1)
+            x = _positive(a, weight / np.maximum(off, 0.02), old, x)
+        x /= size
+        self._at = [float(t) for t in _columns(knots, np.zeros(len(knots))) @ x]
+        self._read = float(x[-1])
+
+
+def reads(n: int, context: int = 0) -> int:
+    """KV rows that n rows of one text read from position `context` on, each its own included."""
+    return n * context + n * (n + 1) // 2
+
+
+def _columns(rows: NDArray[Any], read: NDArray[Any]) -> NDArray[np.float64]:
+    """What each unknown is multiplied with: 1, the rows within each piece, the reads."""
+    low = np.array(KNOTS[:-1], float)
+    part = np.clip(rows[:, None] - low, 0, low)
+    part[:, -1] = np.maximum(rows - low[-1], 0)
+    return np.concatenate([np.ones((len(rows), 1)), part, read[:, None].astype(float)], axis=1)
+
+
+def _positive(
+    a: NDArray[Any], weight: NDArray[Any], old: NDArray[Any], x: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Weighted least squares for a x = 1 with x >= 0, starting from x; of what the data leave open, the
+    price of a read stays as it was."""
+    left = (a * weight[:, None]).T @ a
+    right = a.T @ weight + FAINT * old
+    left[np.diag_indices_from(left)] += 1e-9
+    left[-1, -1] += FAINT
+    used, x = x > 0, np.maximum(x, 0)
+    for _ in range(4 * len(x)):  # Lawson and Hanson's active sets, from where the last fit ended
+        best = np.zeros(len(x))
+        best[used] = np.linalg.solve(left[np.ix_(used, used)], right[used])
+        if (low := used & (best <= 0)).any():
+            step = (x[low] / np.maximum(x[low] - best[low], 1e-300)).min()
+            x = x + step * (best - x)
+            used &= ~(low & (x <= 1e-12))
+            continue
+        x = best
+        gain = np.where(used, 0, right - left @ x)
+        if gain.max() <= 1e-9:
+            break
+        used[gain.argmax()] = True
+    return x
+
+
+# ---------------------------------------------------------------------- calibration
+
+SIZES = (1, 8, 64, 256)  # rows of the synthetic steps
+CONTEXT = 1024  # KV rows that the last ones read
+LONG = (1, 64)  # rows of those
+SECONDS = 0.4  # calibration begins nothing that would take it beyond this
+REPEATS = 9  # of one size at most
+
+
+def calibrate(engine: Engine) -> None:
+    """Run a few steps of made-up rows and observe them, so that a plan is sensible from the first step on.
+    Nothing of it stays in the store. Ends early where steps take long."""
+    store, start = engine.store, time.monotonic()
+    kv = store.new()
+    most = min(engine.bound.context, engine.kv_rows)
+    try:
+        if not all(_repeated(engine, kv, n, start) for n in SIZES if n <= most):
+            return
+        _lengthen(engine, kv, min(CONTEXT, most - SIZES[-1]), SIZES[-1])
+        for n in LONG:
+            _repeated(engine, kv, n, start)
+    finally:
+        store.free(kv)
+
+
+def _repeated(engine: Engine, kv: SeqKV, n: int, start: float) -> bool:
+    """Observe some steps of n rows, after one that warms up; False where there is no time for more."""
+    share = SECONDS / (len(SIZES) + len(LONG))
+    begin = time.monotonic()
+    last = engine.cost.predict(n, 0)
+    for i in range(REPEATS + 1):
+        now = time.monotonic()
+        if now + last - start > SECONDS or (i > 2 and now - begin > share):
+            return i > 1
+        last = _timed(engine, kv, n)
+        if i or last > share:  # where the first is slow it is not for want of warmth
+            engine.cost.observe(n, reads(n, kv.length), last)
+    return True
+
+
+def _timed(engine: Engine, kv: SeqKV, n: int) -> float:
+    pos = kv.next_pos + np.arange(n, dtype=np.int32)
+    ids = np.arange(1, n + 1, dtype=np.int32) % min(engine.bound.n_vocab, engine.tokenizer.n_vocab)
+    want = np.zeros(n, np.int32)
+    want[-1] = 1
+    rows = Rows(ids, pos, pos + 1, np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32), want)
+    begin = time.perf_counter()
+    engine.runner.run(rows, [kv], False)
+    return time.perf_counter() - begin
+
+
+def _lengthen(engine: Engine, kv: SeqKV, n: int, have: int) -> None:
+    """Commit the last step's `have` rows again and again: what they hold does not matter, only that they
+    are numbers."""
+    while n > 0:
+        take = min(n, have)
+        addr, block, slot = engine.store.reserve(kv, take)
+        engine.runner.commit(np.arange(take, dtype=np.int32), addr, block, slot)
+        engine.store.extend(kv, range(kv.next_pos, kv.next_pos + take))
+        n -= take

@@ -1,0 +1,52 @@
+"""What an operator and the page look at: /health, /metrics, the live state, receipts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from pronghorn.serve.context import Context
+from pronghorn.serve.errors import ApiError, json_response, responses
+
+
+class Health(BaseModel):
+    status: Literal["ok", "draining"]
+
+
+def router(ctx: Context) -> APIRouter:
+    made = APIRouter(tags=["server"])
+
+    @made.get("/health", response_model=Health, responses={**responses(), 503: {"model": Health}})
+    async def health() -> Response:
+        """200 while requests are taken, 503 while the server finishes what runs."""
+        if ctx.draining:
+            return json_response({"status": "draining"}, 503, {"retry-after": "5"})
+        return json_response({"status": "ok"})
+
+    @made.get(
+        "/metrics",
+        response_class=Response,
+        responses={**responses(), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        """Counters and histograms in Prometheus' text form."""
+        return Response(ctx.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @made.get("/pronghorn/state", responses=responses(404))
+    async def state(model: str = "") -> dict[str, Any]:
+        """What runs, waits and is held right now."""
+        async with ctx.model(model) as llm:
+            return llm.state()
+
+    @made.get("/v1/receipts/{id}", responses=responses(404))
+    async def receipt(id: str) -> dict[str, Any]:  # noqa: A002  (the name in the path)
+        """How an answer came about: what was drafted, dropped and approximated for it."""
+        found = ctx.pool.receipt(f"req-{id[-32:]}")
+        if found is None:
+            raise ApiError(404, f"no receipt for {id[:80]!r}: the latest ones are kept", code="not_found")
+        return found
+
+    return made
