@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from pronghorn import __version__
-from pronghorn.serve import chat, completions, embeddings, errors, meters, models, monitor, tokenize
+from pronghorn.serve import chat, completions, embeddings, errors, meters, models, monitor, page, tokenize
 from pronghorn.serve.context import Context
 from pronghorn.serve.guard import Guard
 from pronghorn.serve.settings import Settings
@@ -32,6 +32,7 @@ def create_app(pool: Pool, settings: Settings = Settings()) -> FastAPI:  # noqa:
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router(ctx))
+    app.include_router(page.router())
     app.add_middleware(Guard, ctx=ctx)
     if settings.origins:
         from starlette.middleware.cors import CORSMiddleware

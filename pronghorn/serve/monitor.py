@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import cache
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from pronghorn.compose import OWN_SLOTS, SLOTS, names
 from pronghorn.serve.context import Context
 from pronghorn.serve.errors import ApiError, json_response, responses
 
@@ -41,6 +44,12 @@ def router(ctx: Context) -> APIRouter:
         async with ctx.model(model) as llm:
             return llm.state()
 
+    @made.get("/pronghorn/methods", responses=responses())
+    def methods() -> dict[str, Any]:
+        """Methods that a request may ask for, with their options. Whether a model can run one with what it
+        was started with is said when it is asked for."""
+        return {"methods": _offered()}
+
     @made.get("/v1/receipts/{id}", responses=responses(404))
     async def receipt(id: str) -> dict[str, Any]:  # noqa: A002  (the name in the path)
         """How an answer came about: what was drafted, dropped and approximated for it."""
@@ -50,3 +59,15 @@ def router(ctx: Context) -> APIRouter:
         return found
 
     return made
+
+
+@cache
+def _offered() -> list[dict[str, Any]]:
+    """several: whether others of its slot may be asked for with it."""
+    from pronghorn.cli.methods import describe
+
+    return [
+        {**asdict(describe(slot, name)), "several": SLOTS[slot][2]}
+        for slot in OWN_SLOTS
+        for name in names()[slot]
+    ]

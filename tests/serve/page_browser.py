@@ -112,6 +112,12 @@ class Page:
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
+    def problems(self) -> list[str]:
+        """What the browser complained of since it was last asked: errors of the page, and what the policy had
+        to stop. An answer with an error's status is not one: tests ask for them."""
+        found = [entry["message"] for entry in self.driver.get_log("browser")]
+        return [text for text in found if "Failed to load resource" not in text]
+
     def module(self, name: str, code: str, *args: Any) -> Any:
         """What `code` returns, run with a module of the page as `m` and the arguments as `args`."""
         done = f"import('/page/{name}').then(m => {{ {code} }}).then(arguments[arguments.length - 1])"

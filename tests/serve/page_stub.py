@@ -20,10 +20,14 @@ from pronghorn.serve.page import router
 
 ORIGINS = ("model", "drafted", "drafted", "drafted", "forced")
 
-RECEIPT = {
-    "prompt_tokens": 12, "new_tokens": 40, "reused_tokens": 8, "seconds": 0.41, "first": 0.021, "rate": 103.2,
-    "steps": 15, "drafted": 50, "accepted": 24, "accepted_length": 2.67, "kv_bytes": 81920, "kv_full": 163840,
-    "guarantee": "exact", "methods": ["match", "prompt-lookup", "prefix"],
+RECEIPT: dict[str, Any] = {
+    "id": "req-1", "model": "pronghorn-tiny", "created": 1.8e9, "n": 1, "finish": "stop",
+    "queue_seconds": 0.001, "first_token_seconds": 0.021, "seconds": 0.421,
+    "prompt_tokens": 12, "new_tokens": 42, "steps": 21, "accepted_length": 2.0,
+    "drafters": {"prompt-lookup": {"drafted": 50, "accepted": 21}}, "draft_rows": 50, "forced_tokens": 3,
+    "reused_tokens": 8, "prompt_rows": 4, "recomputed_rows": 0, "preempted": 0, "swapped": 0,
+    "branches": [{"new_tokens": 42, "finish": "stop", "error": "", "kv_bytes": 81920, "kv_full": 163840}],
+    "methods": ["match", "prompt-lookup", "prefix"], "guarantee": "exact",
 }  # fmt: skip
 
 
@@ -54,10 +58,10 @@ def running(name: str, user: str, phase: str, priority: int, age: float, **rows:
 
 
 def node(
-    number: int, parent: int, tokens: int, size: int, hits: int, users: int, on_disk: bool
+    number: int, parent: int, rows: int, size: int, hits: int, users: int, on_disk: bool
 ) -> dict[str, Any]:
     return {
-        "id": number, "parent": parent, "tokens": tokens, "rows": tokens, "bytes": size, "hits": hits,
+        "id": number, "parent": parent, "tokens": [5, 6, 7], "rows": rows, "bytes": size, "hits": hits,
         "users": users, "last_used": 1.0, "on_disk": on_disk,
     }  # fmt: skip
 
@@ -127,6 +131,7 @@ class Stub:
     key: str = ""
     state: dict[str, Any] = field(default_factory=state)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    asked: dict[str, Any] = field(default_factory=dict)  # of which prompt the tokens were wanted
     sent: int = 0  # tokens of the last answer
     cut: threading.Event = field(default_factory=threading.Event)  # a client went away
     address: str = ""
@@ -159,6 +164,11 @@ class Stub:
         def get_state() -> Any:
             return self.state
 
+        @app.post("/tokenize")
+        async def tokenize(request: Request) -> Any:
+            self.asked = await request.json()
+            return {"tokens": list(range(10, 22)), "count": 12, "token_strs": [f" p{i}" for i in range(12)]}
+
         @app.post("/v1/chat/completions")
         async def chat(request: Request) -> Response:
             self.bodies.append(await request.json())
@@ -186,8 +196,8 @@ class Stub:
                     yield f"data: {json.dumps({'error': {'message': self.error}})}\n\n"
                     return
                 await asyncio.sleep(self.pause)
-            prompt = [{"id": 10 + i, "text": f" p{i}"} for i in range(12)]
-            yield event({}, {"receipt": RECEIPT, "prompt": prompt}, "stop")
+            yield event({}, {}, "stop")
+            yield f"data: {json.dumps({'choices': [], 'pronghorn': {'receipt': RECEIPT}})}\n\n"
             yield "data: [DONE]\n\n"
         except (asyncio.CancelledError, GeneratorExit):
             self.cut.set()

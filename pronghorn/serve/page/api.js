@@ -41,6 +41,7 @@ async function refusal(answer) {
     const body = await answer.json();
     said = body?.error?.message ?? body?.detail ?? "";
     if (typeof said !== "string") said = JSON.stringify(said);
+    said = sentence(said);
   } catch {
     // Not JSON: the status has to do.
   }
@@ -57,9 +58,18 @@ async function refusal(answer) {
   return new Failure(said || `The server failed (${status}).`, "retry", status);
 }
 
+/** What the server says begins small and has no full stop. */
+const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
 /** JSON from a GET; gives up after some seconds. */
-export async function get(path) {
-  const answer = await ask(path, { signal: AbortSignal.timeout(8000) });
+export const get = (path) => fetched(path, {});
+
+/** JSON for JSON. */
+export const post = (path, body) =>
+  fetched(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+async function fetched(path, init) {
+  const answer = await ask(path, { ...init, signal: AbortSignal.timeout(8000) });
   try {
     return await answer.json();
   } catch {
@@ -83,7 +93,7 @@ export async function* chat(body, signal) {
     } catch {
       throw new Failure("The server sent something that is not JSON. The answer may be incomplete.");
     }
-    if (chunk.error) throw new Failure(chunk.error.message || "The server gave up on this answer.");
+    if (chunk.error) throw new Failure(sentence(chunk.error.message) || "The server gave up on this answer.");
     yield chunk;
   }
   throw new Failure("The connection ended before the answer did.");

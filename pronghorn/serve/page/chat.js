@@ -1,7 +1,7 @@
 // The conversation: sending, streaming, stopping, answering again, editing. An answer belongs to its chat, not to what
 // is on the screen: one may look at another chat, or at the live view, while it is written.
 
-import { Failure, chat as stream } from "./api.js";
+import { Failure, chat as stream, post } from "./api.js";
 import { body } from "./command.js";
 import { $, el, icon, say } from "./dom.js";
 import { MessageView } from "./message.js";
@@ -109,19 +109,21 @@ export class ChatView {
 
   async #answer(chat) {
     let request;
-    const seed = {};
+    const asked = {}; // what the answer was asked of, besides the messages
     this.#troubles.delete(chat.id);
     try {
       const settings = this.settings.value;
       if (settings.seed === null) {
-        settings.seed = seed.seed = settings.temperature > 0 ? crypto.getRandomValues(new Uint32Array(1))[0] : 0;
+        settings.seed = asked.seed = settings.temperature > 0 ? crypto.getRandomValues(new Uint32Array(1))[0] : 0;
       }
+      asked.model = settings.model;
+      asked.system = settings.system;
       request = body(settings, plain(chat.messages));
     } catch (error) {
       this.#fail(chat, new Failure(error.message, "settings"));
       return;
     }
-    const message = { role: "assistant", content: "", tokens: [], finish: "", ...seed };
+    const message = { role: "assistant", content: "", tokens: [], finish: "", ...asked };
     const run = { abort: new AbortController(), message, spoken: 0, said: Date.now(), saved: Date.now() };
     chat.messages.push(message);
     chat.updated = Date.now();
@@ -201,6 +203,7 @@ export class ChatView {
       as: () => this.as,
       live: () => this.#runs.get(chat.id)?.message === message,
       actions: {
+        prompt: () => promptTokens(message, plain(chat.messages.slice(0, i))),
         again: () => this.#from(i, () => this.again()),
         edit: (text) => this.#from(i, () => {
           $("message").focus();
@@ -280,6 +283,13 @@ export class ChatView {
   }
 }
 
+/** The tokens of an answer's prompt: its beginning came from the cache, as far as the receipt says. */
+async function promptTokens({ model, system, receipt }, messages) {
+  const asked = system ? [{ role: "system", content: system }, ...messages] : messages;
+  const found = await post("tokenize", { model, messages: asked, return_token_strs: true });
+  return found.tokens.map((id, k) => [id, found.token_strs[k], k < receipt.reused_tokens ? "shared" : "prompt"]);
+}
+
 /** Messages as the API takes them; an answer that never came is none. */
 function plain(messages) {
   return messages.filter((m) => m.content).map(({ role, content }) => ({ role, content }));
@@ -293,6 +303,5 @@ function take(message, chunk) {
   const ours = chunk.pronghorn;
   if (!ours) return;
   for (const { id, text, origin } of ours.tokens ?? []) message.tokens.push([id, text, origin]);
-  if (ours.prompt) message.prompt = ours.prompt.map(({ id, text }) => [id, text]);
   if (ours.receipt) message.receipt = ours.receipt;
 }

@@ -61,7 +61,7 @@ export class Live {
     $("tiles").replaceChildren(
       tile("tokens/s", short(rates.tokens ?? 0)),
       tile("prompt tokens/s", short(rates.prompt_tokens ?? 0)),
-      tile("running", number(running.length), `${number(waiting.length)} waiting`),
+      tile("running", number(running.length), `${number(state.queue ?? waiting.length)} waiting`),
       tile("KV held", bytes(kv.held ?? 0), kv.limit ? `of ${bytes(kv.limit)}` : ""),
       tile("saved by sharing", bytes(kv.shared_saved ?? 0)),
       tile("last step", `${number(step.ms ?? 0, 1)} ms`, `${number(step.rows ?? 0)} rows`),
@@ -90,7 +90,7 @@ function batchRow(r) {
   const prompt = `${number(reused + run)} of ${number(r.prompt)}` + (reused ? `, ${number(reused)} from the cache` : "");
   return el("li", {},
     el("div", { class: "who" },
-      el("code", { text: r.id }),
+      el("code", { text: r.branch ? `${r.id}/${r.branch}` : r.id }),
       r.user ? el("span", { text: r.user }) : null,
       r.priority ? el("span", { class: "badge", text: `priority ${r.priority}` }) : null),
     meter("prompt", prompt, r.prompt, [["shared", reused], ["run", run]]),
@@ -140,7 +140,7 @@ function treeRow(node, most) {
   const size = el("span", { class: "size", "aria-hidden": "true" }, bar("", (node.bytes || 0) / most));
   return el("div", { class: node.on_disk ? "node disk" : "node" },
     size,
-    el("span", { text: `${number(node.tokens)} tokens` }),
+    el("span", { text: `${number(node.rows)} tokens` }),
     el("span", { class: "muted", text: bytes(node.bytes) }),
     el("span", { class: "muted", text: `${number(node.hits)} ${node.hits === 1 ? "hit" : "hits"}` }),
     el("span", { class: "badge", text: node.on_disk ? "on disk" : "in memory" }),

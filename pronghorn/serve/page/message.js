@@ -14,9 +14,10 @@ export class MessageView {
   #slow = 0; // milliseconds that the last drawing took
   #due = 0;
 
-  /** actions: {again(), edit(text)}; as(): "markdown" or "tokens"; live(): whether it is being written. */
+  /** actions: {again(), edit(text), prompt(), the tokens of its prompt}; as(): "markdown" or "tokens"; live(): whether it is being written. */
   constructor(message, { actions, as, live }) {
     this.message = message;
+    this.actions = actions;
     this.as = as;
     this.live = live;
     this.body = el("div", { class: "body", dir: "auto" });
@@ -72,14 +73,26 @@ export class MessageView {
       this.body.replaceChildren(this.lists.answer.node);
     }
     this.lists.answer.show(message.tokens);
-    if (message.prompt?.length && !this.lists.prompt) {
-      const reused = message.receipt?.reused_tokens ?? 0;
-      this.lists.prompt = new TokenList("Tokens of the prompt");
-      this.lists.prompt.show(message.prompt.map(([id, text], i) => [id, text, i < reused ? "shared" : "prompt"]));
-      this.body.prepend(el("details", { class: "prompt-tokens" },
-        el("summary", { text: `Prompt: ${number(message.prompt.length)} tokens, ${number(reused)} from the cache` }),
-        this.lists.prompt.node));
-    }
+    if (message.receipt && !this.lists.prompt) this.#prompt(message.receipt);
+  }
+
+  /** The prompt's tokens are asked for when somebody wants to see them. */
+  #prompt({ prompt_tokens: all, reused_tokens: reused }) {
+    const list = (this.lists.prompt = new TokenList("Tokens of the prompt"));
+    const note = el("p", { class: "note-line", role: "status" });
+    const box = el("details", { class: "prompt-tokens" },
+      el("summary", { text: `Prompt: ${number(all)} tokens, ${number(reused)} from the cache` }), note, list.node);
+    box.addEventListener("toggle", async () => {
+      if (!box.open || list.node.firstChild) return;
+      note.textContent = "Asking for them …";
+      try {
+        list.show(await this.actions.prompt());
+        note.textContent = "";
+      } catch (failure) {
+        note.textContent = failure.message;
+      }
+    });
+    this.body.prepend(box);
   }
 
   #close(live) {
@@ -121,26 +134,39 @@ export class MessageView {
 
 /** The line under an answer; opened, everything that is known of it. */
 function receipt({ receipt: r, seed }) {
+  const drafts = Object.values(r.drafters ?? {});
+  const [drafted, accepted] = ["drafted", "accepted"].map((key) => drafts.reduce((sum, d) => sum + d[key], 0));
+  const [held, full] = ["kv_bytes", "kv_full"].map((key) => (r.branches ?? []).reduce((sum, b) => sum + b[key], 0));
+  // The first step's tokens come with the first token, so they are not counted.
+  const rate = (r.new_tokens - r.accepted_length) / (r.seconds - r.first_token_seconds);
   const line = [
-    r.rate ? `${short(r.rate)} tokens/s` : `${number(r.new_tokens)} tokens`,
-    `first token ${duration(r.first)}`,
-    r.drafted ? `drafted ${number(r.drafted)}, accepted ${number(r.accepted)}` : "",
+    r.steps > 1 && rate > 0 ? `${short(rate)} tokens/s` : `${number(r.new_tokens)} tokens`,
+    r.first_token_seconds === null ? "" : `first token ${duration(r.first_token_seconds)}`,
+    drafted ? `drafted ${number(drafted)}, accepted ${number(accepted)}` : "",
+    r.forced_tokens ? `forced ${number(r.forced_tokens)}` : "",
     r.reused_tokens ? `reused ${number(r.reused_tokens)} of ${number(r.prompt_tokens)} prompt tokens` : "",
-    `KV ${bytes(r.kv_bytes)}` + (r.kv_full && r.kv_bytes !== r.kv_full ? ` (${Math.round((100 * r.kv_bytes) / r.kv_full)} % of full)` : ""),
+    `KV ${bytes(held)}` + (full && held !== full ? ` (${Math.round((100 * held) / full)} % of full)` : ""),
     r.guarantee,
   ];
   const all = el("dl", {});
-  for (const [name, value] of Object.entries({ ...r, ...(seed !== undefined && { seed }) })) {
-    if (value === null || value === "") continue;
-    all.append(el("dt", { text: name.replaceAll("_", " ") }), el("dd", { text: plain(name, value) }));
+  for (const [name, value] of facts({ ...r, ...(seed !== undefined && { seed }) })) {
+    all.append(el("dt", { text: name }), el("dd", { text: value }));
   }
   return el("details", {}, el("summary", { title: "Receipt" }, ...line.filter(Boolean).map((text) => el("span", { text }))), all);
 }
 
-function plain(name, value) {
-  if (Array.isArray(value)) return value.map((v) => plain("", v)).join(", ") || "none";
-  if (typeof value === "object") return JSON.stringify(value);
-  if (/^kv_/.test(name)) return bytes(value);
-  if (name === "seconds" || name === "first") return duration(value);
-  return typeof value === "number" && !Number.isInteger(value) ? number(value, 3) : String(value);
+/** Names and values, those inside each other in a row. */
+function facts(data, before = "") {
+  return Object.entries(data).flatMap(([key, value]) => {
+    const name = before + key.replaceAll("_", " ");
+    if (value === null || value === "") return [];
+    if (Array.isArray(value)) {
+      return typeof value[0] === "object" ? value.flatMap((v, i) => facts(v, `branch ${i + 1} `)) : [[name, value.join(", ")]];
+    }
+    if (typeof value === "object") return facts(value, `${name} `);
+    if (key === "created") return [[name, new Date(value * 1000).toLocaleString()]];
+    if (key.startsWith("kv_")) return [[name, bytes(value)]];
+    if (key.endsWith("seconds")) return [[name.replace(/ ?seconds$/, "") || "time", duration(value)]];
+    return [[name, typeof value === "number" && !Number.isInteger(value) ? number(value, 3) : String(value)]];
+  });
 }

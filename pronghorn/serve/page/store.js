@@ -1,7 +1,7 @@
 // Conversations in localStorage, one entry each, so that two tabs do not overwrite each other's.
 //
-// A chat: {id, title, created, updated, messages}. A message: {role, content} and, of an answer, {tokens, prompt,
-// receipt, finish, seed}; tokens are [id, text, origin], as the trace gave them.
+// A chat: {id, title, created, updated, messages}. A message: {role, content} and, of an answer, {model, system, seed,
+// tokens, receipt, finish}; tokens are [id, text, origin], as the trace gave them.
 
 const PREFIX = "pronghorn.chat.";
 
@@ -56,10 +56,7 @@ export function save(chat) {
   if (write(chat)) return;
   // The traces are the bulk of it: the oldest ones give way, the text stays.
   for (const old of all().reverse()) {
-    for (const message of old.messages) {
-      delete message.tokens;
-      delete message.prompt;
-    }
+    for (const message of old.messages) delete message.tokens;
     if (write(old) && write(chat)) return;
   }
   complain("This browser's storage is full: export chats and delete some.");
