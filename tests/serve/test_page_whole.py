@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from serve.page_browser import Page, chromium
 
 from pronghorn.compose import parse
-from serve.page_browser import Page, chromium
 
 
 @pytest.fixture
