@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -63,6 +64,14 @@ def test_bundled_model_is_whole(name):
     assert embedding["shape"] == [config["vocab_size"], config["hidden_size"]]
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     assert len(tokenizer["model"]["vocab"]) <= config["vocab_size"]
+
+
+def test_page_is_whole():
+    folder = resources.files(pronghorn) / "serve" / "page"
+    names = {f.name for f in folder.iterdir()}
+    text = "".join(f.read_text() for f in folder.iterdir() if f.name != "icon.svg")
+    named = {*re.findall(r'"page/([\w.]+)"', text), *re.findall(r'from "\./([\w.]+)"', text)}
+    assert names == {"index.html", *named}
 
 
 def test_bundled_models_say_where_they_come_from():

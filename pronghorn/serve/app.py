@@ -16,6 +16,7 @@ from pronghorn.serve import (
     meters,
     models,
     monitor,
+    page,
     responses,
     tokenize,
 )
@@ -44,6 +45,7 @@ def create_app(pool: Pool, settings: Settings = Settings()) -> FastAPI:  # noqa:
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router(ctx))
+    app.include_router(page.router())
     app.add_middleware(Guard, ctx=ctx)
     if settings.origins:
         from starlette.middleware.cors import CORSMiddleware
