@@ -248,10 +248,10 @@ def server(answer: bytes, cut: int, pause: float) -> Iterator[tuple[int, list[by
 
 def test_a_replay_times_what_comes():
     with server(CHUNKED, 180, 0.05) as (port, asked):
-        run = replay(port, [call(0.02 * i, [1, 2, 3], 4, "m", user=f"u{i}") for i in range(5)])
+        run = replay(port, [call(0.02 * i, [1, 2, 3], 4, user=f"u{i}") for i in range(5)])
     assert sorted(json.loads(a)["user"] for a in asked) == [f"u{i}" for i in range(5)]
     body = json.loads(asked[0])
-    assert (body["prompt"], body["max_tokens"], body["stream"], body["model"]) == ([1, 2, 3], 4, True, "m")
+    assert (body["prompt"], body["max_tokens"], body["stream"]) == ([1, 2, 3], 4, True)
     for i, o in enumerate(run.outcomes):
         assert (o.whole, o.tokens, o.error, o.user) == (True, 4, "", f"u{i}")
         assert o.due <= o.sent <= o.first
@@ -262,7 +262,7 @@ def test_a_replay_times_what_comes():
 
 def test_a_client_that_leaves_has_no_whole_answer():
     with server(CHUNKED, 100, 0.3) as (port, _):
-        (o,) = replay(port, [call(0.0, [1], 4, "", leave=0.1)]).outcomes
+        (o,) = replay(port, [call(0.0, [1], 4, leave=0.1)]).outcomes
     assert (o.left, o.whole, o.error) == (True, False, "")
 
 
@@ -277,7 +277,7 @@ def test_a_client_that_leaves_has_no_whole_answer():
 )
 def test_failures_are_told(answer: bytes, error: str):
     with server(answer, len(answer), 0.0) as (port, _):
-        (o,) = replay(port, [call(0.0, [1], 4, "")]).outcomes
+        (o,) = replay(port, [call(0.0, [1], 4)]).outcomes
     assert error in o.error
     assert not o.whole
 
@@ -285,7 +285,7 @@ def test_failures_are_told(answer: bytes, error: str):
 def test_a_server_that_is_not_there():
     with server(PLAIN, 10, 0.0) as (port, _):
         pass
-    (o,) = replay(port + 1 if port < 65535 else port - 1, [call(0.0, [1], 4, "")]).outcomes
+    (o,) = replay(port + 1 if port < 65535 else port - 1, [call(0.0, [1], 4)]).outcomes
     assert o.error
 
 

@@ -45,6 +45,7 @@ from pronghorn.bench.shapes import cache  # noqa: E402
 from pronghorn.run.native import physical_cores  # noqa: E402
 
 RECORDS = cache() / "serve"
+USE = ("prefix",)  # what ours runs with: everything that helps a server but drafts
 TABLES = ROOT / "docs" / "serving.md"
 
 
@@ -119,7 +120,9 @@ def _arguments() -> argparse.Namespace:
         p.add_argument("--model", default=model, help="a shape, the bundled model, or a folder")
         p.add_argument("--precision", default=precision, choices=sorted(TYPES))
         p.add_argument("--engines", nargs="+", default=engines, choices=NAMES)
-        p.add_argument("--use", "-u", action="append", default=[], help="a method of ours; repeat it")
+        p.add_argument(
+            "--use", "-u", action="append", default=[], help="a method of ours, for those of USE; repeat it"
+        )
         p.add_argument("--threads", type=int, default=physical_cores())
         p.add_argument("--context", type=int, default=8192, help="tokens of a sequence, at most")
         p.add_argument("--slots", type=int, default=16, help="sequences that llama.cpp runs at once")
@@ -150,6 +153,8 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--to", type=Path, default=RECORDS, help="folder of the records")
     p.add_argument("--write", action="store_true", help=f"into {TABLES.relative_to(ROOT)}, else print")
     args = parser.parse_args()
+    if args.command != "report" and not args.use:
+        args.use = list(USE)
     if args.command == "sweep" and not args.trace:
         args.trace = ["azure-code", "azure-conv", "mooncake"]
     return args

@@ -21,7 +21,7 @@ def cold(servers: Sequence[Server], rounds: int) -> dict[str, Any]:
         for of in servers:
             dropped = k == 0 and forget(of.weights)
             with replace(of) as server:
-                run = replay(server.port, [call(0.0, WARM, 8, server.setting.model)])
+                run = replay(server.port, [call(0.0, WARM, 8)])
                 outcome = run.outcomes[0]
                 if not outcome.whole:
                     raise SystemExit(f"{server.label}: {outcome.error}")

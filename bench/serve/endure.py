@@ -54,7 +54,7 @@ def _mixed(server: Server, draw: random.Random, rate: float, text: Sequence[int]
             ids = passage(text, 256, f"common {draw.randrange(4)}") + ids
         new = draw.randint(1, 96)
         leave = draw.uniform(0, 2) if draw.random() < LEAVERS else float("inf")
-        calls.append(call(at, ids, new, server.setting.model, f"user {draw.randrange(5)}", leave))
+        calls.append(call(at, ids, new, f"user {draw.randrange(5)}", leave))
         at += draw.expovariate(rate)
     return calls
 
@@ -69,7 +69,7 @@ def churn(server: Server, clients: int, text: Sequence[int], seed: int) -> dict[
     for i in range(clients):
         leave = draw.uniform(0, SPREAD) if i % 2 else float("inf")
         ids = passage(text, draw.randint(8, 128), f"client {seed} {i}")
-        calls.append(call(0.0, ids, draw.randint(4, 32), server.setting.model, leave=leave))
+        calls.append(call(0.0, ids, draw.randint(4, 32), leave=leave))
     open_before, resident = _open(server), server.resident()
     run = replay(server.port, calls)
     server.check()
@@ -82,7 +82,7 @@ def churn(server: Server, clients: int, text: Sequence[int], seed: int) -> dict[
             "stored": stored(said),
         }  # fmt: skip
     record["open"] = [open_before, _open(server)]
-    after = replay(server.port, [call(0.0, passage(text, 64, "afterwards"), 16, server.setting.model)])
+    after = replay(server.port, [call(0.0, passage(text, 64, "afterwards"), 16)])
     record["answers"] = after.outcomes[0].whole
     say(
         f"{record['whole']} whole, {record['left']} left, errors {record['errors']}; afterwards "

@@ -25,7 +25,7 @@ def fair(turns: Turns, rounds: int, text: Sequence[int]) -> dict[str, Any]:
         for server in turns.order(k):
             record: dict[str, Any] = {"round": k}
             with turns.turn(server, record):
-                alone = in_turn(server.port, _short(server, f"alone {k}", text))
+                alone = in_turn(server.port, _short(f"alone {k}", text))
                 beside, heavy = asyncio.run(_both(server, f"{k}", text))
             errors = [o.error for o in (*alone, *beside, *heavy) if o.error]
             record |= {
@@ -40,24 +40,17 @@ def fair(turns: Turns, rounds: int, text: Sequence[int]) -> dict[str, Any]:
     return {"many": MANY, "few": FEW, "runs": runs}
 
 
-def _short(server: Server, key: str, text: Sequence[int]) -> list[Call]:
-    model = server.setting.model
-    return [
-        call(0.0, passage(text, SHORT, f"short {key} {i}"), SHORT_NEW, model, user="light")
-        for i in range(FEW)
-    ]
+def _short(key: str, text: Sequence[int]) -> list[Call]:
+    return [call(0.0, passage(text, SHORT, f"short {key} {i}"), SHORT_NEW, user="light") for i in range(FEW)]
 
 
 async def _both(server: Server, key: str, text: Sequence[int]) -> tuple[list[Outcome], list[Outcome]]:
-    model = server.setting.model
     begin = time.perf_counter()
-    long = [
-        call(0.0, passage(text, LONG, f"long {key} {i}"), LONG_NEW, model, user="heavy") for i in range(MANY)
-    ]
+    long = [call(0.0, passage(text, LONG, f"long {key} {i}"), LONG_NEW, user="heavy") for i in range(MANY)]
     heavy = [asyncio.create_task(one(server.port, c, begin, expected(c))) for c in long]
     await asyncio.sleep(HEAD)
     beside = []
-    for c in _short(server, key, text):
+    for c in _short(key, text):
         due = expected(c)
         due.due = time.perf_counter() - begin
         beside.append(await one(server.port, c, begin, due))

@@ -34,13 +34,12 @@ class Call:
     leave: float = math.inf
 
 
-def call(
-    at: float, ids: Sequence[int], new: int, model: str, user: str = "", leave: float = math.inf
-) -> Call:
+def call(at: float, ids: Sequence[int], new: int, user: str = "", leave: float = math.inf) -> Call:
     """A greedy request for exactly `new` tokens."""
     body = {
-        "model": model, "prompt": list(ids), "max_tokens": new, "temperature": 0, "ignore_eos": True,
-        "stream": True, "stream_options": {"include_usage": True}, **({"user": user} if user else {}),
+        "prompt": list(ids), "max_tokens": new, "temperature": 0, "stream": True,
+        "stream_options": {"include_usage": True}, **({"user": user} if user else {}),
+        "ignore_eos": True, "pronghorn": {"ignore_eos": True},  # theirs, and ours
     }  # fmt: skip
     return Call(at, len(ids), new, json.dumps(body).encode(), user, leave)
 
@@ -123,7 +122,8 @@ class Chunks:
 
 
 def tokens_in(event: dict[str, Any]) -> int:
-    """Tokens that an event brings: as many as it names, else one if it has text."""
+    """Tokens that an event brings: as many as it names, else one if it has text. Where a server joins tokens
+    without naming them, gaps look longer than they are, not shorter."""
     choices = event.get("choices") or [{}]
     for named in (choices[0].get("token_ids"), choices[0].get("tokens")):
         if named is not None:

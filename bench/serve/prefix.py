@@ -25,10 +25,7 @@ def prefix(turns: Turns, rounds: int, endings: Sequence[int], text: Sequence[int
 
 def _once(turns: Turns, server: Server, n: int, k: int, text: Sequence[int]) -> dict[str, Any]:
     shared = passage(text, PREFIX, f"prefix {n} {k}")  # another one for each run: nothing is stored yet
-    calls = [
-        call(0.0, shared + passage(text, SUFFIX, f"ending {n} {k} {i}"), NEW, server.setting.model)
-        for i in range(n)
-    ]
+    calls = [call(0.0, shared + passage(text, SUFFIX, f"ending {n} {k} {i}"), NEW) for i in range(n)]
     server.go_on()
     before = counters(server.port) if server.name == OURS else {}
     record = turns.replay(server, calls, endings=n, round=k)

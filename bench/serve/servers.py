@@ -100,7 +100,7 @@ class Setting:
 def ours(of: Setting, port: int) -> list[str]:
     use = [x for method in of.use for x in ("--use", method)]
     return [
-        sys.executable, "-m", "pronghorn.cli.main", "serve", of.given, "--port", str(port),
+        sys.executable, "-m", "pronghorn.cli.main", "serve", of.given, "--plain", "--port", str(port),
         "--threads", str(of.threads), *use,
     ]  # fmt: skip
 

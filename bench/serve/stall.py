@@ -30,7 +30,7 @@ def stall(turns: Turns, rounds: int, text: Sequence[int]) -> dict[str, Any]:
             record: dict[str, Any] = {"round": k}
             with turns.turn(server, record):
                 record |= asyncio.run(_once(server, f"{k}", text))
-                alone = call(0.0, passage(text, LONG, f"alone {k}"), LONG_NEW, server.setting.model)
+                alone = call(0.0, passage(text, LONG, f"alone {k}"), LONG_NEW)
                 record["alone"] = in_turn(server.port, [alone])[0].ttft
             runs.append(record)
             say(
@@ -42,10 +42,8 @@ def stall(turns: Turns, rounds: int, text: Sequence[int]) -> dict[str, Any]:
 
 
 async def _once(server: Server, key: str, text: Sequence[int]) -> dict[str, Any]:
-    model, room = server.setting.model, server.setting.context - PROMPT
-    calls = [
-        call(0.0, passage(text, PROMPT, f"{key} stream {i}"), min(MOST, room), model) for i in range(STREAMS)
-    ]
+    room = server.setting.context - PROMPT
+    calls = [call(0.0, passage(text, PROMPT, f"{key} stream {i}"), min(MOST, room)) for i in range(STREAMS)]
     begin = time.perf_counter()
     seen = [expected(c) for c in calls]
     streams = [asyncio.create_task(one(server.port, c, begin, o)) for c, o in zip(calls, seen, strict=True)]
@@ -53,7 +51,7 @@ async def _once(server: Server, key: str, text: Sequence[int]) -> dict[str, Any]
         await asyncio.sleep(0.005)
         if any(t.done() for t in streams):
             raise SystemExit(f"{server.label}: a stream ended early: {[o.error for o in seen]}")
-    long = call(time.perf_counter() - begin, passage(text, LONG, f"{key} long"), LONG_NEW, model)
+    long = call(time.perf_counter() - begin, passage(text, LONG, f"{key} long"), LONG_NEW)
     arrived = expected(long)
     await one(server.port, long, begin, arrived)
     for task in streams:

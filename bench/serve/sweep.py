@@ -50,8 +50,7 @@ def sweep(turns: Turns, name: str, plan: Plan, text: Sequence[int]) -> dict[str,
 
     def once(server: Server, rate: float, k: int) -> dict[str, Any]:
         trace = at(rate, f"{rate:g} {k}")
-        model = server.setting.model
-        calls = [call(a.at, a.ids, a.new, model) for a in trace.arrivals]
+        calls = [call(a.at, a.ids, a.new) for a in trace.arrivals]
         return turns.replay(server, calls, rate=rate, round=k, compressed=trace.compressed)
 
     if not rates:
@@ -70,9 +69,7 @@ def sweep(turns: Turns, name: str, plan: Plan, text: Sequence[int]) -> dict[str,
 
 
 def solo(turns: Turns, server: Server, n: int, text: Sequence[int]) -> Solo:
-    calls = [
-        call(0.0, passage(text, n, f"solo {k}"), SOLO_NEW, server.setting.model) for k in range(SOLO_TIMES)
-    ]
+    calls = [call(0.0, passage(text, n, f"solo {k}"), SOLO_NEW) for k in range(SOLO_TIMES)]
     with turns.turn(server, {}):
         outcomes: list[Outcome] = in_turn(server.port, calls)
     whole = [o for o in outcomes if o.whole]

@@ -32,7 +32,7 @@ class Turns:
             for server in self.servers:
                 say(f"starting {server.name}")
                 self._stack.enter_context(server)
-                replay(server.port, [call(0.0, WARM, 8, server.setting.model)])
+                replay(server.port, [call(0.0, WARM, 8)])
                 server.pause()
         except BaseException:
             self._stack.close()
