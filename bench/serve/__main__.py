@@ -37,7 +37,7 @@ from report import into, page  # noqa: E402
 from servers import NAMES, OURS, OWN, TYPES, Server, ServerError, Setting, versions  # noqa: E402
 from stall import stall  # noqa: E402
 from sweep import Plan, sweep  # noqa: E402
-from traces import FILES, text_ids  # noqa: E402
+from traces import DATA, FILES, text_ids  # noqa: E402
 from turns import Turns  # noqa: E402
 
 from pronghorn.bench.limits import machine  # noqa: E402
@@ -61,6 +61,11 @@ def main() -> int:
     except ServerError as error:
         print(error, file=sys.stderr)
         return 1
+    except FileNotFoundError as error:
+        if not str(error.filename).startswith(str(args.data)):
+            raise
+        print(f"{error.filename} is not there; traces.py says what --data needs", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -72,7 +77,7 @@ def _measure(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     servers = [Server(name, setting) for name in args.engines]
     if args.command == "cold":
         return [("cold", cold(servers, args.rounds))]
-    text = text_ids(setting.folder)
+    text = text_ids(setting.folder, args.data)
     if args.command in ("soak", "churn"):
         with servers[0] as server:
             if args.command == "soak":
@@ -83,7 +88,7 @@ def _measure(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
         servers.append(Server(OURS, apart, label="not shared"))
     with Turns(servers, args.threads) as turns:
         if args.command == "sweep":
-            plan = Plan(args.requests, tuple(args.rates), args.rounds, args.context, args.seed)
+            plan = Plan(args.requests, tuple(args.rates), args.rounds, args.context, args.seed, args.data)
             return [(f"sweep-{name}", sweep(turns, name, plan, text)) for name in args.trace]
         if args.command == "stall":
             return [("stall", stall(turns, args.rounds, text))]
@@ -129,6 +134,7 @@ def _arguments() -> argparse.Namespace:
         p.add_argument("--llama-server", default="", help="the program; else $LLAMA_SERVER, else in PATH")
         p.add_argument("--rounds", type=int, default=rounds, help="turns of every engine")
         p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--data", type=Path, default=DATA, help="folder of the traces and the text")
         p.add_argument("--to", type=Path, default=RECORDS, help="folder of the records")
         return p
 

@@ -32,6 +32,6 @@ def cold(servers: Sequence[Server], rounds: int) -> dict[str, Any]:
                         "first": first, "resident": server.resident(),
                     }
                 )  # fmt: skip
-            say(f"{of.label}: ready after {server.started:.2f} s, first token after {first:.2f}")
+            say(f"{server.label}: ready after {server.started:.2f} s, first token after {first:.2f}")
             time.sleep(0.2)
     return {"runs": runs}

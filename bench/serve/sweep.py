@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,11 +30,12 @@ class Plan:
     rounds: int
     context: int
     seed: int
+    data: Path
 
 
 def sweep(turns: Turns, name: str, plan: Plan, text: Sequence[int]) -> dict[str, Any]:
     """The trace at each rate, every engine in turn."""
-    items = load(name)
+    items = load(name, plan.data)
     by = factor(items, plan.context)
     long = int(percentile([scaled(i, by).prompt for i in items], LONG))
     alone = {s.label: solo(turns, s, long, text) for s in turns.servers}
@@ -46,7 +48,7 @@ def sweep(turns: Turns, name: str, plan: Plan, text: Sequence[int]) -> dict[str,
     rates = plan.rates
 
     def at(rate: float, salt: str) -> Trace:
-        return replay(name, plan.requests, rate, plan.context, text, plan.seed, salt)
+        return replay(name, plan.requests, rate, plan.context, text, plan.seed, salt, plan.data)
 
     def once(server: Server, rate: float, k: int) -> dict[str, Any]:
         trace = at(rate, f"{rate:g} {k}")

@@ -11,6 +11,9 @@ mean rate is the one asked for; bursts keep their form.
 Prompts are ids of consecutive text (WikiText-2, ASCII only) as the model's own tokenizer cuts it. Each
 prompt, or each block that a trace names, has a place in the text of its own, by lot: equal blocks are equal
 tokens, and others share no beginning but by chance.
+
+The data are not part of the checkout: AzurePublicDataset has the AzureLLMInferenceTrace files of 2023,
+kvcache-ai/Mooncake those in FAST25-release/traces.
 """
 
 from __future__ import annotations
