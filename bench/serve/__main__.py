@@ -140,7 +140,7 @@ def _arguments() -> argparse.Namespace:
 
     p = command("sweep", "smollm2-135m", "int8", NAMES, 1)
     p.add_argument("--trace", action="append", default=[], choices=sorted(FILES), help="repeat it")
-    p.add_argument("--requests", type=int, default=80, help="of a run")
+    p.add_argument("--requests", type=int, default=60, help="of a run")
     p.add_argument(
         "--rates", type=float, nargs="+", default=[], help="requests/s; else shares of a measured one"
     )

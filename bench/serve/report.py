@@ -30,6 +30,8 @@ def page(records: Sequence[Record]) -> str:
 def into(path: Path, records: Sequence[Record]) -> None:
     """Put the tables where the page wants them. Raises `SystemExit` for one that was not measured."""
     made = tables(records)
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: it is written by hand around the tables")
     text = path.read_text(encoding="utf-8")
 
     def put(found: re.Match[str]) -> str:
