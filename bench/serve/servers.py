@@ -33,7 +33,7 @@ from pathlib import Path
 from load import get
 
 from pronghorn.bench.engines import Launch, Process, environment
-from pronghorn.bench.peers import SCRIPTS, _key, environments
+from pronghorn.bench.peers import SCRIPTS, environments, folder_name
 from pronghorn.bench.shapes import SHAPES, cache, make
 
 HERE = Path(__file__).resolve().parent
@@ -78,7 +78,7 @@ class Setting:
     @property
     def home(self) -> Path:
         """Where what is made of the model lies."""
-        return cache() / "made" / _key(self.folder)
+        return cache() / "made" / folder_name(self.folder)
 
     @property
     def given(self) -> str:
