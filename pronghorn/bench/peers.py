@@ -54,11 +54,12 @@ def peers(
             raise RequestError(
                 f"{name} is not installed in {folder}: python {SCRIPTS / 'build.py'} --dir {folder} {name}"
             )
-        out.append(Launch(name, str(python), driver, str(model), (), precision, threads, home / _key(model)))
+        made = home / folder_name(model)
+        out.append(Launch(name, str(python), driver, str(model), (), precision, threads, made))
     return out
 
 
-def _key(model: Path) -> str:
+def folder_name(model: Path) -> str:
     """A folder's name for what is made of a model: another one when the model's files change."""
     files = [model] if model.is_file() else sorted(p for p in model.iterdir() if p.is_file())
     said = [(str(p.resolve()), s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
