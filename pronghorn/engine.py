@@ -67,11 +67,13 @@ class _Work:
 
 
 class StepInfo(NamedTuple):
-    """A step that was run; seconds are of the clock."""
+    """A step that was run. seconds: by the clock; read_bytes: of KV that attention read, as the runner counts
+    them."""
 
     rows: int
     sequences: int
     seconds: float
+    read_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,9 @@ class Engine:
                 self._end(seq, "cancelled")
             raise
         rows = sum(w.take + w.draft.n for w in works)
-        self.last = StepInfo(rows, len(works), time.perf_counter() - start)
-        self.cost.observe(rows, read, self.last.seconds)
+        seconds = time.perf_counter() - start
+        self.last = StepInfo(rows, len(works), seconds, self.runner.read_bytes)
+        self.cost.observe(rows, read, seconds)
         return events
 
     def _run(self, works: list[_Work], joined: list[Seq]) -> list[Event]:

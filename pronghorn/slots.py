@@ -485,8 +485,6 @@ class NoConstraint:
 
 @dataclass(frozen=True)
 class OneBranch:
-    """As many branches as answers were asked for, in order."""
-
     traits = EXACT
 
     def branches(self, request: Request) -> int:

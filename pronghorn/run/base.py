@@ -20,6 +20,11 @@ class Runner(Protocol):
 
     ops: Ops  # the memory that the store lives in
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of KV that attention read in the last step; 0 where nobody counts them."""
+        ...
+
     def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:
         """Run all rows. Each attends to every sealed row (or the pages a selector picks) and open row of
         its sequence `kvs[rows.seq]`, and to its ancestors in the step. The new rows stay in the tail. What

@@ -27,6 +27,8 @@ from pronghorn.types import Array, Ints, Packed, Rows, StepOut
 class RefRunner:
     """See `run.base.Runner`. Weights are widened to the compute dtype at load."""
 
+    read_bytes = 0
+
     def __init__(self, bound: Bound, store: Store) -> None:
         self.bound, self.store = bound, store
         self.ops: Ops = store.ops

@@ -231,7 +231,7 @@ class AsyncLLM:
 
     def state(self) -> dict[str, Any]:
         """The live view, at most a moment old for whoever asks twice a second; ready for JSON."""
-        self._begin()
+        self.begin()
         return self._worker.look()
 
     def receipt(self, id_: str) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class AsyncLLM:
         """Queue the request that `make`, called in another thread, returns. quiet: its stream has no deltas,
         only an end. Raises `QueueFullError` or `UnavailableError` at once; what is wrong with the request
         comes out of the stream."""
-        self._begin()
+        self.begin()
         if self.reason or self._closing:
             raise UnavailableError(self.reason or "the model is being closed")
         run = Run(f"req-{uuid.uuid4().hex}", self._bell(), quiet, options.logprobs)
@@ -342,15 +342,17 @@ class AsyncLLM:
 
     # ------------------------------------------------------------------ life
 
-    def _begin(self) -> None:
+    def begin(self, calibrate: bool = False) -> None:
+        """Start the engine's thread, which the first request does otherwise. calibrate: measure first what
+        steps cost, for less than half a second, so that the first plans are sensible too."""
         with self._lock:
             if not self._started and not self._closing:
                 self._started = True
-                self._worker.start()
+                self._worker.start(calibrate)
 
     async def start(self) -> None:
-        """Start the engine's thread; otherwise the first request does."""
-        self._begin()
+        """`begin` for callers with an event loop, and with a measurement of what steps cost."""
+        self.begin(calibrate=True)
 
     async def close(self, drain: float = 0.0) -> None:
         """Take no more requests, finish what there is for up to `drain` seconds, cancel the rest and free
@@ -359,7 +361,7 @@ class AsyncLLM:
 
     def shut(self, drain: float = 0.0) -> None:
         """`close` for a caller without an event loop."""
-        self._begin()
+        self.begin()
         with self._lock:
             self._closing = True
         self._worker.stop(drain)

@@ -24,6 +24,7 @@ COUNTERS = {
     "forced": "Tokens that a constraint left no choice about.",
     "preempted": "Times a sequence gave up its memory to others.",
     "steps": "Steps of the engine.",
+    "kv_read_bytes": "Bytes of KV that attention read.",
     "failed_steps": "Steps that ended in an error.",
 }
 HISTOGRAMS = {

@@ -45,6 +45,8 @@ class Live:
         self.totals = {"requests": 0, "tokens": 0, "prompt_tokens": 0, "steps": 0}
         self._born = time.monotonic()
         self._taken = 0.0
+        self._nodes: list[dict[str, Any]] = []
+        self._tree_due = 0.0
         self._now = _Second()
         self._second = int(self._born)
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
@@ -133,7 +135,7 @@ class Live:
                 for s in engine.waiting[:SHOWN]
             ],
             "queue": len(engine.waiting) + preparing,
-            "cache": {"nodes": [dataclasses.asdict(n) for n in self._tree()]},
+            "cache": {"nodes": self._tree()},
             "rates": {
                 key: sum(s[key] for s in recent) / span for key in ("tokens", "prompt_tokens", "steps")
             },
@@ -142,9 +144,13 @@ class Live:
             "history": list(self._history),
         }
 
-    def _tree(self) -> list[Any]:
-        tree = getattr(self.engine.methods.reuse, "tree", list)
-        return list(tree())
+    def _tree(self) -> list[dict[str, Any]]:
+        """What is stored, looked at less often the longer that takes: a twentieth of the time at most."""
+        begun = time.monotonic()
+        if begun >= self._tree_due:
+            self._nodes = [dataclasses.asdict(n) for n in self.engine.methods.reuse.tree()]
+            self._tree_due = begun + 20 * (time.monotonic() - begun)
+        return self._nodes
 
     def _shared(self) -> int:
         """Bytes that running sequences would hold on top if none shared its pages."""

@@ -42,6 +42,7 @@ class Metrics:
         self.forced = 0
         self.preempted = 0
         self.steps = 0
+        self.kv_read_bytes = 0  # that attention read, as the runner counts them
         self.failed_steps = 0
         self.queue_time = Histogram(SECONDS)
         self.first_token = Histogram(SECONDS)

@@ -206,6 +206,7 @@ class Pool:
         except UnavailableError:
             llm.shut()
             raise
+        llm.begin(calibrate=True)
         return llm
 
     def _make_room(self, place: _Place, size: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from pronghorn.cost import calibrate
 from pronghorn.errors import EngineError, PronghornError, RequestError, UnavailableError
 from pronghorn.serve.live import Live
 from pronghorn.serve.metrics import Metrics
@@ -47,11 +48,13 @@ class Worker:
         self._strikes = 0
         self._deadline = float("inf")  # time.monotonic() at which what still runs is cancelled
         self._stopping = False
+        self._calibrate = False
         self._thread = threading.Thread(target=self._main, name=f"pronghorn-{name}", daemon=True)
 
     # ------------------------------------------------------------------ from any thread
 
-    def start(self) -> None:
+    def start(self, calibrate: bool) -> None:
+        self._calibrate = calibrate
         self._thread.start()
 
     def admit(self, most: int) -> bool:
@@ -118,6 +121,8 @@ class Worker:
 
     def _main(self) -> None:
         self._photograph()
+        if self._calibrate:
+            calibrate(self.engine)
         while not (self._stopping and (self.idle or time.monotonic() >= self._deadline)):
             self._turn()
         with self._gate:
@@ -241,6 +246,7 @@ class Worker:
         m.steps += 1
         m.step_time.observe(last.seconds)
         m.step_rows.observe(last.rows)
+        m.kv_read_bytes += last.read_bytes
         m.new_tokens += tokens
         m.prompt_tokens += prompt
         self.live.step(time.monotonic(), last, tokens, prompt)
