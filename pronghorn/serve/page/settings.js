@@ -54,6 +54,8 @@ export class Settings {
       const models = (await get("v1/models")).data ?? [];
       this.#drawModels(models.map((m) => m.id));
       this.#methods = ((await get("pronghorn/methods")).methods ?? []).filter((m) => !OWN_FIELD.includes(m.name));
+      const offered = this.#methods.map((m) => `${m.slot}.${m.name}`);
+      for (const name of Object.keys(this.#chosen)) if (!offered.includes(name)) delete this.#chosen[name];
       this.#drawMethods();
       this.trouble(null);
     } catch (failure) {
@@ -121,6 +123,7 @@ export class Settings {
 
   /** The methods as `command.js` takes them. Throws with a sentence when one cannot be written. */
   get #use() {
+    if (!this.#methods.length && Object.keys(this.#chosen).length) throw new Error("The server has not told its methods yet.");
     return this.#methods.filter((m) => `${m.slot}.${m.name}` in this.#chosen).map((m) => {
       const options = this.#chosen[`${m.slot}.${m.name}`];
       const missing = m.options.find((o) => o.required && !(o.name in options));
