@@ -32,8 +32,8 @@ def divided(x: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
 def _followable(x: NDArray[np.float64]) -> None:
     if not np.isfinite(x.max()):
         raise RequestError(
-            "no token can follow: the constraint and the shapers exclude every one, or the model's logits are "
-            "not finite"
+            "no token can follow: the constraint and the shapers exclude every one, or the model's logits "
+            "are not finite"
         )
 
 

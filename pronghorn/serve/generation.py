@@ -18,10 +18,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pronghorn import __version__
-from pronghorn.compose import load, parse
+from pronghorn.compose import load
 from pronghorn.errors import RequestError
 from pronghorn.llm import make_options
 from pronghorn.serve.context import Context
@@ -214,7 +212,6 @@ async def answering(
     own = make_options({**given, "max_tokens": max(most, 1)})
 
     def make() -> Request:  # in another thread
-        try_shapers(given["use"], llm.llm.engine.bound.n_vocab)
         return replace(llm.llm.request(list(ids), own), score=score, max_tokens=most)
 
     stream = llm.submit(make, own)
@@ -225,14 +222,6 @@ async def answering(
             yield Answering(llm, stream, ids, ctx.settings.timeout)
     finally:
         stream.close()
-
-
-def try_shapers(use: Sequence[Any], n_vocab: int) -> None:
-    """Find out now whether they take this model's logits: in a step others would be harmed."""
-    for spec in use:
-        method = parse(spec)[1] if isinstance(spec, str) else spec
-        if hasattr(method, "shape"):
-            method.shape(np.zeros(n_vocab), np.zeros(1, np.int32), 1)
 
 
 async def _accepted(stream: AsyncStream, seconds: float) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from pronghorn.compose import OWN_SLOTS, SLOTS, names
+from pronghorn.compose import OWN_SLOTS, SLOTS, load, names, override
+from pronghorn.errors import MethodError
 from pronghorn.serve.context import Context
 from pronghorn.serve.errors import ApiError, json_response, responses
+
+if TYPE_CHECKING:
+    from pronghorn.serve.async_llm import AsyncLLM
 
 
 class Health(BaseModel):
@@ -44,11 +47,11 @@ def router(ctx: Context) -> APIRouter:
         async with ctx.model(model) as llm:
             return llm.state()
 
-    @made.get("/pronghorn/methods", responses=responses())
-    def methods() -> dict[str, Any]:
-        """Methods that a request may ask for, with their options. Whether a model can run one with what it
-        was started with is said when it is asked for."""
-        return {"methods": _offered()}
+    @made.get("/pronghorn/methods", responses=responses(404))
+    async def methods(model: str = "") -> dict[str, Any]:
+        """Methods that a request may bring of its own, with their options."""
+        async with ctx.model(model) as llm:
+            return {"methods": own_methods(llm)}
 
     @made.get("/v1/receipts/{id}", responses=responses(404))
     async def receipt(id: str) -> dict[str, Any]:  # noqa: A002  (the name in the path)
@@ -61,13 +64,18 @@ def router(ctx: Context) -> APIRouter:
     return made
 
 
-@cache
-def _offered() -> list[dict[str, Any]]:
-    """several: whether others of its slot may be asked for with it."""
+def own_methods(llm: AsyncLLM) -> list[dict[str, Any]]:
+    """Methods that this engine takes from a request, as their files describe them."""
     from pronghorn.cli.methods import describe
 
-    return [
-        {**asdict(describe(slot, name)), "several": SLOTS[slot][2]}
-        for slot in OWN_SLOTS
-        for name in names()[slot]
-    ]
+    out = []
+    for slot in OWN_SLOTS:
+        for name in names()[slot]:
+            told = describe(slot, name)
+            if all(not o.required for o in told.options):
+                try:
+                    override(llm.llm.methods, [load(slot, name)()], llm.llm.facts)
+                except MethodError:
+                    continue
+            out.append(asdict(told) | {"several": SLOTS[slot][2]})
+    return out

@@ -114,7 +114,8 @@ def test_a_large_body_is_refused_before_it_is_read(client, server):
 
 def test_errors_have_one_form_everywhere(client):
     for method, path, status in (
-        ("GET", "/nothing", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405), ("GET", "/v1/models/x", 404),
+        ("GET", "/nothing", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/models/x", 404),
     ):  # fmt: skip
         got = client.request(method, path)
         assert got.status_code == status
@@ -284,6 +285,23 @@ def test_state(client):
     state = client.get("/pronghorn/state").json()
     assert state["model"] == MODEL and state["kv"]["limit"] > 0
     assert client.get("/pronghorn/state", params={"model": "no"}).status_code == 404
+
+
+def test_methods_that_a_request_may_bring(client):
+    found = {m["name"]: m for m in client.get("/pronghorn/methods").json()["methods"]}
+    assert "vtc" not in found and "prefix" not in found and "int8" not in found
+    assert found["top-k"]["several"] and found["top-k"]["options"][0]["name"] == "k"
+    for name, m in found.items():
+        if name != "json" and all(not o["required"] for o in m["options"]):
+            got = client.post(
+                CHAT, json={**ASK, "max_tokens": 2, "pronghorn": {"use": [f"{m['slot']}.{name}"]}}
+            )
+            assert got.status_code == 200, (name, got.text)
+
+
+def test_a_request_reads_no_file(client):
+    got = client.post(CHAT, json={**ASK, "pronghorn": {"use": ["regex:pattern=@/etc/hostname"]}})
+    assert got.json()["choices"][0]["message"]["content"] == "@/etc/hostname"  # a pattern like any other
 
 
 def test_draining(pool):

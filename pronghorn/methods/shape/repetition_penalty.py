@@ -30,5 +30,6 @@ class RepetitionPenalty:
 
     def shape(self, logits: NDArray[np.float64], path: Ints, n_prompt: int) -> NDArray[np.float64]:
         x = logits[path]  # a token that occurs twice is written twice, with the same value
-        logits[path] = np.where(x > 0, x / self.penalty, x * self.penalty)
+        with np.errstate(over="ignore"):  # the target says what is wrong with an infinite logit
+            logits[path] = np.where(x > 0, x / self.penalty, x * self.penalty)
         return logits
