@@ -43,11 +43,17 @@ class Page:
     def __init__(self, driver: Any, address: str) -> None:
         self.driver, self.address = driver, address
 
+    def forget(self) -> None:
+        """Empty the storage, from a place of the same origin where no page is that would fill it again."""
+        self.driver.get(self.address + "page/icon.svg")
+        self.js("localStorage.clear(); sessionStorage.clear()")
+        self.problems()
+
     def load(self) -> None:
         self.driver.get(self.address)
         self.until(
             "return document.documentElement.dataset.ready === ''"
-            " && document.getElementById('at').textContent"
+            " && document.querySelector('#methods .method')"
         )
 
     def js(self, code: str, *args: Any) -> Any:

@@ -96,9 +96,7 @@ def page(browser: Any, stub: Stub) -> Iterator[Page]:
     vars(stub).update(vars(Stub(address=stub.address)))
     visit = Page(browser, stub.address)
     visit.emulate(prefers_color_scheme="light")
-    browser.get(stub.address + "page/icon.svg")  # the origin without the page, which would save again
-    visit.js("localStorage.clear(); sessionStorage.clear()")
-    browser.get_log("browser")
+    visit.forget()
     visit.load()
     yield visit
     assert visit.problems() == []

@@ -12,13 +12,19 @@ from serve.page_browser import Page, chromium
 from pronghorn.compose import parse
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
 @pytest.fixture
-def page(server: Any, tmp_path: Any) -> Iterator[Page]:
-    with chromium(tmp_path) as driver:
-        visit = Page(driver, f"{server.url}/")
-        visit.load()
-        yield visit
-        assert visit.problems() == []
+def page(server: Any, browser: Any) -> Iterator[Page]:
+    visit = Page(browser, f"{server.url}/")
+    visit.forget()
+    visit.load()
+    yield visit
+    assert visit.problems() == []
 
 
 SENTENCE = "seven green boats sail past the old stone harbour"

@@ -137,6 +137,7 @@ function receipt({ receipt: r, seed }) {
   const drafts = Object.values(r.drafters ?? {});
   const [drafted, accepted] = ["drafted", "accepted"].map((key) => drafts.reduce((sum, d) => sum + d[key], 0));
   const [held, full] = ["kv_bytes", "kv_full"].map((key) => (r.branches ?? []).reduce((sum, b) => sum + b[key], 0));
+  const share = full ? Math.round((100 * held) / full) : 0;
   // The first step's tokens come with the first token, so they are not counted.
   const rate = (r.new_tokens - r.accepted_length) / (r.seconds - r.first_token_seconds);
   const line = [
@@ -145,7 +146,7 @@ function receipt({ receipt: r, seed }) {
     drafted ? `drafted ${number(drafted)}, accepted ${number(accepted)}` : "",
     r.forced_tokens ? `forced ${number(r.forced_tokens)}` : "",
     r.reused_tokens ? `reused ${number(r.reused_tokens)} of ${number(r.prompt_tokens)} prompt tokens` : "",
-    `KV ${bytes(held)}` + (full && held !== full ? ` (${Math.round((100 * held) / full)} % of full)` : ""),
+    `KV ${bytes(held)}` + (share && share !== 100 ? ` (${share} % of full)` : ""),
     r.guarantee,
   ];
   const all = el("dl", {});

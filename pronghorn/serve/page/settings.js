@@ -27,7 +27,10 @@ export class Settings {
       key.set($("s-key").value.trim());
       this.reload();
     });
-    $("s-model").addEventListener("change", () => (this.wanted = $("s-model").value));
+    $("s-model").addEventListener("change", () => {
+      this.wanted = $("s-model").value;
+      this.reload(); // another model may take other methods
+    });
     $("s-reset").addEventListener("click", () => {
       this.#chosen = {};
       this.#fill({});
@@ -53,7 +56,12 @@ export class Settings {
     try {
       const models = (await get("v1/models")).data ?? [];
       this.#drawModels(models.map((m) => m.id));
-      this.#methods = ((await get("pronghorn/methods")).methods ?? []).filter((m) => !OWN_FIELD.includes(m.name));
+      const model = $("s-model").value;
+      const offered = (await get(`pronghorn/methods?model=${encodeURIComponent(model)}`)).methods ?? [];
+      if (model !== $("s-model").value) return; // chosen anew meanwhile
+      this.#methods = offered.filter((m) => !OWN_FIELD.includes(m.name));
+      const names = this.#methods.map((m) => `${m.slot}.${m.name}`);
+      for (const name of Object.keys(this.#chosen)) if (!names.includes(name)) delete this.#chosen[name];
       this.#drawMethods();
       this.trouble(null);
     } catch (failure) {
@@ -121,6 +129,7 @@ export class Settings {
 
   /** The methods as `command.js` takes them. Throws with a sentence when one cannot be written. */
   get #use() {
+    if (!this.#methods.length && Object.keys(this.#chosen).length) throw new Error("The server has not told its methods yet.");
     return this.#methods.filter((m) => `${m.slot}.${m.name}` in this.#chosen).map((m) => {
       const options = this.#chosen[`${m.slot}.${m.name}`];
       const missing = m.options.find((o) => o.required && !(o.name in options));
