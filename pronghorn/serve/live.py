@@ -148,7 +148,10 @@ class Live:
         """What is stored, looked at less often the longer that takes: a twentieth of the time at most."""
         begun = time.monotonic()
         if begun >= self._tree_due:
-            self._nodes = [dataclasses.asdict(n) for n in self.engine.methods.reuse.tree()]
+            nodes = [dataclasses.asdict(n) for n in self.engine.methods.reuse.tree()]
+            for node in nodes:
+                del node["tokens"]  # what people asked is nobody else's business
+            self._nodes = nodes
             self._tree_due = begun + 20 * (time.monotonic() - begun)
         return self._nodes
 
