@@ -79,6 +79,12 @@ class NativeRunner:
     def n_threads(self) -> int:
         return int(self.exe.n_threads)
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of stored keys and values, and of the step's own, that attention read in the last step. Pages
+        that sequences have in common count once where they were read once."""
+        return int(self.exe.kv_bytes)
+
     # ------------------------------------------------------------------ load
 
     def _load_matrices(self) -> None:

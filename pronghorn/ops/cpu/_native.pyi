@@ -150,3 +150,7 @@ class Executor:
     def n_threads(self) -> int: ...
     @property
     def weight_bytes(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that the attention of the last step read, all layers and heads; pages that
+        several rows read together count once."""

@@ -1,17 +1,9 @@
 // Which pages a row's attention reads, in which order.
 #include <algorithm>
-#include <stdexcept>
 
 #include "executor.h"
 
 namespace ph {
-namespace {
-
-void need(bool ok, const char* what) {
-    if (!ok) throw std::invalid_argument(what);
-}
-
-}  // namespace
 
 void Executor::attend(Lane& lane, int part) {
     const TapeOp& op = ops_[parts_[part].ops[0]];
@@ -29,75 +21,11 @@ void Executor::attend(Lane& lane, int part) {
                 }
             }
         }
-        attend_item(lane.id, op, task, i % shape_.n_kv, false);
+        attend_item(lane.id, op, task, i % shape_.n_kv);
     });
     team_.each(lane, n_merges_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
-        const Item& item = items_[merges_[i / shape_.n_kv]];
-        attend_item(lane.id, op, {merges_[i / shape_.n_kv], 0, item.blocks}, i % shape_.n_kv, true);
+        merge_item(lane.id, op, merges_[i / shape_.n_kv], i % shape_.n_kv);
     });
-}
-
-// Rows of a sequence share page reads in items. Where these are too few for the threads, an item's
-// blocks of keys are dealt out and their results merged; where there are few blocks too, items take
-// fewer rows.
-void Executor::deal(const StepIn& s) {
-    const int g = shape_.n_heads / shape_.n_kv, n_threads = team_.size();
-    constexpr int QUERIES = 96;  // of an item: enough to pay for packing keys, few enough for the cache
-    constexpr int FEWEST = 2;    // blocks of a task
-    items_.clear();
-    tasks_.clear();
-    merges_.clear();
-    int most = std::max(1, QUERIES / g);
-    while (most > 1 && most * g % 6) --most;  // queries go by sixes at best
-    const int share = std::max(1, s.n * shape_.n_kv / (2 * n_threads));
-    double work = 0;
-    for (int i = 0; i < int(s.seqs.size()); ++i) {
-        const SeqView& q = s.seqs[i];
-        if (q.row0 == q.row1) continue;
-        std::int64_t pages = (q.n_open + PAGE - 1) / PAGE, sealed = 0;
-        for (int j : group_) sealed = std::max(sealed, q.table[4 * j + 3]);
-        const std::int64_t before = (pages + sealed) * PAGE;
-        const int rows = before < 2 * FEWEST * KEYS ? std::min(most, share) : most;
-        for (int r = q.row0; r < q.row1; r += rows) {
-            const int end = std::min(r + rows, q.row1);
-            const int deep = *std::max_element(depth_.begin() + r, depth_.begin() + end);
-            const int blocks = int((before + deep + KEYS - 1) / KEYS);
-            items_.push_back({i, r, end, blocks, 0});
-            work += double(end - r) * blocks;
-        }
-    }
-    need(items_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
-    const double task = work / (4 * n_threads) * shape_.n_kv;
-    std::size_t floats = 0;
-    item_queries_ = 0;
-    for (int i = 0; i < int(items_.size()); ++i) {
-        Item& item = items_[i];
-        const int rows = item.row1 - item.row0;
-        item_queries_ = std::max(item_queries_, rows * g);
-        int n = int(std::min<double>(item.blocks / FEWEST, rows * double(item.blocks) / task + 0.5));
-        if (n_threads == 1 || n < 1) n = 1;
-        if (n == 1) {
-            tasks_.push_back({i, 0, item.blocks});
-            continue;
-        }
-        for (int j = 0; j < n; ++j) {
-            tasks_.push_back({i, item.blocks * j / n, item.blocks * (j + 1) / n});
-        }
-        merges_.push_back(i);
-        item.part = floats;
-        floats += attend_part(std::size_t(rows) * g, shape_.head_dim) * item.blocks * shape_.n_kv;
-    }
-    need(tasks_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
-    if (floats > parts_size_) {
-        parts_of_items_.reset();
-        parts_of_items_ = zeroed(sizeof(float) * floats);
-        parts_size_ = floats;
-    }
-    int n_seqs = 0;
-    for (const SeqView& q : s.seqs) n_seqs += q.row0 != q.row1;
-    whole_seqs_ = merges_.empty() && int(items_.size()) == n_seqs;
-    n_tasks_ = int(tasks_.size());
-    n_merges_ = int(merges_.size());
 }
 
 // Asks for pages, sequence by sequence, on the thread that called `run`.
@@ -118,10 +46,8 @@ void Executor::select(const TapeOp& op) {
     }
 }
 
-void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int head, bool merge) {
-    ThreadScratch& t = scratch_[thread];
-    const Item& item = items_[task.item];
-    const bool split = merge || task.block1 - task.block0 < item.blocks;
+// What an item's kernels have in common.
+AttendItem Executor::asked(int thread, const TapeOp& op, const Item& item, int head) const {
     const int g = shape_.n_heads / shape_.n_kv, dim = shape_.head_dim;
     AttendItem a{};
     a.dim = dim;
@@ -138,20 +64,34 @@ void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int h
     // A float32 store keeps its precision, whatever its sealed pages are made of.
     a.pairs = open_.kind == BF16 && sealed_.kind != F32;
     a.factors = sealed_.kind == I8;
+    a.scratch = static_cast<float*>(scratch_[thread].bytes.get());
+    return a;
+}
+
+// Where the result of an item's block lies.
+float* Executor::part_of(const Item& item, int head, int block) const {
+    const int g = shape_.n_heads / shape_.n_kv, blocks = item.block1 - item.block0;
+    const std::size_t part = attend_part(std::size_t(item.row1 - item.row0) * g, shape_.head_dim);
+    return static_cast<float*>(parts_of_items_.get()) + item.part +
+           part * (std::size_t(head) * blocks + block - item.block0);
+}
+
+void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int head) {
+    ThreadScratch& t = scratch_[thread];
+    const Item& item = items_[task.item];
+    AttendItem a = asked(thread, op, item, head);
     a.block0 = task.block0;
     a.block1 = task.block1;
-    if (split) {
-        const std::size_t part = attend_part(std::size_t(a.n_rows) * g, dim);
-        a.parts = static_cast<float*>(parts_of_items_.get()) + item.part +
-                  part * (std::size_t(head) * item.blocks + task.block0);
-    }
-    a.scratch = static_cast<float*>(t.bytes.get());
-    if (merge) return k_.attend_merge(a);
+    if (item.parts) a.parts = part_of(item, head, task.block0);
     t.shared.clear();
     t.own_keys.clear();
     t.runs.clear();
     gather_shared(op, item, task, head, t, a);
-    gather_own(op, item, head, t, a);
+    if (item.shared) {  // all rows see all keys of its blocks, before any of their own
+        t.runs.push_back({0, a.n_rows, item.block1 * KEYS + a.n_rows, 0, 0});
+    } else {
+        gather_own(op, item, head, t, a);
+    }
     a.shared = t.shared.data();
     a.n_shared = int(t.shared.size());
     a.own = t.own_keys.data();
@@ -159,7 +99,34 @@ void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int h
     a.n_runs = int(t.runs.size());
     const int group = group_[op.ints[0] * shape_.n_kv + head];
     a.pick_step = std::size_t(step_->seqs[item.seq].table[4 * group + 3]);
+    for (const auto* pages : {&t.shared, &t.own_keys}) {
+        for (const KvPage& p : *pages) t.kv_bytes += page_bytes(p);
+    }
     k_.attend(a);
+}
+
+// Of the keys and values of a page.
+std::size_t Executor::page_bytes(const KvPage& p) const {
+    const std::size_t row = shape_.head_dim * size_of(p.kind) + (p.ks ? sizeof(float) : 0);
+    return 2 * PAGE * row;
+}
+
+void Executor::merge_item(int thread, const TapeOp& op, const Merge& merge, int head) {
+    ThreadScratch& t = scratch_[thread];
+    const int g = shape_.n_heads / shape_.n_kv;
+    const Item& own = items_[merge.item];
+    t.parts.clear();
+    const auto add = [&](const Item& item) {
+        for (int i = item.block0; i < item.block1; ++i) {
+            t.parts.push_back({part_of(item, head, i), (item.row1 - item.row0) * g, (own.row0 - item.row0) * g});
+        }
+    };
+    for (int i = merge.join0; i < merge.join1; ++i) add(items_[joins_[i].shared]);
+    add(own);
+    AttendItem a = asked(thread, op, own, head);
+    a.done = t.parts.data();
+    a.n_done = int(t.parts.size());
+    k_.attend_merge(a);
 }
 
 // Sealed and open pages of a task's blocks, but for an open page that is partly filled: there the rows

@@ -12,8 +12,6 @@
 namespace ph {
 namespace {
 
-std::size_t size_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
-
 void need(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
 }
@@ -170,9 +168,12 @@ void Executor::run(const StepIn& step) {
     tail_rows_ = 0;
     step_ = &step;
     prepare(step);
+    for (ThreadScratch& t : scratch_) t.kv_bytes = 0;
     job_ = Job::Step;
     team_.run();
     tail_rows_ = step.n;
+    kv_bytes_ = 0;
+    for (const ThreadScratch& t : scratch_) kv_bytes_ += t.kv_bytes;
 }
 
 void Executor::prepare(const StepIn& s) {

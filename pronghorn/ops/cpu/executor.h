@@ -34,6 +34,8 @@ struct TapeOp {
                                 // Head: scale, softcap
 };
 
+inline std::size_t size_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
+
 // Byte offsets of the fields of a page of one head.
 struct Zone {
     Kind kind = F32;
@@ -112,6 +114,8 @@ public:
     }
     int positions() const { return positions_; }  // of learned position tables, -1: none
     std::size_t weight_bytes() const;
+    // Of keys and values that attention read in the last step: pages that several rows read together once.
+    std::size_t kv_bytes() const { return kv_bytes_; }
 
     // A part of the plan: its ops by name, and the matrices that they multiply with.
     struct Portion {
@@ -146,20 +150,39 @@ private:
         std::vector<int> kept;   // registers made in `before` that later parts read
         float cost = 0;          // of `before`, about, in ns per row
     };
-    struct Item {  // rows of one sequence for an attention kernel
-        int seq, row0, row1;
-        int blocks;        // of keys, at most
-        std::size_t part;  // where results of its blocks begin, if they are dealt out
+    // Rows for an attention kernel and blocks of keys that they read: rows of one sequence, or of several in
+    // a row that have these blocks in common.
+    struct Item {
+        int seq;  // the first
+        int row0, row1;
+        int block0, block1;
+        bool shared;       // blocks that come before the rows' own
+        bool parts;        // results of its blocks are kept, to be merged
+        std::size_t part;  // where they begin
     };
     struct Task {  // blocks [block0, block1) of an item
         int item, block0, block1;
+    };
+    struct Join {  // rows of an own item read blocks in a shared one
+        int own, shared;
+    };
+    struct Merge {  // of an own item: first what it has in joins [join0, join1), then its own parts
+        int item, join0, join1;
+    };
+    struct Live {  // a sequence with rows in the step, and its own items
+        int seq, item0, item1;
+    };
+    struct Stretch {  // sequences [from, to) of the live ones, which have shared `done` blocks so far
+        int from, to, done;
     };
     struct ThreadScratch {
         Bytes bytes, own_bytes;
         std::size_t size = 0, own_size = 0;
         std::vector<KvPage> shared, own_keys;
         std::vector<KvRun> runs;
+        std::vector<KvPart> parts;
         KvPage partial{};  // the open page that is not full
+        std::size_t kv_bytes = 0;  // read in this step
         float* floats(std::size_t n);
         float* own(std::size_t n);
     };
@@ -210,7 +233,16 @@ private:
     void head(Lane& lane, int part);
     void attend(Lane& lane, int part);
     void deal(const StepIn& step);
-    void attend_item(int thread, const TapeOp& op, const Task& task, int head, bool merge);
+    void cut_rows(const StepIn& step);
+    int common_blocks(const SeqView& a, const SeqView& b) const;
+    void share_blocks(const StepIn& step);
+    void share_items(int from, int to, int block0, int block1);
+    void cut_blocks(int n_own);
+    AttendItem asked(int thread, const TapeOp& op, const Item& item, int head) const;
+    float* part_of(const Item& item, int head, int block) const;
+    std::size_t page_bytes(const KvPage& p) const;
+    void attend_item(int thread, const TapeOp& op, const Task& task, int head);
+    void merge_item(int thread, const TapeOp& op, const Merge& merge, int head);
     void gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
                        ThreadScratch& t, AttendItem& a);
     void gather_own(const TapeOp& op, const Item& item, int head, ThreadScratch& t, AttendItem& a);
@@ -274,10 +306,15 @@ private:
     std::vector<std::size_t> table_at_;  // offset of a table's angles in a row
     std::size_t angle_stride_ = 0;
     std::vector<int> run_, depth_, wanted_;
-    std::vector<Item> items_;
+    std::vector<Live> live_;      // in the order of their rows
+    std::vector<int> common_;     // blocks that a live sequence shares with the next
+    std::vector<Stretch> stretches_;
+    std::vector<Item> items_;     // own ones, then shared ones
+    std::vector<Join> joins_;     // by own item, in the order of blocks
     std::vector<Task> tasks_;
-    std::vector<int> merges_;  // items that were dealt out
-    int item_queries_ = 0;     // of the largest item
+    std::vector<Merge> merges_;
+    int item_queries_ = 0;        // of the largest item
+    std::size_t kv_bytes_ = 0;
     Bytes parts_of_items_;
     std::size_t parts_size_ = 0;
     std::vector<ThreadScratch> scratch_;

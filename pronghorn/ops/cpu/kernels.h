@@ -160,7 +160,13 @@ struct KvRun {
     int page0, page1;  // of the item's own pages: keys from number n_shared_keys on, none left out
 };
 
-// Attention of some rows of one sequence over one KV head, with g query heads.
+// The result of a block for n queries, of which an item's begin with number `first`.
+struct KvPart {
+    const float* at;
+    int n, first;
+};
+
+// Attention of some rows over one KV head, with g query heads.
 struct AttendItem {
     int dim, g, n_rows, window;
     float scale, softcap;
@@ -170,7 +176,7 @@ struct AttendItem {
     std::size_t ldo;
     const std::int32_t* pos;  // of the rows
     bool pairs;               // products in bfloat16 where the set has them (packs_input)
-    bool factors;             // whether some pages of the sequence may be I8
+    bool factors;             // whether some pages may be I8
     const KvPage* shared;     // pages that every row sees, `at` rising, multiples of 16
     int n_shared;
     int n_shared_keys;  // a multiple of 16; keys of pages that are left out count
@@ -181,6 +187,8 @@ struct AttendItem {
     int block0, block1;  // of keys, what the item reads
     float* parts;        // attend_part floats for each block: where a block's result goes, for
                          // attend_merge; or null: the item reads all its blocks and writes `out`
+    const KvPart* done;  // attend_merge: results of all blocks, in their order
+    int n_done;
     float* scratch;      // attend_scratch floats
 };
 
@@ -211,7 +219,7 @@ struct Kernels {
     // y[i] = exp((x[i] - top) * by); their sum.
     float (*weigh)(const float* x, float* y, int n, float top, float by);
     void (*attend)(const AttendItem& item);
-    // `out` from the parts of blocks [block0, block1).
+    // `out` from the parts that are done.
     void (*attend_merge)(const AttendItem& item);
 
     Fitted (*fit)(const Fit& f);

@@ -407,7 +407,8 @@ void weigh(const Work<A>& w, const Block& b, int query, int end, int stop) {
 
 // ------------------------------------------------------------------------------ joining
 
-// Adds a block's result to that of the blocks before.
+// Adds a block's result to that of the blocks before. Tops and totals are read by sixteens: behind those of the
+// item may be others' or, at the end of a part, sums.
 template <class A>
 void join(const Work<A>& w, const float* top, const float* total, const float* sums) {
     for (int q = 0; q < w.n; q += 16) {
@@ -552,10 +553,11 @@ template <class A>
 void merge_as(const AttendItem& a) {
     const Work<A> w(a);
     clear(w);
-    const int n16 = (w.n + 15) / 16 * 16;
-    for (int i = a.block0; i < a.block1; ++i) {
-        const float* part = a.parts + size_t(i - a.block0) * attend_part(w.n, a.dim);
-        join(w, part, part + n16, part + 2 * n16);
+    for (int i = 0; i < a.n_done; ++i) {
+        const KvPart& part = a.done[i];
+        const int n16 = (part.n + 15) / 16 * 16;
+        const float* top = part.at + part.first;
+        join(w, top, top + n16, part.at + 2 * n16 + size_t(part.first) * w.width);
     }
     finish(w);
 }

@@ -502,5 +502,6 @@ NB_MODULE(_native, m) {
                  return threads;
              })
         .def_prop_ro("n_threads", [](const Native& self) { return self.n_threads(); })
-        .def_prop_ro("weight_bytes", [](const Native& self) { return self.weight_bytes(); });
+        .def_prop_ro("weight_bytes", [](const Native& self) { return self.weight_bytes(); })
+        .def_prop_ro("kv_bytes", [](const Native& self) { return self.kv_bytes(); });
 }
