@@ -15,8 +15,8 @@
 namespace ph {
 namespace {
 
-constexpr int QUERIES = 96;  // of an item: enough to pay for packing keys, few enough for the cache
-constexpr int SHARED = 384;  // of an item of several sequences: more rows, fewer reads
+constexpr int QUERIES = 96;  // of an item: few enough for the cache
+constexpr int SHARED = 512;  // of an item of several sequences: pages are read once for all of them
 constexpr int FEWEST = 2;    // blocks of a task
 constexpr int PAGES = KEYS / PAGE;
 

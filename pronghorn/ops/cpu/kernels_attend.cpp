@@ -21,7 +21,18 @@ namespace {
 constexpr float NONE = -__builtin_inff();
 constexpr float HIDDEN = -3e38f;  // scores below it are NONE
 constexpr int GROUPS = KEYS / PAGE;  // of sixteen keys, within a block
-constexpr int FEW = 8;               // queries up to which pages are not packed
+
+// Whether so many queries make up for packing keys or values of a kind: their tiles each unpack what they read,
+// but from where a page is stored, and ask for what comes next on the way. Pairs of 8-bit numbers take longest
+// to unpack. Packed or not gives the same registers.
+template <class A>
+constexpr bool packs_keys(Kind kind, int n) {
+    return A::STEP == 2 && kind == I8 && n > 48;
+}
+template <class A>
+constexpr bool packs_values(Kind kind, int n) {
+    return A::STEP == 2 ? kind == I8 && n > 24 : kind != F32 && n > 8;
+}
 
 template <class A>
 struct Work {
@@ -173,9 +184,9 @@ void pack_keys(const Work<A>& w, const KvPage& page, float* out, int from, int t
 
 // ------------------------------------------------------------------------------ a block
 
-// Notes pages in the block's groups and, where lanes are not numbers or many queries come, packs keys.
+// Notes pages in the block's groups and, where lanes are not numbers or queries are many, packs keys.
 template <class A>
-void lay_out(const Work<A>& w, Block& b, Span pages, bool many) {
+void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
     for (const KvPage* p = pages.from; p != pages.to; ++p) {
         const size_t size = bytes_of(p->kind);
         const bool direct = aligned(p, pages.to);
@@ -191,7 +202,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, bool many) {
             b.ks[c] = p->ks;
             b.vs[c] = p->vs;
             float* packed = w.keys + size_t(c) * w.steps * 16;
-            if (direct && !(many && (A::STEP == 2 || p->kind != F32))) {
+            if (direct && !packs_keys<A>(p->kind, n_queries)) {
                 b.keys[c] = p->k;
                 b.keys_kind[c] = p->kind;
             } else {
@@ -249,7 +260,6 @@ void score(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
 // Sums of values of groups [c0, c1).
 template <class A>
 void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
-    const bool many = q1 - q0 > FEW;
     constexpr int PER = PAGE / A::STEP;  // steps of a group
     for (int i = c0; i < c1;) {
         int j = i + 1;
@@ -259,7 +269,7 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
         }
         while (j < c1 && b.there[j] && b.kind[j] == b.kind[i]) ++j;
         int kind = b.kind[i];
-        if (many && (A::STEP == 2 || kind != F32)) {
+        if (packs_values<A>(Kind(kind), q1 - q0)) {
             by_kind<A>(kind, [&]<int K>() {
                 if constexpr (K != PACKED) pack_values_as<A, K>(w, b.value, i * PER, j * PER);
             });
@@ -489,18 +499,18 @@ void run_block(const Work<A>& w, int number) {
     int common = (a.n_shared_keys - b.base) / PAGE;  // groups that all rows see
     common = common < 0 ? 0 : common > GROUPS ? GROUPS : common;
     const Span shared = within(a.shared, a.n_shared, b.base);
-    lay_out(w, b, shared, w.n > FEW);
+    lay_out(w, b, shared, w.n);
     const KvPage* after = a.shared + a.n_shared;
     for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
     score(w, b, 0, w.n, 0, common);
     hide(w, b.base, shared, 0, a.n_rows, true);
-    const auto own = [&](const KvRun& run, bool many) {
+    const auto own = [&](const KvRun& run) {
         for (int c = common; c < GROUPS; ++c) {
             b.there[c] = false;
             b.ks[c] = b.vs[c] = nullptr;
         }
         const Span pages = within(a.own + run.page0, run.page1 - run.page0, b.base);
-        lay_out(w, b, pages, many);
+        lay_out(w, b, pages, (run.row1 - run.row0) * a.g);
         return pages;
     };
     const auto stop_of = [&](const KvRun& run) {  // of its groups
@@ -511,7 +521,7 @@ void run_block(const Work<A>& w, int number) {
         const KvRun& run = a.runs[i];
         const int q0 = run.row0 * a.g, q1 = run.row1 * a.g, stop = stop_of(run);
         if (common < stop) {
-            const Span pages = own(run, q1 - q0 > FEW);
+            const Span pages = own(run);
             score(w, b, q0, q1, common, stop);
             hide(w, b.base, pages, run.row0, run.row1, false);
         }
@@ -525,7 +535,7 @@ void run_block(const Work<A>& w, int number) {
         const KvRun& run = a.runs[i];
         const int stop = stop_of(run);
         if (common >= stop) continue;
-        if (a.n_runs > 1) own(run, false);
+        if (a.n_runs > 1) own(run);
         gather(w, b, run.row0 * a.g, run.row1 * a.g, common, stop);
     }
 }
