@@ -5,8 +5,8 @@
 
 A model of that shape with random weights (`pronghorn.bench.shapes`), bfloat16. All sequences have the prefix
 and tokens of their own behind it; a step is one token for each of them. Both ways alternate, and figures are
-medians: of a step, of the part of it that its attention takes, and the bytes of keys and values that it reads,
-as the runner counts them. The logits of both ways are compared, bit for bit. --quick: small batches, few
+medians: of a step, of the part of it that its attention takes, and the bytes of keys and values that it
+reads, as the runner counts them. The logits of both ways are compared, bit for bit. --quick: small batches, few
 repeats and a small model.
 """
 
@@ -76,10 +76,8 @@ def append(engine: Engine, kv: SeqKV, n: int, seed: int) -> None:
 def apart(store: Store, kv: SeqKV) -> SeqKV:
     """The same rows in pages of its own."""
     new = store.fork(kv)
-    for blocks, arena in (
-        (new.open, store.open_arena),
-        *((s.blocks, store.sealed_arena) for s in new.sealed),
-    ):
+    held = [(new.open, store.open_arena), *((s.blocks, store.sealed_arena) for s in new.sealed)]
+    for blocks, arena in held:
         for i, b in enumerate(blocks):
             blocks[i] = arena.copy(int(b))
     new.open_addr = store.open_arena.address(new.open)
@@ -124,9 +122,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=2048, help="tokens that all share")
     parser.add_argument("--own", type=int, default=32, help="tokens that each has behind them")
     parser.add_argument("--batch", default="1,4,8,16,32", help="numbers of sequences")
-    parser.add_argument(
-        "--kv", choices=("bfloat16", "int8"), default="bfloat16", help="how the prefix is stored"
-    )
+    parser.add_argument("--kv", choices=("bfloat16", "int8"), default="bfloat16", help="of the prefix")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true")

@@ -554,7 +554,7 @@ def test_the_live_view_shows_what_runs():
     async def main():
         async with AsyncLLM() as llm:
             llm.state()
-            streams = [llm.stream(LONG, max_tokens=900, ignore_eos=True, user="ann") for _ in range(3)]
+            streams = [llm.stream(LONG, max_tokens=600, ignore_eos=True, user="ann") for _ in range(3)]
             for stream in streams:
                 await anext(stream)
 
@@ -565,7 +565,7 @@ def test_the_live_view_shows_what_runs():
             state = json.loads(json.dumps(llm.state()))
             assert {r["id"] for r in state["running"]} == {s.id for s in streams}
             for r in state["running"]:
-                assert r["user"] == "ann" and r["max_new"] == 900 and r["age"] >= 0
+                assert r["user"] == "ann" and r["max_new"] == 600 and r["age"] >= 0
                 assert r["phase"] == "answer" and r["done"] == r["prompt"]
             assert 0 < state["kv"]["held"] <= state["kv"]["limit"]
             assert state["kv"]["shared_saved"] > 0  # one prompt

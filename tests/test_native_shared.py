@@ -44,10 +44,8 @@ def driver(name: str, store: str = "float32", threads: int = 2, **more: Any) -> 
 def apart(store: Store, kv: SeqKV) -> SeqKV:
     """The same rows in pages of its own."""
     new = store.fork(kv)
-    for blocks, arena in (
-        (new.open, store.open_arena),
-        *((s.blocks, store.sealed_arena) for s in new.sealed),
-    ):
+    held = [(new.open, store.open_arena), *((s.blocks, store.sealed_arena) for s in new.sealed)]
+    for blocks, arena in held:
         for i, b in enumerate(blocks):
             blocks[i] = arena.copy(int(b))
     new.open_addr = store.open_arena.address(new.open)
@@ -104,8 +102,8 @@ def grow(b: Both, sealed: bool) -> None:
     b.step(Chunk(0, tokens(225, seed=2)), Chunk(first, tokens(500, seed=3)))
     for of in (0, 0, first):
         b.fork(of)
-    b.together.kvs[1:] = b.together.kvs[2:] + [b.together.kvs[1]]  # neighbours that share
-    b.alone.kvs[1:] = b.alone.kvs[2:] + [b.alone.kvs[1]]
+    for d in (b.together, b.alone):
+        d.kvs.append(d.kvs.pop(first))  # beside the one that shares with it
 
 
 @pytest.mark.parametrize("isa", _native.isas())
@@ -147,8 +145,7 @@ def test_more_rows_than_an_item_holds(n, store):
 
 def test_groups_that_keep_different_rows():
     """Heads with sealed rows of their own: what is common is common to all of them."""
-    make = lambda n: driver("gqa", "int8", n, rows="head")  # noqa: E731
-    b = Both(make, 2)
+    b = Both(lambda n: driver("gqa", "int8", n, rows="head"), 2)
     b.step(Chunk(0, tokens(900)))
     n = 900
     keep = {0: np.arange(0, n, 2, dtype=np.int32), 1: np.arange(0, n - 60, dtype=np.int32)}
@@ -164,8 +161,7 @@ def test_groups_that_keep_different_rows():
 
 def test_a_selector_reads_for_each_sequence():
     """Picks are a sequence's own: nothing is shared."""
-    make = lambda n: driver("gqa", "float32", n, selector=Quest(tokens=64, dense_layers=0))  # noqa: E731
-    b = Both(make, 2)
+    b = Both(lambda n: driver("gqa", "float32", n, selector=Quest(tokens=64, dense_layers=0)), 2)
     b.step(Chunk(0, tokens(800)))
     b.seal(0)
     for _ in range(3):
@@ -174,13 +170,38 @@ def test_a_selector_reads_for_each_sequence():
     assert b.saved == 0
 
 
-def test_the_same_pages_at_other_positions_are_not_shared():
-    """A window looks at positions, which belong to the sequence."""
+def other_open_positions(store: Store, kv: SeqKV) -> None:
+    kv.open_pos += 200
+    kv.next_pos += 200
+
+
+def other_sealed_positions(store: Store, kv: SeqKV) -> None:
+    kv.sealed[0].pos += 200
+
+
+def less_of_a_page(store: Store, kv: SeqKV) -> None:
+    kv.sealed[0].fill[3] = 9
+
+
+def a_page_less(store: Store, kv: SeqKV) -> None:
+    """Open pages are the same then, under other numbers."""
+    s = kv.sealed[0]
+    s.blocks, s.addr, s.fill, s.pos = s.blocks[:-1], s.addr[:-1], s.fill[:-1], s.pos[:-16]
+    store._point(kv)
+
+
+@pytest.mark.parametrize(
+    "change", [other_open_positions, other_sealed_positions, less_of_a_page, a_page_less]
+)
+def test_the_same_pages_that_mean_something_else_are_not_shared(change):
+    """A window looks at positions, which belong to the sequence, as do the rows of a page that count."""
     d = driver("window")
-    d.step([Chunk(0, tokens(600))])
+    d.step([Chunk(0, tokens(300))])
+    if change is not other_open_positions:
+        d.runner.store.seal(d.kvs[0])
+    d.step([Chunk(0, tokens(300, seed=2))])
     d.kvs.append(d.runner.store.fork(d.kvs[0]))
-    d.kvs[1].open_pos += 200
-    d.kvs[1].next_pos += 200
+    change(d.runner.store, d.kvs[1])
     alone = [d.step([Chunk(i, [3], commit=[])])[0] for i in range(2)]
     together = d.step([Chunk(i, [3], commit=[]) for i in range(2)])
     assert not np.array_equal(*alone)
