@@ -7,7 +7,7 @@ import threading
 
 from pronghorn.serve.delta import Mailbox
 
-PACE = 0.002  # seconds between two rounds of deltas, at least: handing over costs more than a small step
+PACE = 0.004  # seconds between two rounds of deltas, at least: handing over costs more than a small step
 
 
 class Bell:

@@ -137,6 +137,8 @@ class Worker:
     def _jobs(self) -> None:
         """Do what has been handed in; sleep until there is something when the engine is idle."""
         wait = 0.0 if (self.engine.busy and not self.reason) or self.finished else None
+        if wait == 0.0 and self._inbox.empty():
+            return
         if wait is None and self._stopping:
             wait = min(max(self._deadline - time.monotonic(), 0.0), 60.0)
         while True:
