@@ -47,7 +47,7 @@ def batch(
 
       pronghorn batch --model org/name --use token-recycling in.jsonl out.jsonl
     """  # noqa: E501  (a line to copy)
-    from pronghorn.serve.batch import answered, read_jobs
+    from pronghorn.serve.batch import Tally, answered, read_jobs
 
     jobs = read_jobs(requests)
     if answers.exists() and answers.samefile(requests):
@@ -57,7 +57,9 @@ def batch(
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left):,} of {len(jobs):,} are answered already", file=sys.stderr)
     begun = time.perf_counter()
-    tally = _run(left, answers, model, use, plain, backend, threads, int(kv_gb * GIB), window)
+    tally = Tally()
+    if left:
+        tally = _run(left, answers, model, use, plain, backend, threads, int(kv_gb * GIB), window)
     seconds = time.perf_counter() - begun
     _tell(tally, seconds, as_json)
     if tally.failed:
@@ -77,22 +79,21 @@ def _run(
     from pronghorn.cli.show import progress
     from pronghorn.llm import DEFAULT_USE
     from pronghorn.serve.app import create_app
-    from pronghorn.serve.batch import Tally, run
+    from pronghorn.serve.batch import run
     from pronghorn.serve.pool import Pool, Spec
     from pronghorn.serve.settings import Settings
 
-    if not jobs:
-        return Tally()
     defaults = [("batch" if name == "fcfs" else name) for name in (PLAIN if plain else DEFAULT_USE)]
     spec = Spec(model, tuple(use), backend, threads, kv_bytes, tuple(defaults))
     # a request of many prompts waits as many times
-    pool = Pool({"model": spec}, max_waiting=1 << 20)
+    name = Path(model).name or model
+    pool = Pool({name: spec}, max_waiting=1 << 20)
     app = create_app(pool, Settings(timeout=FOREVER, schema_timeout=10.0))
 
     async def go(tick: Callable[[int, int], None]) -> Tally:
         try:
             return await run(
-                app, jobs, answers, "model", window, lambda t: tick(t.done + len(t.failed), len(jobs))
+                app, jobs, answers, name, window, lambda t: tick(t.done + len(t.failed), len(jobs))
             )
         finally:
             await pool.close()

@@ -18,7 +18,7 @@ from pronghorn.errors import RequestError
 
 COMMANDS = (  # in modules of their names
     "run", "chat", "info", "methods", "explain", "verify", "convert", "quantize", "bench",
-    "serve",
+    "serve", "batch",
 )  # fmt: skip
 GROUPS = {"bench": ("speed",)}  # commands that have commands
 
