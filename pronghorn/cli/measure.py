@@ -58,6 +58,10 @@ class Recorder:
         self.ops = inner.ops
         self.logits: list[Logits] = []
 
+    @property
+    def read_bytes(self) -> int:
+        return self.inner.read_bytes
+
     def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:
         out = self.inner.run(rows, kvs, taps)
         if len(out.logits):
