@@ -7,10 +7,10 @@ once and can be forgotten after it. Groups go by the share of answer rows in wha
 answers run beside the prompts of later groups. Sequences start as memory allows rather than by number, and
 steps are filled with prompt rows to a constant size.
 
-Departures: the program finds the best partition into prefixes of one level instead of merging greedily. Within
-a group prompts stay in the order of the tree, so that a reuse method finds deeper common prefixes too. The
-order takes answers to be `max_tokens` long; memory goes by what is held, and where it runs short the last in
-order is preempted. Users and deadlines are ignored; priorities order what waits, and take nobody's place.
+Departures: the program finds the best partition into prefixes of one level instead of merging greedily.
+Within a group prompts stay in the order of the tree, so that a reuse method finds deeper common prefixes too.
+The order takes answers to be `max_tokens` long; memory goes by what is held, and where it runs short the last
+in order is preempted. Users and deadlines are ignored; priorities order what waits, and take nobody's place.
 """
 
 from __future__ import annotations
