@@ -121,8 +121,8 @@ class StepCost:
         old[-1] = self._read * size[-1]
         x = _positive(a, weight, old, np.ones(len(size)))
         for _ in range(ROUNDS):
-            off = np.abs(a @ x - 1)
-            x = _positive(a, weight / np.maximum(off, 0.02), old, x)
+            said = np.maximum(a @ x, 0.05)  # in proportion to what is predicted: half the steps take longer
+            x = _positive(a, weight / (said * np.maximum(np.abs(said - 1), 0.02 * said)), old, x)
         x /= size
         self._at = [float(t) for t in _columns(knots, np.zeros(len(knots))) @ x]
         self._read = float(x[-1])

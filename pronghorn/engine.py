@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.compose import Composition, Facts, override
-from pronghorn.cost import StepCost
+from pronghorn.cost import StepCost, reads
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.memory import LOOK, Memory, room_of
@@ -212,7 +212,7 @@ class Engine:
             if self.busy:
                 raise RuntimeError("the scheduler planned no rows although sequences wait")
             return []
-        read = sum(w.take * w.seq.kv.length for w in works)
+        read = sum(reads(w.take, w.seq.kv.length) for w in works)
         joined: list[Seq] = []  # branches that start in this step
         try:
             events = self._run(works, joined)

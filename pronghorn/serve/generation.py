@@ -208,7 +208,7 @@ async def answering(
     `PronghornError`."""
     if given["n"] > ctx.settings.max_branches:
         raise ApiError(400, f"n is {given['n']}, at most {ctx.settings.max_branches}", "n")
-    most = max(context_of(llm) - len(ids), 1) if max_tokens is None else max_tokens
+    most = _room(llm, len(ids), given) if max_tokens is None else max_tokens
     own = make_options({**given, "max_tokens": max(most, 1)})
 
     def make() -> Request:  # in another thread
@@ -222,6 +222,15 @@ async def answering(
             yield Answering(llm, stream, ids, ctx.settings.timeout)
     finally:
         stream.close()
+
+
+def _room(llm: AsyncLLM, n_prompt: int, given: dict[str, Any]) -> int:
+    """New tokens for a request that names no number: to the context's end, as far as all answers fit the KV;
+    half of the context where the prompt will be cut."""
+    context, n = context_of(llm), given["n"]
+    if given["truncate"] and n_prompt >= context:
+        return context // 2
+    return max(min(context - n_prompt, (llm.llm.engine.kv_rows - n_prompt) // n), 1)
 
 
 async def _accepted(stream: AsyncStream, seconds: float) -> None:

@@ -191,6 +191,14 @@ def test_many_leave_at_random(server):
     assert idle(server)
 
 
+def test_a_full_queue(client, server, monkeypatch):
+    monkeypatch.setattr(server.pool._models()[MODEL], "max_waiting", 0)
+    for stream in (True, False):
+        got = client.post(CHAT, json={**ASK, "stream": stream})
+        assert got.status_code == 429 and got.headers["retry-after"] == "1"
+        assert got.json()["error"]["type"] == "rate_limit_error"
+
+
 # ---------------------------------------------------------------------- times
 
 
