@@ -208,6 +208,7 @@ async def answering(
     `PronghornError`."""
     if given["n"] > ctx.settings.max_branches:
         raise ApiError(400, f"n is {given['n']}, at most {ctx.settings.max_branches}", "n")
+    await ctx.grammars.check(llm.tokenizer, given["use"])
     most = _room(llm, len(ids), given) if max_tokens is None else max_tokens
     own = make_options({**given, "max_tokens": max(most, 1)})
 
@@ -216,8 +217,6 @@ async def answering(
 
     stream = llm.submit(make, own)
     try:
-        if any(not isinstance(m, str) for m in given["use"]):
-            await _accepted(stream, ctx.settings.schema_timeout)
         async with stream:
             yield Answering(llm, stream, ids, ctx.settings.timeout)
     finally:
@@ -230,19 +229,7 @@ def _room(llm: AsyncLLM, n_prompt: int, given: dict[str, Any]) -> int:
     context, n = context_of(llm), given["n"]
     if given["truncate"] and n_prompt >= context:
         return context // 2
-    return max(min(context - n_prompt, (llm.llm.engine.kv_rows - n_prompt) // n), 1)
-
-
-async def _accepted(stream: AsyncStream, seconds: float) -> None:
-    """Wait for a request's grammar to be opened. Raises `ApiError` 400 when it takes too long."""
-    try:
-        await asyncio.wait_for(stream.accepted(), seconds)
-    except asyncio.TimeoutError:
-        raise ApiError(
-            400,
-            f"the schema or pattern was not ready after {seconds:g} s: simplify it",
-            code="schema_too_complex",
-        ) from None
+    return max(min(context - n_prompt, int(llm.llm.engine.kv_rows - n_prompt) // int(n)), 1)
 
 
 # ------------------------------------------------------------------ what answers have in common
