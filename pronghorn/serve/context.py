@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pronghorn.serve.errors import ApiError
+from pronghorn.serve.grammars import Grammars
 from pronghorn.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ class Context:
     meters: Meters
     draining: bool = False
     active: int = 0
+    grammars: Grammars = field(init=False)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)  # a chat template renders one at a time
+
+    def __post_init__(self) -> None:
+        self.grammars = Grammars(self.settings.schema_timeout)
 
     @asynccontextmanager
     async def model(self, name: str | None) -> AsyncIterator[AsyncLLM]:

@@ -219,7 +219,8 @@ async def answering(
     `PronghornError`."""
     if given["n"] > ctx.settings.max_branches:
         raise ApiError(400, f"n is {given['n']}, at most {ctx.settings.max_branches}", "n")
-    most = max(context_of(llm) - len(ids), 1) if max_tokens is None else max_tokens
+    await ctx.grammars.check(llm.tokenizer, given["use"])
+    most = _room(llm, len(ids), given) if max_tokens is None else max_tokens
     own = make_options({**given, "max_tokens": max(most, 1)})
 
     def make() -> Request:  # in another thread
@@ -227,24 +228,19 @@ async def answering(
 
     stream = llm.submit(make, own)
     try:
-        if any(not isinstance(m, str) for m in given["use"]):
-            await _accepted(stream, ctx.settings.schema_timeout)
         async with stream:
             yield Answering(llm, stream, ids, ctx.settings.timeout)
     finally:
         stream.close()
 
 
-async def _accepted(stream: AsyncStream, seconds: float) -> None:
-    """Wait for a request's grammar to be opened. Raises `ApiError` 400 when it takes too long."""
-    try:
-        await asyncio.wait_for(stream.accepted(), seconds)
-    except asyncio.TimeoutError:
-        raise ApiError(
-            400,
-            f"the schema or pattern was not ready after {seconds:g} s: simplify it",
-            code="schema_too_complex",
-        ) from None
+def _room(llm: AsyncLLM, n_prompt: int, given: dict[str, Any]) -> int:
+    """New tokens for a request that names no number: to the context's end, as far as all answers fit the KV;
+    half of the context where the prompt will be cut."""
+    context, n = context_of(llm), given["n"]
+    if given["truncate"] and n_prompt >= context:
+        return context // 2
+    return max(min(context - n_prompt, int(llm.llm.engine.kv_rows - n_prompt) // int(n)), 1)
 
 
 # ------------------------------------------------------------------ what answers have in common

@@ -66,6 +66,13 @@ def test_length(client):
     assert text(client, max_tokens=3) == cut["choices"][0]["message"]["content"]
 
 
+def test_a_prompt_that_is_too_long(client):
+    long = [{"role": "user", "content": "word " * 1500}]
+    assert "context is 1024" in refused(client, messages=long)["message"]
+    got = answer(client, messages=long, pronghorn={"truncate": True, "ignore_eos": True})
+    assert got["usage"]["completion_tokens"] == 512
+
+
 def test_logit_bias_forbids(client):
     first = answer(client, max_tokens=1, logprobs=True)["choices"][0]["logprobs"]["content"][0]["token"]
     (token,) = client.post("/tokenize", json={"prompt": first}).json()["tokens"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -13,6 +14,8 @@ import httpx
 import pytest
 from conftest import MODEL, Running, serving
 
+from pronghorn.serve.errors import ApiError
+from pronghorn.serve.grammars import Grammars
 from pronghorn.serve.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -122,15 +125,15 @@ def test_errors_have_one_form_everywhere(client):
         assert set(got.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_hostile_grammars_hold_nobody_up(client, server):
-    """Bad schemas end with a 400 soon, while another answer streams on."""
-    deep: dict = {"type": "string"}
-    for _ in range(25):
-        deep = {"type": "object", "properties": {"a": deep, "b": deep}, "required": ["a"]}
-        if len(json.dumps(deep)) > 100_000:
-            break
-    schemas = [
-        deep,
+def form(schema: dict) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+def test_hostile_schemas_hold_nobody_up(client, server):
+    """Seconds of work in a schema: a 400 after the time it may take. Others stream on, and other schemas are
+    read, or asked to come again."""
+    large = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(8000)}}
+    odd = [
         {"anyOf": [{"type": "string", "pattern": f"(a|b|ab){{1,{i + 500}}}x{{900}}"} for i in range(60)]},
         {"type": "string", "pattern": "((a{1,100}){1,100}){1,100}"},
         {"type": "array", "items": {"type": "string", "maxLength": 10**9}, "minItems": 10**9},
@@ -144,13 +147,36 @@ def test_hostile_grammars_hold_nobody_up(client, server):
 
         reader = threading.Thread(target=read)
         reader.start()
-        for schema in schemas:
-            form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-            got = client.post(CHAT, json={**ASK, "max_tokens": 4, "response_format": form}, timeout=20)
+        got = client.post(CHAT, json={**ASK, "response_format": form(large)})
+        if got.status_code != 200:  # a machine that reads it in time may follow it
+            assert got.status_code == 400 and got.json()["error"]["code"] == "schema_too_complex", got.text
+        for schema in odd:
+            got = client.post(CHAT, json={**ASK, "max_tokens": 4, "response_format": form(schema)})
             assert got.status_code in (200, 400), got.text  # some can be followed
         reader.join(60)
     assert len(streamed) > 10
     assert idle(server)
+
+
+def test_a_schema_that_takes_too_long():
+    release = threading.Event()
+
+    class Slow:
+        """A constraint that is opened when we say so."""
+
+        def open(self, tokenizer: object) -> None:
+            release.wait(20)
+
+    grammars = Grammars(0.1)
+    found = []
+    try:
+        for _ in range(3):
+            with pytest.raises(ApiError) as refused:
+                asyncio.run(grammars.check(None, [Slow()]))
+            found.append(refused.value.status)
+    finally:
+        release.set()
+    assert found == [400, 400, 429]  # both threads are taken by then
 
 
 # ---------------------------------------------------------------------- clients that leave
@@ -189,6 +215,14 @@ def test_many_leave_at_random(server):
     for t in threads:
         t.join(60)
     assert idle(server)
+
+
+def test_a_full_queue(client, server, monkeypatch):
+    monkeypatch.setattr(server.pool._models()[MODEL], "max_waiting", 0)
+    for stream in (True, False):
+        got = client.post(CHAT, json={**ASK, "stream": stream})
+        assert got.status_code == 429 and got.headers["retry-after"] == "1"
+        assert got.json()["error"]["type"] == "rate_limit_error"
 
 
 # ---------------------------------------------------------------------- times

@@ -1,5 +1,5 @@
 """Offline batches: requests that share a prefix run together, those with long answers first (BatchLLM, Zheng
-et al., 2024, arXiv 2412.03594, sections 4.1 and 4.2).
+et al., 2024, arXiv 2412.03594: its explicit prefix identification, group scheduling and request reordering).
 
 All that waits is looked at as a whole. Over the tree of common prefixes a dynamic program picks groups so
 that one prefix to a group saves the most prompt rows; a group runs as a block, so that its prefix is computed
@@ -7,10 +7,10 @@ once and can be forgotten after it. Groups go by the share of answer rows in wha
 answers run beside the prompts of later groups. Sequences start as memory allows rather than by number, and
 steps are filled with prompt rows to a constant size.
 
-Departures: within a group prompts stay in the order of the tree, so that a reuse method finds deeper common
-prefixes too. Lengths of answers are taken to be `max_tokens`; where they were overestimated memory stays
-unused no longer than a step, as what is held counts, and where memory runs short, the last in order is
-preempted. Users and deadlines are ignored; priorities order what waits, and take nobody's place.
+Departures: the program finds the best partition into prefixes of one level instead of merging greedily.
+Within a group prompts stay in the order of the tree, so that a reuse method finds deeper common prefixes too.
+The order takes answers to be `max_tokens` long; memory goes by what is held, and where it runs short the last
+in order is preempted. Users and deadlines are ignored; priorities order what waits, and take nobody's place.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Dynamic SplitFuse: every step has the same number of rows (DeepSpeed-FastGen, Holmes et al., 2024, arXiv
-2401.08671, section 3).
+"""Every step has the same number of rows (DeepSpeed-FastGen, Holmes et al., 2024, arXiv
+2401.08671, Dynamic SplitFuse).
 
 Each step takes a row of every answer under way and fills up with prompts to exactly N rows: long prompts are
 split over steps, short ones fused. Rows per second grow ever more slowly with the rows of a step, so steps of
