@@ -6,8 +6,8 @@
 A model of that shape with random weights (`pronghorn.bench.shapes`), bfloat16. All sequences have the prefix
 and tokens of their own behind it; a step is one token for each of them. Both ways alternate, and figures are
 medians: of a step, of the part of it that its attention takes, and the bytes of keys and values that it
-reads, as the runner counts them. The logits of both ways are compared, bit for bit. --quick: small batches, few
-repeats and a small model.
+reads, as the runner counts them. The logits of both ways are compared, bit for bit. --quick: small batches,
+few repeats and a small model.
 """
 
 from __future__ import annotations
