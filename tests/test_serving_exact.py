@@ -18,8 +18,8 @@ FP32 = ("weight.fp32", "kvfmt.fp32")
 PRECISIONS = {"bf16": (), "fp32": FP32}
 PLAIN = ("match", "fcfs")
 STORY = (
-    "Once upon a time there was a little fox who lived at the edge of a great wood. Every morning it went down "
-    "to the river, looked at the water and wondered where all of it came from. "
+    "Once upon a time there was a little fox who lived at the edge of a great wood. Every morning it went "
+    "down to the river, looked at the water and wondered where all of it came from. "
 )
 LIST = "Registry:\n" + "".join(f"item {i}: {7919 * i % 10_000}\n" for i in range(12))
 

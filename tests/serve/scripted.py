@@ -69,8 +69,10 @@ class ScriptedLLM:
     def __init__(self) -> None:
         self.tokenizer = load_tokenizer(BUNDLED / "pronghorn-tiny", {})
         self.name = NAME
-        bound = SimpleNamespace(context=4096)
-        self.llm = SimpleNamespace(engine=SimpleNamespace(bound=bound), methods=(), request=_request)
+        bound = SimpleNamespace(context=4096, n_vocab=4096)
+        self.llm = SimpleNamespace(
+            engine=SimpleNamespace(bound=bound, kv_rows=1 << 20), methods=(), request=_request
+        )
         self.say = self.prompt = ""
         self.request = Request((0,))
 

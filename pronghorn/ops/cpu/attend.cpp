@@ -118,7 +118,8 @@ void Executor::merge_item(int thread, const TapeOp& op, const Merge& merge, int 
     t.parts.clear();
     const auto add = [&](const Item& item) {
         for (int i = item.block0; i < item.block1; ++i) {
-            t.parts.push_back({part_of(item, head, i), (item.row1 - item.row0) * g, (own.row0 - item.row0) * g});
+            t.parts.push_back(
+                {part_of(item, head, i), (item.row1 - item.row0) * g, (own.row0 - item.row0) * g});
         }
     };
     for (int i = merge.join0; i < merge.join1; ++i) add(items_[joins_[i].shared]);

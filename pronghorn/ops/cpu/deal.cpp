@@ -2,9 +2,9 @@
 //
 // Rows of a sequence share page reads in items. Blocks of keys that sequences have in common, in the very
 // same pages, are an item of their own for the rows of all of them, as in Hydragen (Juravsky et al. 2024),
-// level by level where a tree of prefixes branches: what is common is read once. A block's result for a query
-// does not depend on who shares the reading, and results are joined in the order of the blocks by one rule, so
-// a sequence's bits are the same as alone.
+// level by level where a tree of prefixes branches: what is common is read once. A block's result for a
+// query does not depend on who shares the reading, and results are joined in the order of the blocks by one
+// rule, so a sequence's bits are the same as alone.
 #include <algorithm>
 #include <climits>
 #include <cstring>
@@ -47,8 +47,8 @@ void Executor::deal(const StepIn& s) {
     n_merges_ = int(merges_.size());
 }
 
-// Items of a sequence's own, sequence by sequence in the order of rows: of all its blocks. Where there are few
-// blocks too, items take fewer rows.
+// Items of a sequence's own, sequence by sequence in the order of rows: of all its blocks. Where there are
+// few blocks too, items take fewer rows.
 void Executor::cut_rows(const StepIn& s) {
     const int g = shape_.n_heads / shape_.n_kv;
     int most = std::max(1, QUERIES / g);
@@ -117,7 +117,8 @@ void Executor::share_blocks(const StepIn& s) {
             if (i > first) stretches_.push_back({first, i + 1, all});
         }
     }
-    std::stable_sort(joins_.begin(), joins_.end(), [](const Join& a, const Join& b) { return a.own < b.own; });
+    std::stable_sort(joins_.begin(), joins_.end(),
+                     [](const Join& a, const Join& b) { return a.own < b.own; });
 }
 
 // Blocks [block0, block1) of own items [from, to) go to items for several of them, of about the same size.

@@ -22,9 +22,9 @@ constexpr float NONE = -__builtin_inff();
 constexpr float HIDDEN = -3e38f;  // scores below it are NONE
 constexpr int GROUPS = KEYS / PAGE;  // of sixteen keys, within a block
 
-// Whether so many queries make up for packing keys or values of a kind: their tiles each unpack what they read,
-// but from where a page is stored, and ask for what comes next on the way. Pairs of 8-bit numbers take longest
-// to unpack. Packed or not gives the same registers.
+// Whether n queries make up for packing keys or values of a kind. Unpacked, each tile of queries turns what
+// it reads into operands, but asks for what is read next on the way. Pairs of 8-bit numbers take longest.
+// Packed or not gives the same registers.
 template <class A>
 constexpr bool packs_keys(Kind kind, int n) {
     return A::STEP == 2 && kind == I8 && n > 48;
@@ -417,8 +417,8 @@ void weigh(const Work<A>& w, const Block& b, int query, int end, int stop) {
 
 // ------------------------------------------------------------------------------ joining
 
-// Adds a block's result to that of the blocks before. Tops and totals are read by sixteens: behind those of the
-// item may be others' or, at the end of a part, sums.
+// Adds a block's result to that of the blocks before. Tops and totals are read by sixteens: behind those of
+// the item may lie others' or, at the end of a part, sums.
 template <class A>
 void join(const Work<A>& w, const float* top, const float* total, const float* sums) {
     for (int q = 0; q < w.n; q += 16) {
