@@ -1,6 +1,6 @@
 """Several models in one process: loaded when somebody asks for them, within a memory budget.
 
-    pool = Pool({"small": "pronghorn-tiny", "big": Spec("./models/big", use=("weight.int8",))}, memory=16 << 30)
+    pool = Pool({"small": "pronghorn-tiny", "big": Spec("./big", use=("weight.int8",))}, memory=16 << 30)
     async with await pool.get("small") as llm:
         answer = await llm.generate("Once upon a time")
 
