@@ -259,7 +259,7 @@ def compose(use: Sequence[str | Any], defaults: Sequence[str | Any] = ()) -> Com
     Raises `MethodError`."""
     chosen: dict[str, list[Any]] = {}
     for spec in use:
-        slot, method = parse(spec) if isinstance(spec, str) else (_slot_of(spec), spec)
+        slot, method = parse(spec) if isinstance(spec, str) else (slot_of(spec), spec)
         held = chosen.setdefault(slot, [])
         if held and not SLOTS[slot][2]:
             raise MethodError(
@@ -271,7 +271,7 @@ def compose(use: Sequence[str | Any], defaults: Sequence[str | Any] = ()) -> Com
         held.append(method)
     taken = set(chosen)
     for spec in defaults:
-        slot, method = parse(spec) if isinstance(spec, str) else (_slot_of(spec), spec)
+        slot, method = parse(spec) if isinstance(spec, str) else (slot_of(spec), spec)
         if slot not in taken:
             chosen.setdefault(slot, []).append(method)
     chosen["shape"] = sorted(chosen.get("shape", []), key=lambda m: int(m.order))
@@ -289,7 +289,7 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
     on top. Specs do not read files. Raises `MethodError` with the reason why one cannot be had."""
     chosen: dict[str, Any] = {}
     for spec in use:
-        slot, method = _parsed(spec) if isinstance(spec, str) else (_slot_of(spec), spec)
+        slot, method = _parsed(spec) if isinstance(spec, str) else (slot_of(spec), spec)
         name = name_of(method) or type(method).__name__
         if slot not in OWN_SLOTS:
             raise MethodError(
@@ -341,7 +341,7 @@ def _only(method: Any) -> str:
     return str(getattr(method, "only", ""))
 
 
-def _slot_of(method: Any) -> str:
+def slot_of(method: Any) -> str:
     module = type(method).__module__
     if module.startswith("pronghorn.methods."):
         return module.split(".")[2]

@@ -40,10 +40,13 @@ def serve(
     backend: Backend = "native",
     threads: Threads = 0,
     kv_gb: Annotated[
-        float, typer.Option(min=0, help="GiB of KV per model; 0 for a quarter of what is free.")
+        float, typer.Option(min=0, help="GiB of KV per model; 0 for a quarter of --memory-gb.")
     ] = 0,
     memory_gb: Annotated[
-        float, typer.Option(min=0, help="GiB that all loaded models may take together; 0 for what is free.")
+        float,
+        typer.Option(
+            min=0, help="GiB that all loaded models may take together; 0 for nine tenths of what is free."
+        ),
     ] = 0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get a 429.")] = 4096,
     max_body: Annotated[float, typer.Option(min=0.001, max=1024, help="MiB of a request.")] = 8,

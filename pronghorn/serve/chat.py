@@ -134,7 +134,7 @@ class _Chat:
         )
         form = body.response_format
         if not plan.callable:
-            return plan, constraint(form, body.extension)
+            return plan, constraint(form)
         if body.extension.regex:
             raise ApiError(400, "tools and pronghorn.regex are both given: choose one", "tools")
         plan = replace(plan, schema=schema_of(form))

@@ -100,7 +100,7 @@ class _Completions:
 
     def _options(self) -> dict[str, Any]:
         body = self.body
-        given = options(body, self.user, constraint(body.response_format, body.extension))
+        given = options(body, self.user, constraint(body.response_format))
         return given | {"logprobs": body.logprobs is not None, "top_logprobs": body.logprobs or 0}
 
     async def _begin(self, stack: AsyncExitStack, llm: AsyncLLM) -> list[Answering]:

@@ -24,7 +24,7 @@ from pronghorn.errors import RequestError
 from pronghorn.llm import make_options
 from pronghorn.serve.context import Context
 from pronghorn.serve.errors import ApiError
-from pronghorn.serve.fields import AsJson, AsSchema, AsText, Extension, Sampling
+from pronghorn.serve.fields import AsJson, AsSchema, AsText, Sampling
 from pronghorn.serve.tools import Tool, conversation
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ def options(body: Sampling, user: str = "", constraint: Sequence[Any] = ()) -> d
     """Keywords of `Options` for a body, without max_tokens. `constraint`: methods on top of the body's own.
     Raises `RequestError` or `MethodError`."""
     own = body.extension
+    if own.regex:
+        if constraint:
+            raise ApiError(400, "a format of the answer and pronghorn.regex are both given: choose one")
+        constraint = [load("constrain", "regex")(pattern=own.regex)]
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return {
         "temperature": 1.0 if body.temperature is None else body.temperature,
@@ -86,12 +90,8 @@ def _id(token: str) -> int:
     return int(token)
 
 
-def constraint(form: AsText | AsJson | AsSchema | None, own: Extension) -> list[Any]:
-    """The constraint that a response format or a pattern stands for."""
-    if own.regex:
-        if form is not None and form.type != "text":
-            raise ApiError(400, "response_format and pronghorn.regex are both given: choose one")
-        return [load("constrain", "regex")(pattern=own.regex)]
+def constraint(form: AsText | AsJson | AsSchema | None) -> list[Any]:
+    """The constraint that a response format stands for."""
     if isinstance(form, AsJson):
         return [load("constrain", "json")()]
     if isinstance(form, AsSchema):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pronghorn.compose import parse
+from pronghorn.compose import parse, slot_of
 from pronghorn.serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Grammars:
     async def check(self, tokenizer: Tokenizer, use: Sequence[Any]) -> None:
         """Open the constraints among a request's methods once. Raises `ApiError` and `RequestError`."""
         for spec in use:
-            method = parse(spec, files=False)[1] if isinstance(spec, str) else spec
-            if hasattr(method, "open"):
+            slot, method = parse(spec, files=False) if isinstance(spec, str) else (slot_of(spec), spec)
+            if slot == "constrain":
                 await self._try(tokenizer, method)
 
     async def _try(self, tokenizer: Tokenizer, method: Any) -> None:

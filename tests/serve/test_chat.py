@@ -188,3 +188,19 @@ def test_a_token_outside_the_vocabulary_is_refused(client):
 def test_schemas_that_cannot_be_followed(client, schema):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     refused(client, response_format=form)
+
+
+@pytest.mark.parametrize("method", ["prefix", "vtc", "weight.int8", "swap", "kvfmt.int8"])
+def test_what_is_the_whole_engines_is_refused(client, method: str):
+    assert "whole engine" in refused(client, pronghorn={"use": [method]})["message"]
+
+
+def test_a_pattern_holds_on_every_api(client):
+    own = {"regex": "[0-9]{4}"}
+    got = client.post("/v1/responses", json={"input": "A number", "pronghorn": own})
+    assert re.fullmatch("[0-9]{4}", got.json()["output"][0]["content"][0]["text"])
+    ask = {"messages": [{"role": "user", "content": "A number"}], "max_tokens": 20, "pronghorn": own}
+    got = client.post("/v1/messages", json=ask)
+    assert re.fullmatch("[0-9]{4}", got.json()["content"][0]["text"])
+    form = {"type": "json_object"}
+    assert "choose one" in refused(client, response_format=form, pronghorn=own)["message"]
