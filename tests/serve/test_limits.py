@@ -164,6 +164,8 @@ def test_a_schema_that_takes_too_long():
     class Slow:
         """A constraint that is opened when we say so."""
 
+        slot = "constrain"
+
         def open(self, tokenizer: object) -> None:
             release.wait(20)
 
