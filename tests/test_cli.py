@@ -593,7 +593,7 @@ def test_an_answer_cannot_steer_the_terminal(monkeypatch):
         monkeypatch.setenv("NO_COLOR", colour)
         painter = paint.Painter(llm.tokenizer)
         tokens = tuple(llm.tokenizer.encode("\x1b]0;title\x07\n"))
-        painter.write(Piece("\x1b]0;title\x07\n", tokens, (False,) * len(tokens)))
+        painter.write(Piece("\x1b]0;title\x07\n", tokens, (Origin.MODEL,) * len(tokens)))
     assert terminal.text == "\\x1b]0;title\\x07\n" * 2
 
 
