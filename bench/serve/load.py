@@ -168,6 +168,9 @@ class _Stream(asyncio.Protocol):
                 self._to.first = now
             self._to.last = now
             self._to.chunks.append((now, n))
+        if self._chunks.done and not self._to.chunks and self._total:  # tokens without text: there by now
+            self._to.first = self._to.last = now
+            self._to.chunks.append((now, self._total))
         if self._chunks.done and self._transport is not None:
             self._transport.close()
 

@@ -28,11 +28,12 @@ def counters(port: int) -> dict[str, float]:
 def idle(port: int, patience: float) -> dict[str, Any]:
     """The view once nothing runs or waits, or the last one within `patience` seconds."""
     end = time.monotonic() + patience
+    view(port)  # a large tree takes a moment to look at: who asks too early sees it as it was
     while True:
+        time.sleep(1.0)
         said = view(port)
         if (not said["running"] and not said["waiting"]) or time.monotonic() > end:
             return said
-        time.sleep(0.2)
 
 
 def stored(said: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from pronghorn.errors import QueueFullError, UnavailableError
 from pronghorn.llm import DEFAULT_MODEL, DEFAULT_USE, LLM, Answer, Options, embedding, make_options
 from pronghorn.seq import Request, Top
 from pronghorn.serve.delta import Delta
+from pronghorn.serve.live import OFTEN
 from pronghorn.serve.metrics import Metrics
 from pronghorn.serve.receipt import Receipts
 from pronghorn.serve.run import Run
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 
 PLAIN = Options()
+PATIENCE = 1.0  # seconds to wait for a view of the engine that is not old
 PREPARERS = 4  # threads that cut texts and compile grammars
 
 
@@ -233,6 +236,15 @@ class AsyncLLM:
         """The live view, at most a moment old for whoever asks twice a second; ready for JSON."""
         self.begin()
         return self._worker.look()
+
+    async def look(self) -> dict[str, Any]:
+        """The live view as it is now, unless a step takes longer than `PATIENCE`."""
+        asked = time.monotonic()
+        state = self.state()
+        while self._worker.live.taken < asked - OFTEN and time.monotonic() < asked + PATIENCE:
+            await asyncio.sleep(0.005)
+            state = self.state()
+        return state
 
     def receipt(self, id_: str) -> dict[str, Any]:
         """How the answers of an ended request came about. Raises `KeyError` for one not kept."""

@@ -44,7 +44,7 @@ class Live:
         self.last: dict[str, Any] = {}
         self.totals = {"requests": 0, "tokens": 0, "prompt_tokens": 0, "steps": 0}
         self._born = time.monotonic()
-        self._taken = 0.0
+        self.taken = 0.0
         self._nodes: list[dict[str, Any]] = []
         self._tree_due = 0.0
         self._now = _Second()
@@ -67,7 +67,7 @@ class Live:
 
     def due(self, now: float) -> bool:
         """Whether a new photograph is wanted and the last one is old enough."""
-        return now - self._taken >= OFTEN and now - self.asked < ASKED
+        return now - self.taken >= OFTEN and now - self.asked < ASKED
 
     def _roll(self, now: float) -> None:
         """Close the seconds that are over."""
@@ -90,7 +90,7 @@ class Live:
     def photograph(self, runs: Iterable[Run], preparing: int) -> None:
         """Renew `last`."""
         now = time.monotonic()
-        self._taken = now
+        self.taken = now
         self._roll(now)
         engine, last = self.engine, self.engine.last
         owner = {s.id: run for run in runs for s in run.seqs}

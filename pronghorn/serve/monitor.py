@@ -45,7 +45,7 @@ def router(ctx: Context) -> APIRouter:
     async def state(model: str = "") -> dict[str, Any]:
         """What runs, waits and is held right now."""
         async with ctx.model(model) as llm:
-            return llm.state()
+            return await llm.look()
 
     @made.get("/pronghorn/methods", responses=responses(404))
     async def methods(model: str = "") -> dict[str, Any]:
