@@ -250,6 +250,12 @@ class Composition:
         return max((int(t.removeprefix("q.last")) for t in self.taps if t.startswith("q.")), default=0)
 
     @cached_property
+    def again(self) -> int:
+        """Rows at the end of a prompt that run although they are stored: the last one, for its logits, those
+        whose queries are wanted, and those that a method says."""
+        return max([1, self.q_rows, *(t.recompute for t in self.traits)])
+
+    @cached_property
     def moves(self) -> bool:
         return any(t.moves for t in self.traits)
 

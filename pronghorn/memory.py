@@ -22,7 +22,7 @@ from pronghorn.types import FOREVER, Span
 PROMPT_GRID = 2048  # rows between barriers inside the prompt: large products stay large
 DECODE_GRID = 64  # rows between barriers after it
 FOLLOW = 64  # rows worth waiting for while another sequence computes them
-LOOK = 256  # waiting sequences that are compared with those under way
+LOOK = 64  # waiting sequences that are compared with those under way
 
 
 class Memory:
@@ -105,7 +105,8 @@ class Memory:
         if seq.ticket is not None:
             self.store.free(seq.kv)
             seq.kv, seq.ticket = self.swap.back(seq.ticket), None
-            return
+            if seq.kv.length:  # the copy was not lost
+                return
         rows = self._usable(seq)
         span: Span | None = self.reuse.match(seq.tokens, rows) if rows > 0 else None
         if span is None or span.n <= 0:
@@ -124,10 +125,9 @@ class Memory:
         """Rows that it may take from a stored state."""
         if seq.request.score or seq.request.embed or not self.shareable:
             return 0
-        again = max([1, seq.methods.q_rows, *(t.recompute for t in seq.methods.traits)])
         if self.plain(seq):
-            return len(seq.tokens) - again
-        rows = seq.n_prompt - again
+            return len(seq.tokens) - seq.methods.again
+        rows = seq.n_prompt - seq.methods.again
         if seq.methods.kv is self.policy:
             return rows
         return min(rows, int(seq.methods.kv.barrier(seq.n_prompt, 0)))  # where its own first acts
@@ -135,14 +135,15 @@ class Memory:
     def follows(self, seq: Seq, leaders: Iterable[Seq]) -> bool:
         """Whether it pays to wait: one of `leaders`, prompts under way, is about to store rows that `seq`
         can take. Once such rows are there, they are offered."""
-        if self._usable(seq) < FOLLOW:
+        usable = self._usable(seq)
+        if usable < FOLLOW:
             return False
         for leader in leaders:
             key = (seq.id, leader.id)
             if key not in self._overlaps:
                 rows = self.reuse.overlap(seq.tokens, leader.tokens[: leader.n_prompt])
                 self._overlaps[key] = rows // PROMPT_GRID * PROMPT_GRID if self.seals else rows
-            rows = min(self._overlaps[key], self._usable(seq))
+            rows = min(self._overlaps[key], usable)
             if rows - leader.offered < FOLLOW:
                 continue
             if leader.kv.length < rows:
