@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pronghorn.serve.pool import Pool, Spec
 
 GIB = 1 << 30
+TBT = 50.0  # milliseconds between tokens to aim for
 
 
 def serve(
@@ -53,7 +54,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer may take.")] = 600,
     tbt: Annotated[
         float, typer.Option(min=1, help="Milliseconds between two tokens of an answer to aim for.")
-    ] = 50,
+    ] = TBT,
     disk_cache: Annotated[
         str, typer.Option(metavar="FOLDER", help="Keep stored prompts there, for after a restart too.")
     ] = "",
@@ -138,11 +139,17 @@ def told(named: dict[str, str], host: str, port: int) -> None:
 def specs(named: dict[str, str], use: list[str], plain: bool, tbt: float, disk_cache: str) -> dict[str, Spec]:
     """What each name stands for. Unless told otherwise, users share a model fairly and no prompt holds up the
     others' tokens."""
+    from pronghorn.compose import resolve
     from pronghorn.llm import DEFAULT_USE
     from pronghorn.serve.pool import Spec
 
     if plain and disk_cache:
         raise RequestError("--plain stores no prompts: leave out --disk-cache, or --plain")
+    taken = {resolve(spec.partition(":")[0].strip())[0] for spec in use}
+    if "sched" in taken and tbt != TBT:
+        raise RequestError("--tbt is the default scheduler's: tell yours, as in --use sarathi:tbt=0.05")
+    if "reuse" in taken and disk_cache:
+        raise RequestError("--disk-cache is the default method's: tell yours, as in --use prefix:disk=FOLDER")
     own = {"fcfs": f"vtc:tbt={tbt / 1e3:g}"}
     if disk_cache:
         own["prefix"] = f'prefix:disk="{disk_cache}"'

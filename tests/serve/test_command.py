@@ -95,6 +95,8 @@ def test_keys_come_from_the_environment_too():
         (["--use", "no-such-method"], "no method called"),
         (["--host", "256.1.1.1"], "cannot listen"),
         (["--plain", "--disk-cache", "x"], "--plain"),
+        (["--tbt", "20", "--use", "fcfs"], "sarathi:tbt"),
+        (["--disk-cache", "/tmp", "--use", "prefix:gb=1"], "prefix:disk"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )
