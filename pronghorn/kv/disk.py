@@ -190,7 +190,7 @@ class Disk:
 
     def _measure(self, size: int, seconds: float) -> None:
         if size > 1 << 16:
-            self.rate += 0.3 * (size / max(seconds, 1e-6) - self.rate)
+            self.rate += 0.5 * (size / max(seconds, 1e-6) - self.rate)
 
     # ------------------------------------------------------------------ writing
 

@@ -137,6 +137,7 @@ class Radix:
         for passed in at.path():
             if passed.short and usable(kv, passed.end, self.grid) > passed.kv.length:
                 self._replace(passed, self._fork(kv, passed.end))
+                self._best(passed)
         if n < len(ids):
             if at is not self.root:
                 self.store.share(kv, at.kv, at.kv.length, self.grid)
@@ -147,8 +148,7 @@ class Radix:
                 self._replace(at, kv)
             elif at.kv is not kv:
                 kv.free()
-        for b in new.path():
-            self._best(b)
+        self._best(new)
         if new.parent is not None:
             self._lean(new.parent, new)
         return new
@@ -167,8 +167,7 @@ class Radix:
             above.run = above.run[: above.kv.length - above.start].copy()
         elif above.short:
             return self.drop(above)
-        for b in above.path():
-            self._best(b)
+        self._best(above)
         return None
 
     def clear(self) -> None:
@@ -214,8 +213,14 @@ class Radix:
             self._count(upper.kv, 1)
 
     def _best(self, b: Branch) -> None:
-        every = [below.best for below in b.below.values()]
-        b.best = min(every if b.short else [b, *every], key=lambda x: x.kv.n_sealed)
+        """Work out the best state of a branch again, and what follows for those above it."""
+        at: Branch | None = b
+        while at is not None and at.parent is not None:
+            every = [below.best for below in at.below.values()]
+            best = min(every if at.short else [at, *every], key=lambda x: x.kv.n_sealed)
+            if best is at.best and at is not b:
+                return
+            at.best, at = best, at.parent
 
     # ------------------------------------------------------------------ what it costs
 

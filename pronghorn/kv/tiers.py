@@ -123,7 +123,7 @@ class Swap:
                 return self.store.new()
             size = self.store.bytes_of(kv)
             if size > 1 << 16:
-                self.rate += 0.3 * (size / max(time.perf_counter() - began, 1e-6) - self.rate)
+                self.rate += 0.5 * (size / max(time.perf_counter() - began, 1e-6) - self.rate)
         self._copies.append((ref(kv), ticket))
         return kv
 

@@ -18,6 +18,7 @@ rows and reading is quicker than computing (`pronghorn.kv.disk`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV, Store
 
 BRANCHES = 4096  # of the tree, at most: looking for the least valuable one takes time
+AHEAD = 16  # branches that leave after one look
 
 
 @dataclass
@@ -45,6 +47,8 @@ class _Held:
     disks: list[Disk] = field(default_factory=list)  # one, if asked for
     seconds: Callable[[int, int], float] = lambda rows, context: 1e-3 * rows
     clock: float = 0.0  # worth of the last branch that left
+    next: list[Branch] = field(default_factory=list)  # those that leave next, the first one last
+    looked: float = 0.0  # when that was worked out
 
 
 @dataclass(frozen=True)
@@ -144,19 +148,30 @@ class Prefix:
 
     def _evict(self, tree: Radix, keep: Branch) -> bool:
         """Drop the leaf of least worth, of those that free something."""
-        least, leaf = 0.0, tree.root
-        for b in tree:
-            size = 0 if b.below or b is keep else tree.frees(b) or tree.could_free(b)
-            if size:
-                saved = (1 + b.hits) * self._held.seconds(b.end - b.start, b.start)
-                worth = b.credit + saved / size
-                if leaf is tree.root or worth < least:
-                    least, leaf = worth, b
-        if leaf is tree.root:
-            return False
-        self._held.clock = max(self._held.clock, least)
-        tree.drop(leaf)
-        return True
+        held = self._held
+        while True:
+            fresh = not held.next
+            if fresh:  # a look at all of them serves a few times
+                ranked = sorted(
+                    (self._worth(tree, b), b.id, b) for b in tree if b is not keep and not b.below
+                )
+                held.next = [b for worth, _, b in ranked[:AHEAD] if worth < math.inf][::-1]
+                held.looked = time.monotonic()
+            while held.next:
+                leaf = held.next.pop()
+                worth = self._worth(tree, leaf)
+                alive = leaf.parent is not None and leaf.parent.below.get(int(leaf.run[0])) is leaf
+                if alive and leaf is not keep and leaf.used <= held.looked and worth < math.inf:
+                    held.clock = max(held.clock, worth)
+                    tree.drop(leaf)
+                    return True
+            if fresh:
+                return False
+
+    def _worth(self, tree: Radix, leaf: Branch) -> float:
+        size = 0 if leaf.below else tree.frees(leaf) or tree.could_free(leaf)
+        saved = (1 + leaf.hits) * self._held.seconds(leaf.end - leaf.start, leaf.start)
+        return leaf.credit + saved / size if size else math.inf
 
     def shrink(self) -> bool:
         held = self._held
@@ -173,6 +188,7 @@ class Prefix:
             tree.clear()
         held.disks.clear()
         held.trees.clear()
+        held.next.clear()
 
     def tree(self) -> list[Node]:
         out: list[Node] = []
