@@ -74,7 +74,7 @@ fi
 "$bin/cmake" -G Ninja -S . -B "$here/build" -DCMAKE_MAKE_PROGRAM="$bin/ninja" -DCMAKE_SYSTEM_NAME=Linux \
     -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER="$cxx" \
     -DCMAKE_CXX_FLAGS="-idirafter $root/usr/include -Werror" \
-    -DPython_EXECUTABLE="$python"
+    -DPython_EXECUTABLE="$python" -DPython_INCLUDE_DIR="$root/usr/include/${exe##*/}"
 "$bin/cmake" --build "$here/build" --target _native
 cp --remove-destination "$here"/build/pronghorn/ops/cpu/_native*.so pronghorn/ops/cpu/
 
