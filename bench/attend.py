@@ -52,9 +52,9 @@ class Model:
         from pronghorn.methods.kvfmt.int8 import Int8
         from pronghorn.model.bind import bind
         from pronghorn.model.tape import Param, Tape
+        from pronghorn.nulls import Dense, ExactKV
         from pronghorn.ops.ref import Ops
         from pronghorn.run.native import NativeRunner
-        from pronghorn.slots import Dense, ExactKV
 
         heads, n_kv, dim = shape
         rng, tensors = np.random.default_rng(0), {}

@@ -36,8 +36,8 @@ from pronghorn.compose import compose
 from pronghorn.kv.view import KVView
 from pronghorn.llm import BUNDLED, LLM, make_engine
 from pronghorn.model.tokenizer import Tokenizer, load_tokenizer
+from pronghorn.nulls import EXACT
 from pronghorn.seq import Request
-from pronghorn.slots import EXACT
 from pronghorn.types import FOREVER, Guarantee, KVPlan, Traits
 
 WINDOW = 8  # rows at the end of a prompt that snapkv and the control always keep: most of the question

@@ -38,9 +38,9 @@ class Step:
         from pronghorn.model.bind import bind
         from pronghorn.model.rope import Rope
         from pronghorn.model.tape import Param, Tape
+        from pronghorn.nulls import Dense, ExactKV
         from pronghorn.ops.ref import Ops
         from pronghorn.run.native import NativeRunner
-        from pronghorn.slots import Dense, ExactKV
 
         rng = np.random.default_rng(0)
         width, hidden, n_vocab, dim = shape["width"], shape["hidden"], shape["vocab"], shape["dim"]

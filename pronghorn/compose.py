@@ -16,7 +16,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from pronghorn import slots
+from pronghorn import nulls
 from pronghorn.errors import MethodError
 from pronghorn.types import Guarantee, Traits
 
@@ -24,20 +24,20 @@ HOME = Path(__file__).parent / "methods"
 
 # slot -> (what it decides, its null object, several methods allowed)
 SLOTS: dict[str, tuple[str, Any, bool]] = {
-    "weight": ("weight format", slots.AsStored(), True),
-    "gate": ("parts of the model that run", slots.WholeModel(), False),
-    "kvfmt": ("KV format", slots.ExactKV(), False),
-    "kv": ("KV policy", slots.KeepAll(), False),
-    "select": ("KV pages read", slots.Dense(), False),
-    "reuse": ("KV reuse", slots.NoReuse(), False),
-    "prune": ("prompt tokens run", slots.KeepPrompt(), False),
-    "reside": ("what stays on the device", slots.AllResident(), False),
-    "constrain": ("constraint", slots.NoConstraint(), False),
-    "search": ("search", slots.OneBranch(), False),
+    "weight": ("weight format", nulls.AsStored(), True),
+    "gate": ("parts of the model that run", nulls.WholeModel(), False),
+    "kvfmt": ("KV format", nulls.ExactKV(), False),
+    "kv": ("KV policy", nulls.KeepAll(), False),
+    "select": ("KV pages read", nulls.Dense(), False),
+    "reuse": ("KV reuse", nulls.NoReuse(), False),
+    "prune": ("prompt tokens run", nulls.KeepPrompt(), False),
+    "reside": ("what stays on the device", nulls.AllResident(), False),
+    "constrain": ("constraint", nulls.NoConstraint(), False),
+    "search": ("search", nulls.OneBranch(), False),
     "shape": ("logits", (), True),
-    "draft": ("drafter", slots.NoDraft(), False),
-    "verify": ("verifier", slots.OwnToken(), False),
-    "sched": ("scheduler", slots.InOrder(), False),
+    "draft": ("drafter", nulls.NoDraft(), False),
+    "verify": ("verifier", nulls.OwnToken(), False),
+    "sched": ("scheduler", nulls.InOrder(), False),
 }
 
 
@@ -163,7 +163,7 @@ def name_of(method: Any) -> str:
     """The name a user would type, "" for a null object."""
     module = type(method).__module__
     if not module.startswith("pronghorn.methods."):
-        return "" if module == slots.__name__ else type(method).__name__
+        return "" if module == nulls.__name__ else type(method).__name__
     return module.rsplit(".", 1)[1].replace("_", "-")
 
 

@@ -12,9 +12,10 @@ may bring methods of its own; `seq.methods` has them, on top of the engine's.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,16 +23,17 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import Composition, Facts, override
 from pronghorn.cost import StepCost, reads
+from pronghorn.drafting import Drafting, count
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.memory import LOOK, Memory, room_of
 from pronghorn.model.bind import Bound
 from pronghorn.run.base import Runner
-from pronghorn.seq import Request, Seq, Top
-from pronghorn.slots import ConstraintState, Drafter, Room
+from pronghorn.seq import Request, Seq, Top, Work
+from pronghorn.slots import ConstraintState, Room
 from pronghorn.target import NodeTarget, logprob, logprobs
 from pronghorn.text import TextStream
-from pronghorn.types import Accept, Draft, Ints, Origin, Rows
+from pronghorn.types import Accept, Ints, Origin, Rows
 
 if TYPE_CHECKING:
     from pronghorn.model.tokenizer import Tokenizer
@@ -50,20 +52,6 @@ class Event:
     origins: list[Origin]
     text: str
     finish: str
-
-
-@dataclass
-class _Work:
-    """What one sequence does in a step."""
-
-    seq: Seq
-    take: int  # rows of known tokens
-    last: bool  # they end with the last known token, so a new one can be chosen
-    barrier: int
-    draft: Draft = field(default_factory=Draft.empty)
-    forced: bool = False  # the draft is what the constraint forces
-    row: int = 0  # first row in the step
-    logit: int = 0  # row of the logits that belongs to the last known token; the nodes' follow
 
 
 class StepInfo(NamedTuple):
@@ -117,6 +105,8 @@ class Engine:
         # a row whose rotation depends on the prompt's length is of no use to another prompt
         self.memory = Memory(store, methods, kv_rows, seals, not varies)
         self.cost = StepCost()
+        self.drafting = Drafting(runner, self.cost, clip)
+        self._seconds = math.inf  # what the step under way may last
         self.last = StepInfo(0, 0, 0.0)
         self.hidden = any(t.startswith("hidden.") for t in methods.taps)
         self._ids = 0
@@ -229,8 +219,8 @@ class Engine:
         self.cost.observe(rows, read, seconds)
         return events
 
-    def _run(self, works: list[_Work], joined: list[Seq]) -> list[Event]:
-        self._draft(works)
+    def _run(self, works: list[Work], joined: list[Seq]) -> list[Event]:
+        self.drafting.draft(works, self._seconds, STEP_ROWS)
         self.memory.make_room(room_of(len(works), sum(w.take for w in works)))
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]
@@ -262,7 +252,7 @@ class Engine:
             places.add(self.store, seq.kv, w.row, kept)
         if places.n:
             self.runner.commit(*places.take())
-        self._observe(works, accepts, out.logits)
+        self.drafting.observe(works, accepts, out.logits)
         for w in works:
             self.memory.reached(w.seq, w.barrier)
             if w.seq.offered < w.seq.n_prompt <= w.seq.kv.length:
@@ -274,7 +264,7 @@ class Engine:
                 self._end(e.seq, e.finish)
         return events
 
-    def _schedule(self) -> list[_Work]:
+    def _schedule(self) -> list[Work]:
         memory = self.memory
         leaders = [s for s in self.running if s.kv.length < s.n_prompt]
         waiting: Sequence[Seq] = self.waiting
@@ -283,6 +273,7 @@ class Engine:
             waiting = [s for s in waiting if s.id not in held_back]
         room = Room(STEP_ROWS, memory.free(self.running, bool(waiting)), self.cost)
         plan = self.methods.sched.plan(waiting, self.running, room)
+        self._seconds = plan.seconds
         for seq in plan.preempt:
             memory.give_up(seq, self.cost)
             self.running.remove(seq)
@@ -294,7 +285,7 @@ class Engine:
                 memory.attach(seq)
                 leaders.append(seq)
         running = {s.id for s in self.running}
-        works = []
+        works: list[Work] = []
         for seq, n in plan.rows:
             length = seq.kv.length
             barrier = memory.next_barrier(seq, length)
@@ -302,42 +293,12 @@ class Engine:
             if self.clip:
                 take = min(take, barrier - length)
             if take > 0:
-                works.append(_Work(seq, take, length + take == len(seq.tokens), barrier))
+                works.append(Work(seq, take, length + take == len(seq.tokens), barrier, len(works)))
         if len(works) > 1:  # who shares pages stands side by side: a runner reads them once
             works.sort(key=lambda w: w.seq.kv.sealed[0].blocks.tobytes() + w.seq.kv.open.tobytes())
         return works
 
-    def _draft(self, works: list[_Work]) -> None:
-        able, depth = [], []
-        for w in works:
-            seq = w.seq
-            if not w.last or not seq.request.new_rows or seq.id in self.siblings:
-                continue
-            left = seq.request.max_tokens - seq.n_new - 1
-            if self.clip:
-                left = min(left, w.barrier - seq.kv.length - w.take)
-            able.append(w)
-            depth.append(max(left, 0))
-        for drafter, at in _by_drafter(able):
-            drafts = drafter.propose([able[i].seq for i in at], [depth[i] for i in at])
-            for i, draft in zip(at, drafts, strict=True):
-                able[i].draft = draft
-        for w, k in zip(able, depth, strict=True):
-            forced = self._forced(w.seq)[:k]
-            if forced:
-                w.draft, w.forced = Draft.chain(forced), True
-                w.seq.counts.forced += len(forced)
-            w.draft = w.draft.clip(k)
-            if w.draft.n:
-                w.seq.counts.drafted += int(w.draft.depths().max())
-
-    def _forced(self, seq: Seq) -> list[int]:
-        try:
-            return seq.constraint.forced()
-        except RequestError:
-            return []  # the mask, asked next, tells why and ends this request alone
-
-    def _rows(self, works: list[_Work]) -> tuple[Rows, bool]:
+    def _rows(self, works: list[Work]) -> tuple[Rows, bool]:
         n_rows = sum(w.take + w.draft.n for w in works)
         if n_rows > self._buffer.shape[1]:
             self._buffer = np.zeros((6, 2 * n_rows), np.int32)
@@ -384,7 +345,7 @@ class Engine:
             seq.counts.recomputed += max(0, min(first + w.take, seq.lost) - first)
         return Rows(*rows), taps
 
-    def _collect(self, works: list[_Work], taps: dict[str, NDArray[Any]]) -> None:
+    def _collect(self, works: list[Work], taps: dict[str, NDArray[Any]]) -> None:
         """Keep the rotated queries of the last prompt rows until the policy has seen them, and the sums of
         final states that embeddings are made of."""
         for w in works:
@@ -410,7 +371,7 @@ class Engine:
         s.taps = dict(leader.taps)
         self.running.append(s)
 
-    def _score(self, w: _Work, logits: NDArray[Any]) -> None:
+    def _score(self, w: Work, logits: NDArray[Any]) -> None:
         """Log-probabilities of the prompt's tokens, but for rows run again."""
         seq = w.seq
         first = seq.kv.length
@@ -430,7 +391,7 @@ class Engine:
         ids = [int(i) for i in self.runner.top(row[None], n)[0] if i >= 0]
         return tuple(zip(ids, logprobs(logits, ids), strict=True))
 
-    def _advance(self, seq: Seq, w: _Work, every: NDArray[Any]) -> tuple[Accept, Event]:
+    def _advance(self, seq: Seq, w: Work, every: NDArray[Any]) -> tuple[Accept, Event]:
         """Choose this step's tokens."""
         logits = every[w.logit : w.logit + 1 + w.draft.n]
         try:
@@ -466,22 +427,10 @@ class Engine:
         if finish:
             text += stream.flush()
         seq.counts.steps += 1
-        seq.counts.accepted += min(taken, len(accept.path))
+        if accept.path:
+            count(w, 0, min(taken, len(accept.path)))
         tokens = new[:taken]
         return accept, Event(seq, tokens, seq.origins[-taken:], text, finish)
-
-    def _observe(self, works: list[_Work], accepts: list[Accept], logits: NDArray[Any]) -> None:
-        """Tell the drafter what became of its drafts."""
-        pairs = zip(works, accepts, strict=True)
-        done = [(w, a) for w, a in pairs if w.last and w.seq.request.new_rows and a.bonus >= 0]
-        for drafter, at in _by_drafter([w for w, _ in done]):
-            top = max(
-                (int(t.removeprefix("top")) for t in drafter.traits.taps if t.startswith("top")), default=0
-            )
-            mine = [done[i] for i in at]
-            rows = [logits[w.logit : w.logit + 1 + w.draft.n] for w, _ in mine]
-            taps = [{f"top{top}": self.runner.top(r, top)} if top else {} for r in rows]
-            drafter.observe([w.seq for w, _ in mine], [w.draft for w, _ in mine], [a for _, a in mine], taps)
 
     def _end(self, seq: Seq, finish: str) -> None:
         seq.finish = finish
@@ -521,15 +470,6 @@ class Engine:
             self.cancel(seq)
         self.memory.swap.close()
         self.methods.reuse.close()
-
-
-def _by_drafter(works: Sequence[_Work]) -> list[tuple[Drafter, list[int]]]:
-    """Drafters, and the works of the sequences that they draft for."""
-    out: dict[int, tuple[Drafter, list[int]]] = {}
-    for i, w in enumerate(works):
-        drafter = w.seq.methods.draft
-        out.setdefault(id(drafter), (drafter, []))[1].append(i)
-    return list(out.values())
 
 
 class _Places:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.compose import Composition
-from pronghorn.types import Ints, Origin
+from pronghorn.types import Draft, Ints, Origin
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV
@@ -68,6 +68,7 @@ class Counts:
     preempted: int = 0  # times that it gave up its rows to others
     swapped: int = 0  # times that they were kept on a slower tier
     recomputed: int = 0  # rows run again after preemption
+    drafters: dict[str, tuple[int, int]] = field(default_factory=dict)  # tokens drafted and accepted, by whom
 
 
 @dataclass(eq=False)
@@ -138,3 +139,18 @@ class Seq:
 
     def path(self, extra: Sequence[int] = ()) -> Ints:
         return np.asarray([*self.tokens, *extra], np.int32)
+
+
+@dataclass
+class Work:
+    """What one sequence does in a step."""
+
+    seq: Seq
+    take: int  # rows of known tokens
+    last: bool  # they end with the last known token, so a new one can be chosen
+    barrier: int
+    rank: int = 0  # place in the scheduler's order
+    draft: Draft = field(default_factory=Draft.empty)
+    forced: bool = False  # the draft is what the constraint forces
+    row: int = 0  # first row in the step
+    logit: int = 0  # row of the logits that belongs to the last known token; the nodes' follow

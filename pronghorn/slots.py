@@ -5,11 +5,12 @@ A method is one frozen dataclass in `methods/<slot>/<name>.py`; its fields are i
 stateless: what must be remembered per sequence lives in the state object that `open`-like calls return
 or in `seq.memory(self)`, a dict that is the method's own and forks with the sequence.
 
-Each slot has a null object in this file, so nothing in the core asks whether a method is present.
+Each slot has a null object in `nulls.py`, so nothing in the core asks whether a method is present.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -18,15 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.cost import StepCost
-from pronghorn.kv.tiers import NoSwap
-from pronghorn.ops.values import dense
 from pronghorn.types import (
-    FOREVER,
     Accept,
     Array,
     Draft,
     Field,
-    Guarantee,
     Ints,
     KVPlan,
     Node,
@@ -38,7 +35,7 @@ from pronghorn.types import (
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV, Store
-    from pronghorn.kv.tiers import Swap
+    from pronghorn.kv.tiers import NoSwap, Swap
     from pronghorn.kv.view import KVView
     from pronghorn.model.tokenizer import Tokenizer
     from pronghorn.seq import Request, Seq
@@ -217,7 +214,8 @@ class StepPlan:
     """admit: waiting sequences to start, in order; rows: (sequence, prompt rows at most) for every
     running or admitted sequence that takes part in this step. A decoding sequence takes one row, its
     draft comes on top. preempt: running sequences that give up their rows and wait again, before anything
-    else; how those come back is the engine's business.
+    else; how those come back is the engine's business. seconds: what the step may last; drafts that it has
+    no room for are cut, those of the last sequences in `rows` first.
 
     The engine may hold an admitted sequence back, when a running one is about to store rows that it can
     take: it stays among the waiting ones then."""
@@ -225,6 +223,7 @@ class StepPlan:
     admit: tuple[Seq, ...]
     rows: tuple[tuple[Seq, int], ...]
     preempt: tuple[Seq, ...] = ()
+    seconds: float = math.inf
 
 
 class Scheduler(Protocol):
@@ -237,15 +236,27 @@ class Scheduler(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DraftRoom:
+    """The step that drafts join. rows: draft rows that it takes at most; base, read: rows that it runs
+    without them, and KV rows that those read; cost: what a step costs on this machine."""
+
+    rows: int = 4096
+    base: int = 1
+    read: int = 1
+    cost: StepCost = field(default_factory=StepCost)
+
+
 class Drafter(Protocol):
     """Guesses what comes next (step clock). Never changes the output, only its cost."""
 
     @property
     def traits(self) -> Traits: ...
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int]) -> list[Draft]:
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         """A draft for each sequence, no deeper than its k (k may be 0). `seq.tokens` ends with the
-        pending token, whose KV is not stored yet; a node with parent -1 follows it."""
+        pending token, whose KV is not stored yet; a node with parent -1 follows it. Where the step has no
+        room for all, the last nodes of the last drafts are cut off."""
         ...
 
     def observe(
@@ -368,232 +379,3 @@ class Gate(Protocol):
         """Layers that no row runs. Such a layer leaves the tape, its weights are not loaded and it
         stores no KV. (Gates that depend on the row's value join this slot with their first method.)"""
         ...
-
-
-# ---------------------------------------------------------------------------------- null objects
-
-EXACT = Traits(Guarantee.EXACT)
-
-
-@dataclass(frozen=True)
-class AsStored:
-    """Weights in the checkpoint's own dtype."""
-
-    traits = EXACT
-
-    def claims(self, name: str, shape: tuple[int, ...]) -> bool:
-        return True
-
-    def pack(self, w: NDArray[Any]) -> Packed:
-        own = w.dtype.name in ("bfloat16", "float16", "float32")
-        return Packed(w.dtype.name if own else "float32", w.shape, {"w": w if own else w.astype(np.float32)})
-
-    def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
-        return ops.matmul(x, ops.cast(w.fields["w"]))
-
-    def take(self, w: Packed, rows: Array, ops: Any) -> Array:
-        return ops.cast(w.fields["w"][rows])
-
-
-@dataclass(frozen=True)
-class AsCoded:
-    """Matrices that a checkpoint holds as small integers or in fp8, as they are."""
-
-    traits = EXACT
-
-    def claims(self, name: str, shape: tuple[int, ...]) -> bool:
-        return True
-
-    def pack(self, w: NDArray[Any]) -> Packed:
-        raise NotImplementedError("what is not coded yet is another format's")
-
-    def matmul(self, x: Array, w: Packed, ops: Any) -> Array:
-        return ops.matmul(x, ops.cast(ops.array(dense(w))))
-
-    def take(self, w: Packed, rows: Array, ops: Any) -> Array:
-        return ops.cast(ops.array(dense(w)))[rows]
-
-
-@dataclass(frozen=True)
-class ExactKV:
-    """Sealed KV stored like open KV, in the runner's own dtype."""
-
-    traits = EXACT
-    open = "auto"
-    group = 0
-
-    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
-        raise NotImplementedError("an exact format takes the open zone's layout")
-
-    def pack(self, k: Array, v: Array, ops: Any) -> dict[str, Array]:
-        raise NotImplementedError("an exact format takes the open zone's layout")
-
-    def unpack(self, fields: dict[str, Array], ops: Any) -> tuple[Array, Array]:
-        raise NotImplementedError("an exact format takes the open zone's layout")
-
-
-@dataclass(frozen=True)
-class NoReuse:
-    traits = EXACT
-
-    def match(self, ids: Sequence[int], rows: int) -> Span | None:
-        return None
-
-    def overlap(self, ids: Sequence[int], other: Sequence[int]) -> int:
-        return 0
-
-    def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
-        kv.free()
-
-    def open(self, store: Store, fingerprint: str, seconds: Callable[[int, int], float]) -> None: ...
-
-    def shrink(self) -> bool:
-        return False
-
-    def tree(self) -> list[Node]:
-        return []
-
-    def close(self) -> None: ...
-
-
-class Free:
-    def mask(self, out: Bools) -> None:
-        out[:] = True
-
-    def advance(self, ids: Sequence[int]) -> int:
-        return len(ids)
-
-    def rollback(self, n: int) -> None: ...
-
-    def fork(self) -> ConstraintState:
-        return self
-
-    def forced(self) -> list[int]:
-        return []
-
-    def done(self) -> bool:
-        return False
-
-
-@dataclass(frozen=True)
-class NoConstraint:
-    traits = EXACT
-
-    def open(self, tokenizer: Tokenizer) -> ConstraintState:
-        return Free()
-
-
-@dataclass(frozen=True)
-class OneBranch:
-    traits = EXACT
-
-    def branches(self, request: Request) -> int:
-        return request.n
-
-    def choose(self, seqs: Sequence[Seq]) -> list[int]:
-        return list(range(len(seqs)))
-
-
-@dataclass(frozen=True)
-class KeepPrompt:
-    traits = EXACT
-
-    def keep(self, ids: Sequence[int]) -> list[int]:
-        return list(range(len(ids)))
-
-
-@dataclass(frozen=True)
-class NoDraft:
-    traits = EXACT
-
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int]) -> list[Draft]:
-        return [Draft.empty() for _ in seqs]
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass
-
-
-@dataclass(frozen=True)
-class KeepAll:
-    traits = EXACT
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return FOREVER
-
-    def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        return None
-
-
-@dataclass(frozen=True)
-class AllResident:
-    traits = EXACT
-
-    def want(self, seen: Sequence[int]) -> Sequence[int]:
-        return ()
-
-    def victims(self, n: int) -> Sequence[int]:
-        return ()
-
-    def tier(self, store: Store) -> NoSwap | Swap:
-        return NoSwap()
-
-
-@dataclass(frozen=True)
-class Dense:
-    traits = EXACT
-    dense = True
-
-    def layers(self, n_layers: int) -> Sequence[int]:
-        return ()
-
-    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
-        return ()
-
-    def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
-        return {}
-
-    def select(self, q: Array, index: dict[str, Array], ops: Any) -> Selection:
-        raise NotImplementedError("a dense selector selects on no layer")
-
-
-@dataclass(frozen=True)
-class WholeModel:
-    traits = EXACT
-
-    def skips(self, n_layers: int) -> Sequence[int]:
-        return ()
-
-
-@dataclass(frozen=True)
-class OwnToken:
-    """No drafted token stands; the target's own token does."""
-
-    traits = EXACT
-
-    def verify(self, p: Target, draft: Draft) -> Accept:
-        return Accept([], p.draw(0))
-
-
-@dataclass(frozen=True)
-class InOrder:
-    """Everybody runs, whole prompts, as far as the step's rows go."""
-
-    traits = EXACT
-
-    def plan(self, waiting: Sequence[Seq], running: Sequence[Seq], room: Room) -> StepPlan:
-        admit, rows = [], []
-        left, kv = room.rows, room.kv_rows - sum(s.need - s.held for s in running)
-        for seq in waiting:
-            if seq.need > kv:
-                break
-            admit.append(seq)
-            kv -= seq.need
-        for seq in [*running, *admit]:
-            n = min(left, len(seq.tokens) - seq.kv.length)
-            if n:
-                rows.append((seq, n))
-                left -= n
-        return StepPlan(tuple(admit), tuple(rows))

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import RequestError
+from pronghorn.nulls import Free
 from pronghorn.ops.cpu import _native
 from pronghorn.rng import DRAW, uniform
 from pronghorn.seq import Seq
-from pronghorn.slots import Free
 from pronghorn.types import Draft
 
 

@@ -99,12 +99,16 @@ class Draft(NamedTuple):
     """A tree of proposed tokens in topological order.
 
     tokens (n,) int32; parent (n,) int32, index of the parent node, -1 = the last token;
-    q (n, n_vocab) draft distributions, or an empty array when the draft is deterministic.
+    q (n, n_vocab) draft distributions at each node's parent, or an empty array when the draft is
+    deterministic; score (n,) how sure the drafter is of each node once its parent stands, in (0, 1), or
+    an empty array; by: name of the method that made it, "" for the drafter that hands it in.
     """
 
     tokens: Ints
     parent: Ints
     q: NDArray[Any] = np.zeros((0, 0))
+    score: NDArray[Any] = np.zeros(0)
+    by: str = ""
 
     @property
     def n(self) -> int:
@@ -124,12 +128,21 @@ class Draft(NamedTuple):
         depth = self.depths()
         if depth.max() <= max_depth:
             return self
-        keep = np.flatnonzero(depth <= max_depth)
-        new = np.full(len(depth), -1, np.int32)
+        return self.only(np.flatnonzero(depth <= max_depth))
+
+    def head(self, n: int) -> Draft:
+        """The first n nodes."""
+        return self if self.n <= n else self.only(np.arange(max(n, 0)))
+
+    def only(self, keep: NDArray[Any]) -> Draft:
+        """The nodes with the sorted indices `keep`, to which the parent of each must belong."""
+        new = np.full(self.n, -1, np.int32)
         new[keep] = np.arange(len(keep), dtype=np.int32)
         parent = self.parent[keep]
         parent = np.where(parent < 0, -1, new[parent]).astype(np.int32)
-        return Draft(self.tokens[keep], parent, self.q[keep] if len(self.q) else self.q)
+        q = self.q[keep] if len(self.q) else self.q
+        score = self.score[keep] if len(self.score) else self.score
+        return Draft(self.tokens[keep], parent, q, score, self.by)
 
     def walk(self, choose: Callable[[int], int]) -> Accept:
         """From the last token go to the child that holds what is chosen there, for as long as there is

@@ -12,7 +12,7 @@ from pronghorn.kv.store import Store
 from pronghorn.model.bind import Bound, bind
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Param, Tape
-from pronghorn.slots import Dense, ExactKV
+from pronghorn.nulls import Dense, ExactKV
 from pronghorn.types import Rows
 
 

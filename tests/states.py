@@ -12,8 +12,8 @@ from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.methods.kvfmt.int8 import Int8
 from pronghorn.methods.select.quest import Quest
+from pronghorn.nulls import Dense, ExactKV
 from pronghorn.ops.ref import Ops
-from pronghorn.slots import Dense, ExactKV
 
 LAYERS, HEADS, DIM = 2, 2, 4
 GRID = 32

@@ -22,8 +22,8 @@ from pronghorn.errors import (
     RequestError,
     UnavailableError,
 )
+from pronghorn.nulls import EXACT
 from pronghorn.seq import Request
-from pronghorn.slots import EXACT
 from pronghorn.types import Origin
 
 T = TypeVar("T")

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from pronghorn import memory as core
-from pronghorn.slots import EXACT, Room, StepPlan
+from pronghorn.nulls import EXACT
+from pronghorn.slots import Room, StepPlan
 from pronghorn.types import Draft
 from tests.engines import engine, generate, prompt
 from tests.small import specs
@@ -42,7 +43,7 @@ class Noise:
     slot = "draft"
     traits = EXACT
 
-    def propose(self, seqs: Any, k: Any) -> list[Draft]:
+    def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
         return [
             Draft.chain([(s.tokens[-1] + 3 * i) % 97 for i in range(1, min(most, 7) + 1)])
             for s, most in zip(seqs, k, strict=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pronghorn.errors import RequestError
+from pronghorn.nulls import EXACT
 from pronghorn.rng import uniform
 from pronghorn.seq import Request
-from pronghorn.slots import EXACT
 from pronghorn.types import Draft, Origin
 from tests.engines import EOS, engine, generate, prompt, run_all
 
@@ -26,7 +26,7 @@ class Oracle:
     slot = "draft"
     traits = EXACT
 
-    def propose(self, seqs: Any, k: Any) -> list[Draft]:
+    def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
         out = []
         for seq, most in zip(seqs, k, strict=True):
             at = len(seq.tokens) - self.n_prompt

@@ -13,13 +13,13 @@ from pronghorn.methods.kvfmt.int8 import Int8 as Int8KV
 from pronghorn.methods.select.quest import Quest
 from pronghorn.methods.weight.int8 import Int8
 from pronghorn.model.rope import Rope
+from pronghorn.nulls import AsStored
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.panels import unpack
 from pronghorn.ops.ref import Ops
 from pronghorn.run import ref as run_ref
 from pronghorn.run.native import NativeRunner
 from pronghorn.run.ref import RefRunner
-from pronghorn.slots import AsStored
 from pronghorn.types import KVPlan, Packed
 from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
 from tests.test_native_codes import rounded

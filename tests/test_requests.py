@@ -15,8 +15,9 @@ from pronghorn.compose import Composition, Facts, compose, override
 from pronghorn.engine import Engine
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.methods.sched.fcfs import Fcfs
+from pronghorn.nulls import EXACT
 from pronghorn.seq import Request, Seq
-from pronghorn.slots import EXACT, Room, StepPlan
+from pronghorn.slots import Room, StepPlan
 from pronghorn.types import Origin
 from tests.engines import engine, generate, prompt, run_all
 

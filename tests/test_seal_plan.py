@@ -11,8 +11,8 @@ import pytest
 from pronghorn.compose import parse
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.rope import Rope
+from pronghorn.nulls import Dense, ExactKV
 from pronghorn.ops.ref import Ops
-from pronghorn.slots import Dense, ExactKV
 from pronghorn.types import KVPlan
 
 LAYERS, HEADS, DIM = 2, 2, 8

@@ -21,8 +21,8 @@ from pronghorn.kv.store import SeqKV, Store
 from pronghorn.methods.kvfmt.int8 import Int8
 from pronghorn.methods.select.quest import Quest
 from pronghorn.model.rope import Rope
+from pronghorn.nulls import Dense, ExactKV
 from pronghorn.ops.ref import Ops
-from pronghorn.slots import Dense, ExactKV
 from pronghorn.types import Field, Guarantee, KVPlan, Traits
 from tests.test_stateful import check_arena
 

@@ -13,8 +13,9 @@ import pytest
 from pronghorn import memory
 from pronghorn.kv.tiers import Swap
 from pronghorn.llm import LLM
+from pronghorn.nulls import InOrder
 from pronghorn.seq import Request, Seq
-from pronghorn.slots import InOrder, Room, StepPlan
+from pronghorn.slots import Room, StepPlan
 from pronghorn.types import Guarantee, Traits
 from tests.engines import engine, generate, prompt, run_all
 from tests.small import spec

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.compose import Composition
+from pronghorn.nulls import NoDraft, OneBranch
 from pronghorn.seq import Request
-from pronghorn.slots import Bools, NoDraft, OneBranch
+from pronghorn.slots import Bools
 from pronghorn.types import Guarantee, Ints, Rows, StepOut, Traits
 
 if TYPE_CHECKING:

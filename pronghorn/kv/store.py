@@ -47,7 +47,7 @@ class Sealed:
 
     @property
     def n(self) -> int:
-        return int(self.fill.sum())
+        return int(self.fill.sum()) if len(self.fill) else 0  # asked often, and there are none mostly
 
     def slots(self) -> Ints:
         """Flat slot (page * PAGE + row of the page) of each row."""

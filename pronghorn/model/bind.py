@@ -20,10 +20,11 @@ from pronghorn.model.checkpoint import Tensors
 from pronghorn.model.quantized.stored import side_by_side
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Op, Param, Tape
+from pronghorn.nulls import AsCoded, AsStored
 from pronghorn.ops.codes import Grid
 from pronghorn.ops.panels import pack
 from pronghorn.ops.values import dense
-from pronghorn.slots import AsCoded, AsStored, WeightFormat
+from pronghorn.slots import WeightFormat
 from pronghorn.types import Packed
 
 MATRICES = {"embed": 1, "linear": 1, "head": 1}  # kind -> how many leading params are matrices

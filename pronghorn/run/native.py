@@ -22,11 +22,11 @@ from pronghorn.kv.layout import Layout
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
+from pronghorn.nulls import AsStored
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.panels import numbers
 from pronghorn.ops.ref import Ops
 from pronghorn.ops.values import dense
-from pronghorn.slots import AsStored
 from pronghorn.types import Ints, Rows, StepOut
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of stored KV

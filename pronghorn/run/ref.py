@@ -16,11 +16,12 @@ from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
+from pronghorn.nulls import AsCoded, AsStored
 from pronghorn.ops import ref
 from pronghorn.ops.ref import Ops
 from pronghorn.ops.values import dense
 from pronghorn.run.base import check, visible
-from pronghorn.slots import AsCoded, AsStored, WeightFormat
+from pronghorn.slots import WeightFormat
 from pronghorn.types import Array, Ints, Packed, Rows, StepOut
 
 

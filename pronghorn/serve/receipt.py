@@ -35,15 +35,18 @@ def account(seqs: Sequence[Seq], methods: Composition, full_bytes: Sequence[int]
     """What the sequences of one request did; full_bytes: what each would have held on the plain path."""
     leader = seqs[0]
     totals = [s.counts for s in seqs]
-    drafted, accepted = sum(c.drafted for c in totals), sum(c.accepted for c in totals)
+    drafters: dict[str, dict[str, int]] = {}
+    for who, (drafted, accepted) in ((w, n) for c in totals for w, n in c.drafters.items()):
+        had = drafters.setdefault(who, {"drafted": 0, "accepted": 0})
+        had["drafted"] += drafted
+        had["accepted"] += accepted
     new, steps = sum(s.n_new for s in seqs), sum(c.steps for c in totals)
-    drafter = name_of(methods.draft)
     return {
         "prompt_tokens": leader.n_prompt,
         "new_tokens": new,
         "steps": steps,
         "accepted_length": new / steps if steps else 0.0,
-        "drafters": {drafter: {"drafted": drafted, "accepted": accepted}} if drafter else {},
+        "drafters": drafters,
         "draft_rows": sum(c.draft_rows for c in totals),
         "forced_tokens": sum(c.forced for c in totals),
         "reused_tokens": leader.counts.reused,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pronghorn.llm import Answer, receipt
+from pronghorn.nulls import OneBranch
 from pronghorn.seq import Seq
 from pronghorn.serve.delta import Mailbox
 from pronghorn.serve.wake import Bell
-from pronghorn.slots import OneBranch
 
 if TYPE_CHECKING:
     from pronghorn.engine import Engine, Event

@@ -13,10 +13,10 @@ from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound, bind
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Param, Tape
+from pronghorn.nulls import Dense, ExactKV
 from pronghorn.ops.ref import Ops
 from pronghorn.run.ref import RefRunner
 from pronghorn.seq import Request, Seq
-from pronghorn.slots import Dense, ExactKV
 from pronghorn.types import FOREVER, Draft, Rows, StepOut
 
 N_VOCAB = 32

@@ -12,6 +12,7 @@ from pronghorn.errors import MethodError
 from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.methods.draft.token_recycling import TokenRecycling
 from pronghorn.seq import Seq
+from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee
 from tests.conformance import _find
 from tests.conformance._rig import N_VOCAB, check_draft, sequence
@@ -25,7 +26,7 @@ def walk(drafter: Any, seqs: list[Seq], truth: np.ndarray, steps: int, k: int = 
     top = np.argsort(-truth, axis=1, kind="stable")[:, :8].astype(np.int32)
     history = []
     for _ in range(steps):
-        drafts = drafter.propose(seqs, [k] * len(seqs))
+        drafts = drafter.propose(seqs, [k] * len(seqs), DraftRoom())
         accepts, taps = [], []
         for s, d in zip(seqs, drafts, strict=True):
             check_draft(d, k, n_vocab)
@@ -63,7 +64,7 @@ def test_depth_zero_gives_nothing(name: str) -> None:
     d = _find.defaults("draft", name)
     seqs = [sequence([1, 2, 1, 2, 1]), sequence([1, 2, 1, 2, 1], number=1)]
     walk(d, seqs, bigrams(0), 10)
-    none, some = d.propose(seqs, [0, 4])
+    none, some = d.propose(seqs, [0, 4], DraftRoom())
     assert none.n == 0
     check_draft(some, 4, N_VOCAB)
 
@@ -94,7 +95,7 @@ def test_memory_may_be_lost(name: str) -> None:
     s = sequence([1, 2, 3])
     walk(d, [s], bigrams(3), 40)
     fork = sequence(s.tokens, number=1)
-    a, b = d.propose([s], [5])[0], d.propose([fork], [5])[0]
+    a, b = d.propose([s], [5], DraftRoom())[0], d.propose([fork], [5], DraftRoom())[0]
     assert a.tokens.tolist() == b.tokens.tolist()
     assert a.parent.tolist() == b.parent.tolist()
 
@@ -138,24 +139,31 @@ def test_prompt_lookup_against_a_scan() -> None:
         d = PromptLookup(max_ngram=int(r.integers(1, 5)), min_ngram=1, length=int(r.integers(1, 12)))
         s = sequence(r.integers(0, 4, int(r.integers(1, 8))).tolist(), number=case)
         for _ in range(6):
-            got = d.propose([s], [64])[0]
+            got = d.propose([s], [64], DraftRoom())[0]
             assert got.tokens.tolist() == naive_lookup(s.tokens, d.max_ngram, 1, d.length)
             s.tokens += r.integers(0, 4, int(r.integers(1, 5))).tolist()
 
 
 def test_prompt_lookup_overlaps_the_end() -> None:
     d = PromptLookup(length=6)
-    assert d.propose([sequence([9, 1, 2, 1, 2, 1])], [6])[0].tokens.tolist() == [2, 1, 2, 1, 2, 1]
-    assert d.propose([sequence([7, 7, 7])], [4])[0].tokens.tolist() == [7, 7, 7, 7]
+    assert d.propose([sequence([9, 1, 2, 1, 2, 1])], [6], DraftRoom())[0].tokens.tolist() == [
+        2,
+        1,
+        2,
+        1,
+        2,
+        1,
+    ]
+    assert d.propose([sequence([7, 7, 7])], [4], DraftRoom())[0].tokens.tolist() == [7, 7, 7, 7]
 
 
 def test_prompt_lookup_never_matches_itself() -> None:
-    assert PromptLookup().propose([sequence([1, 2, 3, 4, 5])], [8])[0].n == 0
+    assert PromptLookup().propose([sequence([1, 2, 3, 4, 5])], [8], DraftRoom())[0].n == 0
 
 
 def test_prompt_lookup_prefers_the_most_recent() -> None:
     s = sequence([1, 2, 3, 1, 2, 4, 1, 2])
-    assert PromptLookup(length=1).propose([s], [1])[0].tokens.tolist() == [4]
+    assert PromptLookup(length=1).propose([s], [1], DraftRoom())[0].tokens.tolist() == [4]
 
 
 def test_prompt_lookup_repeats_a_text_in_few_passes() -> None:
@@ -165,7 +173,7 @@ def test_prompt_lookup_repeats_a_text_in_few_passes() -> None:
     d, s = PromptLookup(), sequence([*text, 5000, *text[:3]])
     passes, done = 0, 3
     while done < len(text):
-        draft = d.propose([s], [10])[0].tokens.tolist()
+        draft = d.propose([s], [10], DraftRoom())[0].tokens.tolist()
         n = 0
         while n < len(draft) and done + n < len(text) and draft[n] == text[done + n]:
             n += 1
@@ -205,13 +213,13 @@ def test_token_recycling_second_run_needs_fewer_passes() -> None:
 
 def test_token_recycling_leaves_unseen_tokens_out() -> None:
     d = TokenRecycling()
-    assert d.propose([sequence([3])], [6])[0].n == 0
+    assert d.propose([sequence([3])], [6], DraftRoom())[0].n == 0
     top = np.arange(8, dtype=np.int32)[None]
     s = sequence([3])
     empty = [Draft.empty()]
     s.tokens.append(0)
     d.observe([s], empty, [Accept([], 0)], [{"top8": top}])
-    tree = d.propose([sequence([3])], [6])[0]
+    tree = d.propose([sequence([3])], [6], DraftRoom())[0]
     assert tree.n > 0
     # 3 is the one token with known successors, so only it has children
     inner = {int(tree.tokens[p]) for p in tree.parent if p >= 0}

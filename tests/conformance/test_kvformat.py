@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping, itemsize
 from pronghorn.kv.store import Store
+from pronghorn.nulls import Dense
 from pronghorn.ops.ref import Ops
-from pronghorn.slots import Dense
 from tests.conformance import _find
 from tests.conformance._rig import N_VOCAB, Small, small
 

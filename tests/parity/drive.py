@@ -20,10 +20,10 @@ from pronghorn.model.arch import build_tape
 from pronghorn.model.bind import Bound, bind
 from pronghorn.model.checkpoint import load_checkpoint, validate
 from pronghorn.model.tape import Tape
+from pronghorn.nulls import Dense, ExactKV
 from pronghorn.ops.ref import Ops
 from pronghorn.run.base import Runner
 from pronghorn.run.ref import RefRunner
-from pronghorn.slots import Dense, ExactKV
 from pronghorn.types import Rows
 
 WHOLE = 1 << 30

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.seq import Seq
+from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 
@@ -39,7 +40,7 @@ class PromptLookup:
         if not 1 <= self.length <= 4096:
             raise MethodError(f"prompt-lookup: length is from 1 to 4096, not {self.length}")
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int]) -> list[Draft]:
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
 
     def observe(

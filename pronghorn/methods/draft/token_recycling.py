@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.seq import Seq
+from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Ints, Traits
 
 KEPT = 8  # successors per token: the width of the "top8" tap
@@ -83,7 +84,7 @@ class TokenRecycling:
                     heapq.heappush(heap, (minus * chance[rank], (*path, rank), len(out) - 1))
         return tuple(out)
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int]) -> list[Draft]:
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         return [self._one(s.tokens[-1], depth) for s, depth in zip(seqs, k, strict=True)]
 
     def _one(self, root: int, max_depth: int) -> Draft:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pronghorn.slots import ExactKV
+from pronghorn.nulls import ExactKV
 from pronghorn.types import Guarantee, Traits
 
 

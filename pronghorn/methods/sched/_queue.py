@@ -9,6 +9,7 @@ preemption undoes, and the first in rank is never preempted for memory: there is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,8 +92,8 @@ class Step:
         self.read += reads(wide, length)
         return n
 
-    def plan(self) -> StepPlan:
-        return StepPlan(tuple(self.admit), tuple(self.rows.values()), tuple(self.preempt))
+    def plan(self, seconds: float = math.inf) -> StepPlan:
+        return StepPlan(tuple(self.admit), tuple(self.rows.values()), tuple(self.preempt), seconds)
 
 
 def keep(running: Sequence[Seq], free: int, key: Key = rank) -> Step:

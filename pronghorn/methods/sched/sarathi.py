@@ -4,6 +4,7 @@ section 4, algorithm 3).
 Every step first gives each answer under way its row, then the prompts that have begun, then new ones, as
 many rows as keep the step within `tbt` seconds, the target for the time between two tokens. The cost model
 of this machine says how many those are, for the contexts at hand (section 4.3 profiles one budget ahead).
+Drafts get what is left of the time.
 
 Departures: order is by priority, then deadline (earliest first), then arrival. Memory is handed out by
 what is held; when it runs short the last in that order gives up its KV, and a waiting request of higher
@@ -51,4 +52,4 @@ class Sarathi:
                 fit = room.cost.rows_within(seconds, step.n, step.read, seq.kv.length)
                 n = step.take(seq, min(cap, max(fit, least)))
                 cap, least = cap - n, max(0, least - n)
-        return step.plan()
+        return step.plan(seconds)

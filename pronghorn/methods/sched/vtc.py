@@ -11,10 +11,11 @@ waits for a place, and gets its tokens as slowly as a full batch. Here, while se
 
 - a user takes at most an equal part of the places while another one's request waits, and the youngest
   sequences of one that holds more of the places or the KV are preempted for a request of one that holds less;
-- a step lasts at most `stretch` times what the work of the least demanding user alone would take. First each
-  user gets an equal part of its rows, the least demanding first; what is left goes in the order of the
-  counters. Of one user's answers those that waited longest go first. Steps of many rows take time in
-  proportion to them, so the others lose company, not tokens.
+- a step lasts at most `stretch` times what the work of the least demanding user alone would take, drafts
+  included. First each user gets an equal part of its rows, the least demanding first, and all that one asks
+  for if the step is as short for its sake; what is left goes in the order of the counters. Of one user's
+  answers those that waited longest go first. Steps of many rows take time in proportion to them, so the
+  others lose company, not tokens.
 
 Time, memory and preemption are otherwise as in `sarathi`.
 """
@@ -64,8 +65,7 @@ class Vtc:
         if waiting and not step.preempt:
             slots = _queue.slots(step.stay, room.cost, self.tbt, self.least, self.max_running)
             self._admit(step, waiting, _queue.Places(step, slots, self.reserve))
-        self._fill(step, room)
-        plan = step.plan()
+        plan = step.plan(self._fill(step, room))
         ledger.close([s for s in waiting if s not in step.admit] if step.admit else waiting, plan.rows)
         return plan
 
@@ -103,7 +103,8 @@ class Vtc:
 
     # ------------------------------------------------------------------ who gets rows
 
-    def _fill(self, step: _queue.Step, room: Room) -> None:
+    def _fill(self, step: _queue.Step, room: Room) -> float:
+        """Returns the seconds that the step may last."""
         cost, cap = room.cost, min(self.rows, room.rows)
         groups: dict[tuple[float, float, str], list[Seq]] = {}
         for seq in [*step.stay, *step.admit]:
@@ -118,10 +119,12 @@ class Vtc:
         limit = _Limit(cost, min(target, fair), fair, self.least)
         mean = sum(s.kv.length for s in step.stay) // max(1, len(step.stay))
         part = max(1, limit.prompt(0, 0, mean) // max(1, len(work)))
-        for _, i in sorted(zip(demand, range(len(work)), strict=True)):
-            cap -= limit.serve(step, work[i], min(part, cap))
+        for seconds, i in sorted(zip(demand, range(len(work)), strict=True)):
+            whole = fair < target and seconds == min(demand)  # what bounds the step has all its work in it
+            cap -= limit.serve(step, work[i], cap if whole else min(part, cap))
         for seqs in work:
             cap -= limit.serve(step, seqs, cap)
+        return min(target, fair)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""Drafts of one step: asked for, cut to the room that the step has, counted, and answered.
+
+A constraint's forced tokens are a draft that no drafter can better; they take its place. What a step may
+last is the scheduler's word (`StepPlan.seconds`), and drafts get what the known tokens leave of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pronghorn.compose import name_of
+from pronghorn.cost import StepCost, reads
+from pronghorn.errors import RequestError
+from pronghorn.run.base import Runner
+from pronghorn.seq import Seq, Work
+from pronghorn.slots import Drafter, DraftRoom
+from pronghorn.types import Accept, Draft
+
+FORCED = "forced"  # who drafted what the constraint forces
+
+
+class Drafting:
+    """clip: drafts end at barriers."""
+
+    def __init__(self, runner: Runner, cost: StepCost, clip: bool) -> None:
+        self.runner, self.cost, self.clip = runner, cost, clip
+
+    def draft(self, works: Sequence[Work], seconds: float, most: int) -> None:
+        """Give each of `works` its draft, `most` rows in all, as far as a step of `seconds` has room."""
+        able, depth = [], []
+        for w in sorted(works, key=lambda w: w.rank):
+            seq = w.seq
+            if not w.last or not seq.request.new_rows or seq.branches > 1:
+                continue
+            left = seq.request.max_tokens - seq.n_new - 1
+            if self.clip:
+                left = min(left, w.barrier - seq.kv.length - w.take)
+            able.append(w)
+            depth.append(max(left, 0))
+        if not able:
+            return
+        room = self._room(works, seconds, most)
+        for drafter, at in _by_drafter(able):
+            drafts = drafter.propose([able[i].seq for i in at], [depth[i] for i in at], room)
+            for i, draft in zip(at, drafts, strict=True):
+                able[i].draft = draft if draft.by else draft._replace(by=name_of(drafter))
+        left = room.rows
+        for w, k in zip(able, depth, strict=True):
+            forced = _forced(w.seq)[:k]
+            if forced:
+                w.draft, w.forced = Draft.chain(forced)._replace(by=FORCED), True
+            w.draft = w.draft.clip(k).head(left)
+            left -= w.draft.n
+            if w.draft.n:
+                count(w, int(w.draft.depths().max()), 0)
+
+    def _room(self, works: Sequence[Work], seconds: float, most: int) -> DraftRoom:
+        base = sum(w.take for w in works)
+        read = sum(reads(w.take, w.seq.kv.length) for w in works)
+        rows = most - base
+        if seconds < math.inf:
+            rows = min(rows, self.cost.rows_within(seconds, base, read, read // max(1, base)))
+        return DraftRoom(max(0, rows), base, read, self.cost)
+
+    def observe(self, works: Sequence[Work], accepts: Sequence[Accept], logits: NDArray[Any]) -> None:
+        """Tell the drafters what became of their drafts."""
+        pairs = zip(works, accepts, strict=True)
+        done = [(w, a) for w, a in pairs if w.last and w.seq.request.new_rows and a.bonus >= 0]
+        for drafter, at in _by_drafter([w for w, _ in done]):
+            top = max(
+                (int(t.removeprefix("top")) for t in drafter.traits.taps if t.startswith("top")), default=0
+            )
+            mine = [done[i] for i in at]
+            rows = [logits[w.logit : w.logit + 1 + w.draft.n] for w, _ in mine]
+            taps = [{f"top{top}": self.runner.top(r, top)} if top else {} for r in rows]
+            drafter.observe([w.seq for w, _ in mine], [w.draft for w, _ in mine], [a for _, a in mine], taps)
+
+
+def count(w: Work, drafted: int, accepted: int) -> None:
+    """Book tokens of a sequence's draft: how deep it went, and how far it was right."""
+    c = w.seq.counts
+    c.drafted += drafted
+    c.accepted += accepted
+    had = c.drafters.get(w.draft.by, (0, 0))
+    c.drafters[w.draft.by] = had[0] + drafted, had[1] + accepted
+    if w.forced:
+        c.forced += drafted
+
+
+def _forced(seq: Seq) -> list[int]:
+    try:
+        return seq.constraint.forced()
+    except RequestError:
+        return []  # the mask, asked next, tells why and ends this request alone
+
+
+def _by_drafter(works: Sequence[Work]) -> list[tuple[Drafter, list[int]]]:
+    """Drafters, and the works of the sequences that they draft for."""
+    out: dict[int, tuple[Drafter, list[int]]] = {}
+    for i, w in enumerate(works):
+        drafter = w.seq.methods.draft
+        out.setdefault(id(drafter), (drafter, []))[1].append(i)
+    return list(out.values())
