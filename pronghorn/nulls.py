@@ -167,6 +167,7 @@ class KeepPrompt:
 @dataclass(frozen=True)
 class NoDraft:
     traits = EXACT
+    slot = "draft"  # so that it can be asked for, against the default
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         return [Draft.empty() for _ in seqs]

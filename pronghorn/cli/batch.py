@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pronghorn.cli.options import MODEL, Backend, Model, Plain, Threads, Use
+from pronghorn.cli.options import MODEL, Backend, Draft, Model, Plain, Threads, Use, with_draft
 from pronghorn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def batch(
     answers: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where answers go, one a line.")],
     model: Model = MODEL,
     use: Use = [],  # noqa: B006  (Typer copies it)
+    draft: Draft = "",
     plain: Plain = False,
     backend: Backend = "native",
     threads: Threads = 0,
@@ -59,7 +60,9 @@ def batch(
     begun = time.perf_counter()
     tally = Tally()
     if left:
-        tally = _run(left, answers, model, use, plain, backend, threads, int(kv_gb * GIB), window)
+        tally = _run(
+            left, answers, model, with_draft([*use], draft), plain, backend, threads, int(kv_gb * GIB), window
+        )
     seconds = time.perf_counter() - begun
     _tell(tally, seconds, as_json)
     if tally.failed:
@@ -70,12 +73,13 @@ def batch(
 
 
 def _run(
-    jobs: list[Job], answers: Path, model: str, use: list[str], plain: bool, backend: str, threads: int,
+    jobs: list[Job], answers: Path, model: str, use: list[Any], plain: bool, backend: str, threads: int,
     kv_bytes: int, window: int,
 ) -> Tally:  # fmt: skip
     import asyncio
 
     from pronghorn.cli.options import PLAIN
+    from pronghorn.cli.serve import names
     from pronghorn.cli.show import progress
     from pronghorn.llm import DEFAULT_USE
     from pronghorn.serve.app import create_app
@@ -84,9 +88,9 @@ def _run(
     from pronghorn.serve.settings import Settings
 
     defaults = [("batch" if name == "fcfs" else name) for name in (PLAIN if plain else DEFAULT_USE)]
+    ((name, model),) = names([model]).items()
     spec = Spec(model, tuple(use), backend, threads, kv_bytes, tuple(defaults))
     # a request of many prompts waits as many times
-    name = Path(model).name or model
     pool = Pool({name: spec}, max_waiting=1 << 20)
     app = create_app(pool, Settings(timeout=FOREVER, schema_timeout=10.0))
 

@@ -23,6 +23,7 @@ from pronghorn.cli.options import (
     MAX_INPUT,
     MODEL,
     Backend,
+    Draft,
     Model,
     Plain,
     Regex,
@@ -32,6 +33,7 @@ from pronghorn.cli.options import (
     decoded,
     open_model,
     with_constraint,
+    with_draft,
 )
 from pronghorn.errors import PronghornError, RequestError
 
@@ -50,6 +52,7 @@ Ctrl-C stops an answer."""
 def chat(
     model: Model = MODEL,
     use: Use = [],  # noqa: B006  (Typer copies it)
+    draft: Draft = "",
     system: Annotated[str, typer.Option(help="System message.")] = "",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens a turn, at most.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
@@ -70,7 +73,8 @@ def chat(
 
       printf 'Hello\\nWhat did I say?\\n' | pronghorn chat
     """
-    llm = open_model(model, with_constraint(use, json_schema, regex), plain, backend, threads)
+    methods = with_draft(with_constraint(use, json_schema, regex), draft)
+    llm = open_model(model, methods, plain, backend, threads)
     if not llm.tokenizer.chat_template:
         raise RequestError(
             "this checkpoint has no chat template; use `pronghorn run --raw`, or a model trained for chat"

@@ -29,6 +29,13 @@ Use = Annotated[
         help="A method to run with; repeat it. `pronghorn methods` lists them.",
     ),
 ]  # fmt: skip
+Draft = Annotated[
+    str,
+    typer.Option(
+        "--draft", metavar="DRAFTER[:KEY=VALUE,...]",
+        help="Who drafts: auto picks what pays (the default), none, or one of `pronghorn methods`.",
+    ),
+]  # fmt: skip
 Plain = Annotated[
     bool, typer.Option("--plain", help="Without the default drafter and reuse of stored prompts.")
 ]
@@ -52,6 +59,15 @@ def open_model(
     from pronghorn.llm import DEFAULT_USE, LLM
 
     return LLM(model, use, backend, threads, defaults=PLAIN if plain else DEFAULT_USE)
+
+
+def with_draft(use: list[Any], draft: str) -> list[Any]:
+    """`use` and the drafter that --draft stands for; "" leaves it to the defaults."""
+    from pronghorn.nulls import NoDraft
+
+    if not draft:
+        return use
+    return [*use, NoDraft() if draft == "none" else f"draft.{draft.removeprefix('draft.')}"]
 
 
 def with_constraint(use: list[str], schema: str, regex: str) -> list[Any]:

@@ -13,6 +13,7 @@ from pronghorn.cli.options import (
     MODEL,
     AsJson,
     Backend,
+    Draft,
     Model,
     Plain,
     Regex,
@@ -22,6 +23,7 @@ from pronghorn.cli.options import (
     open_model,
     read_prompt,
     with_constraint,
+    with_draft,
 )
 from pronghorn.errors import PronghornError, RequestError
 
@@ -33,6 +35,7 @@ def run(
     prompt: Annotated[str, typer.Argument(help='The prompt; "-" or nothing reads what is piped in.')] = "",
     model: Model = MODEL,
     use: Use = [],  # noqa: B006  (Typer copies it)
+    draft: Draft = "",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens, at most.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
@@ -69,7 +72,8 @@ def run(
     text = read_prompt(prompt)
     if not text:
         raise RequestError("the prompt is empty: give at least one token")
-    llm = open_model(model, with_constraint(use, json_schema, regex), plain, backend, threads)
+    methods = with_draft(with_constraint(use, json_schema, regex), draft)
+    llm = open_model(model, methods, plain, backend, threads)
     given: dict[str, Any] = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop),
         "truncate": truncate,

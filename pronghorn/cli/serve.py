@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pronghorn.cli.options import MODEL, PLAIN, Backend, Plain, Threads, Use
+from pronghorn.cli.options import MODEL, PLAIN, Backend, Draft, Plain, Threads, Use, with_draft
 from pronghorn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def serve(
         ),
     ] = [],  # noqa: B006
     use: Use = [],  # noqa: B006
+    draft: Draft = "",
     plain: Plain = False,
     backend: Backend = "native",
     threads: Threads = 0,
@@ -89,7 +90,7 @@ def serve(
     def load() -> Pool:
         from pronghorn.serve.pool import Pool
 
-        of = specs(named, use, plain, tbt, disk_cache)
+        of = specs(named, with_draft([*use], draft), plain, tbt, disk_cache)
         of = {
             n: replace(s, backend=backend, threads=threads, kv_bytes=int(kv_gb * GIB)) for n, s in of.items()
         }
@@ -136,7 +137,7 @@ def told(named: dict[str, str], host: str, port: int) -> None:
     print(f"{', '.join(named)}: {url}/v1  page: {url}/  (Ctrl-C stops)", flush=True)
 
 
-def specs(named: dict[str, str], use: list[str], plain: bool, tbt: float, disk_cache: str) -> dict[str, Spec]:
+def specs(named: dict[str, str], use: list[Any], plain: bool, tbt: float, disk_cache: str) -> dict[str, Spec]:
     """What each name stands for. Unless told otherwise, users share a model fairly and no prompt holds up the
     others' tokens."""
     from pronghorn.compose import resolve
@@ -145,7 +146,7 @@ def specs(named: dict[str, str], use: list[str], plain: bool, tbt: float, disk_c
 
     if plain and disk_cache:
         raise RequestError("--plain stores no prompts: leave out --disk-cache, or --plain")
-    taken = {resolve(spec.partition(":")[0].strip())[0] for spec in use}
+    taken = {resolve(spec.partition(":")[0].strip())[0] for spec in use if isinstance(spec, str)}
     if "sched" in taken and tbt != TBT:
         raise RequestError("--tbt is the default scheduler's: tell yours, as in --use sarathi:tbt=0.05")
     if "reuse" in taken and disk_cache:

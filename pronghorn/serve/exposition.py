@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -19,14 +18,13 @@ COUNTERS = {
     "prompt_tokens": "Prompt tokens run.",
     "new_tokens": "Tokens of answers.",
     "reused_tokens": "Prompt tokens taken from stored states instead.",
-    "drafted": "Tokens drafted.",
-    "accepted": "Drafted tokens that stood.",
     "forced": "Tokens that a constraint left no choice about.",
     "preempted": "Times a sequence gave up its memory to others.",
     "steps": "Steps of the engine.",
     "kv_read_bytes": "Bytes of KV that attention read.",
     "failed_steps": "Steps that ended in an error.",
 }
+DRAFTS = {"drafted": "Tokens drafted.", "accepted": "Drafted tokens that stood."}  # by drafter
 HISTOGRAMS = {
     "queue_time": ("queue_seconds", "From the queue to a request's first step."),
     "first_token": ("first_token_seconds", "From a request to its first token."),
@@ -73,6 +71,12 @@ class Engines(Collector):
             for how, n in llm.stats.finished.items():
                 ended.add_metric([model, how], n)
         yield ended
+        for i, (name, text) in enumerate(DRAFTS.items()):
+            counter = CounterMetricFamily(f"pronghorn_{name}", text, labels=["model", "drafter"])
+            for model, llm in models.items():
+                for drafter, counts in list(llm.stats.drafters.items()):
+                    counter.add_metric([model, drafter], counts[i])
+            yield counter
         for name, (shown, text) in HISTOGRAMS.items():
             family = HistogramMetricFamily(f"pronghorn_{shown}", text, labels=["model"])
             for model, llm in models.items():
@@ -88,9 +92,3 @@ def _buckets(h: Histogram) -> tuple[list[tuple[str, float]], float]:
         total += n
         out.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
     return out, h.sum
-
-
-def text(engines: Engines) -> bytes:
-    registry = CollectorRegistry()
-    registry.register(engines)
-    return generate_latest(registry)

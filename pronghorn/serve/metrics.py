@@ -1,7 +1,7 @@
 """Counters and histograms of one model's service, written by its engine's thread.
 
 Plain numbers, because a step of a small model is shorter than a few locked observations; `exposition`
-turns them into Prometheus' text when somebody asks.
+turns them into Prometheus' families when somebody asks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Metrics:
         self.prompt_tokens = 0
         self.new_tokens = 0
         self.reused_tokens = 0  # prompt tokens taken from stored states
-        self.drafted = 0
-        self.accepted = 0
+        self.drafters: dict[str, tuple[int, int]] = {}  # tokens drafted and accepted, by whom
         self.forced = 0
         self.preempted = 0
         self.steps = 0

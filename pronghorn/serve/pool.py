@@ -263,12 +263,6 @@ class Pool:
 
         return Engines(self._models)
 
-    def metrics(self) -> bytes:
-        """The same as Prometheus' text."""
-        from pronghorn.serve.exposition import text
-
-        return text(self.engines())
-
     # ------------------------------------------------------------------ the end
 
     async def close(self, drain: float = 0.0) -> None:

@@ -281,8 +281,9 @@ class Worker:
         m.request.observe(now - run.submitted)
         for seq in run.seqs:
             c = seq.counts
-            m.drafted += c.drafted
-            m.accepted += c.accepted
+            for who, (drafted, accepted) in c.drafters.items():
+                had = m.drafters.get(who, (0, 0))
+                m.drafters[who] = had[0] + drafted, had[1] + accepted
             m.forced += c.forced
             m.preempted += c.preempted
             if c.steps:

@@ -96,6 +96,9 @@ def test_memory_may_be_lost(name: str) -> None:
     walk(d, [s], bigrams(3), 40)
     fork = sequence(s.tokens, number=1)
     a, b = d.propose([s], [5], DraftRoom())[0], d.propose([fork], [5], DraftRoom())[0]
+    if name == "auto":  # knows this sequence less, and dares less
+        a, b = a.head(min(a.n, b.n)), b.head(min(a.n, b.n))
+        assert b.n
     assert a.tokens.tolist() == b.tokens.tolist()
     assert a.parent.tolist() == b.parent.tolist()
 

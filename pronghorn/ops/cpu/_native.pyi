@@ -52,6 +52,30 @@ def fit(
     empty where all count alike. Gives 0 and 0, or 1 for a NaN or an infinity, or 2 and the magnitude of a
     factor that its dtype does not hold."""
 
+class Suffixes:
+    """All substrings of texts of tokens, and what followed each: a suffix automaton, grown in amortised
+    constant time, some 100 bytes a token. A place in it is (state, tokens that led there)."""
+
+    def extend(self, tokens: list[int]) -> None:
+        """Append tokens, 0 or above, to the text. Raises `ValueError`."""
+
+    def begin(self) -> None:
+        """Another text starts, with which nothing joins."""
+
+    def __len__(self) -> int: ...
+    def repeated(self) -> tuple[int, int]:
+        """The longest end of the text that has occurred before."""
+
+    def follow(self, place: tuple[int, int], tokens: list[int]) -> tuple[int, int]:
+        """Go on from a place; where no substring does, from its longest end that does."""
+
+    def draft(
+        self, place: tuple[int, int], most: int, depth: int, least: int, faint: float
+    ) -> tuple[list[int], list[int], list[float]]:
+        """What is likeliest to follow a place of `least` tokens or more, as a tree, best first and parents
+        before children: tokens, parents (-1: none), and as what share of what came after its parent each was
+        seen. No more than `most` nodes, `depth` levels, and none less likely than `faint` in all."""
+
 class Probe:
     """What the machine can do at most, with the instruction set in use (`isa()`).
 

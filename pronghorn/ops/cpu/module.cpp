@@ -2,13 +2,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "codes.h"
@@ -16,6 +19,7 @@
 #include "isa.h"
 #include "probe.h"
 #include "sample.h"
+#include "suffixes.h"
 
 namespace nb = nanobind;
 
@@ -37,6 +41,39 @@ int draw(const Floats& logits, float temperature, double u) {
 
 void need(bool ok, const std::string& what) {
     if (!ok) throw nb::value_error(what.c_str());
+}
+
+using Tokens = std::vector<std::int32_t>;
+using Place = std::tuple<int, int>;
+
+ph::Suffixes::Place place_of(const ph::Suffixes& s, const Place& at) {
+    need(std::get<0>(at) >= 0 && std::get<0>(at) < s.states() && std::get<1>(at) >= 0, "a place that is not there");
+    return {std::get<0>(at), std::get<1>(at)};
+}
+
+void extend(ph::Suffixes& s, const Tokens& tokens) {
+    need(s.size() + tokens.size() < (std::size_t(1) << 28), "more tokens than a text may have");
+    for (const std::int32_t t : tokens) need(t >= 0, "a token below 0");
+    s.extend(tokens.data(), tokens.size());
+}
+
+Place follow(const ph::Suffixes& s, const Place& at, const Tokens& tokens) {
+    const auto end = s.follow(place_of(s, at), tokens.data(), tokens.size());
+    return {end.state, end.length};
+}
+
+std::tuple<Tokens, Tokens, std::vector<float>> draft_of(const ph::Suffixes& s, const Place& at, int most,
+                                                        int depth, int least, float faint) {
+    need(most >= 0 && most <= 4096, "from 0 to 4096 nodes");
+    const auto room = std::size_t(most);
+    Tokens tokens(room), parents(room);
+    std::vector<float> shares(room);
+    const int n = s.draft(place_of(s, at), most, depth, std::max(least, 1), faint, tokens.data(), parents.data(),
+                          shares.data());
+    tokens.resize(std::size_t(n));
+    parents.resize(std::size_t(n));
+    shares.resize(std::size_t(n));
+    return {std::move(tokens), std::move(parents), std::move(shares)};
 }
 
 // The user's errors are pronghorn.errors; that module is imported only when one is raised.
@@ -384,6 +421,19 @@ void top(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> lo
 
 NB_MODULE(_native, m) {
     nb::register_exception_translator(translate_isa_error);
+    nb::class_<ph::Suffixes>(m, "Suffixes")
+        .def(nb::init<>())
+        .def("extend", &extend, nb::arg("tokens"))
+        .def("begin", &ph::Suffixes::begin)
+        .def("__len__", &ph::Suffixes::size)
+        .def("repeated",
+             [](const ph::Suffixes& s) {
+                 const auto at = s.repeated();
+                 return std::make_tuple(at.state, at.length);
+             })
+        .def("follow", &follow, nb::arg("place"), nb::arg("tokens"))
+        .def("draft", &draft_of, nb::arg("place"), nb::arg("most"), nb::arg("depth"), nb::arg("least"),
+             nb::arg("faint"));
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());

@@ -1,0 +1,129 @@
+"""Drafts of several drafters as one tree whose nodes have chances, and what a sequence has taught of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pronghorn.methods.draft._value import Kind, Odds
+from pronghorn.types import Accept, Draft
+
+PRIOR = 0.5  # chance of a first child whose drafter does not say how sure it is
+RATE = 0.3  # of learning what is particular to a sequence
+FAR = 4.0  # log-odds that a sequence may differ from what is usual, at most
+DOUBLINGS = 8  # of a rest
+PROBE = 4  # rests after which one node is run although it is not worth it
+
+
+class Mood:
+    """What one sequence has taught: how far each drafter's chances are off, and who rests."""
+
+    def __init__(self, n: int) -> None:
+        self.shift = [0.0] * n  # log-odds
+        self.rest = [0] * n  # steps that a drafter is not asked in
+        self.failed = [0] * n  # times in a row that it was not worth its time
+        self.sent: list[tuple[int, Kind]] = []  # token and kind of each node of the last draft
+
+    def wakes(self, d: int) -> bool:
+        if self.rest[d]:
+            self.rest[d] -= 1
+            return False
+        return True
+
+    def judge(self, d: int, paid: bool, most: int) -> bool:
+        """Let a drafter that was not worth its time rest, for `most` steps at most. Returns whether to run
+        one of its nodes all the same."""
+        if paid:
+            self.failed[d] = 0
+            return False
+        self.failed[d] += 1
+        self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
+        return self.failed[d] % PROBE == 0
+
+    def learn(self, draft: Draft, accept: Accept, odds: Odds) -> None:
+        """From the children of the nodes that stood: one of them did, or none."""
+        sent, self.sent = self.sent, []
+        if draft.tokens.tolist() != [token for token, _ in sent[: draft.n]]:
+            return  # the constraint's own draft took its place
+        path = {-1, *accept.path}
+        for i, (_, kind) in enumerate(sent[: draft.n]):
+            if int(draft.parent[i]) in path:
+                stood, d = i in path, kind[0]
+                expected = shifted(odds.chance(kind), self.shift[d])
+                self.shift[d] = min(FAR, max(-FAR, self.shift[d] + RATE * (stood - expected)))
+                odds.note(kind, stood)
+
+
+class Merged:
+    """One tree of all drafts: a node that several propose is one node with the best chance of any.
+
+    chance: of each node to stand, its ancestors' included; by: the drafter that gave it that chance."""
+
+    def __init__(self, mood: Mood, odds: Odds, sampled: bool) -> None:
+        self.mood, self._odds, self._sampled = mood, odds, sampled
+        self.asked: list[int] = []
+        self.token: list[int] = []
+        self.parent: list[int] = []
+        self.chance: list[float] = []
+        self.by: list[int] = []
+        self.kind: list[Kind] = []
+        self._at: dict[tuple[int, int], int] = {}
+
+    def join(self, d: int, draft: Draft, most: int) -> None:
+        """Add the first `most` nodes of what drafter d proposes."""
+        self.asked.append(d)
+        shift = self.mood.shift[d]
+        at: list[int] = []
+        depth: list[int] = []
+        children: dict[int, int] = {}
+        tokens, parents, score = draft.tokens.tolist(), draft.parent.tolist(), draft.score.tolist()
+        for i in range(min(most, len(tokens))):
+            p = parents[i]
+            rank = children.get(p, 0)
+            children[p] = rank + 1
+            depth.append(depth[p] + 1 if p >= 0 else 1)
+            sure = -1 - min(rank, 7) if not score else int(10 * min(max(score[i], 0.0), 0.999))
+            kind = d, self._sampled, sure, min(depth[i], 4)
+            chance = self._odds.chance(kind)
+            if shift:
+                chance = shifted(chance, shift)
+            parent = at[p] if p >= 0 else -1
+            if parent >= 0:
+                chance *= self.chance[parent]
+            key = parent, tokens[i]
+            j = self._at.get(key, -1)
+            if j < 0:
+                j = self._at[key] = len(self.token)
+                self.token.append(tokens[i])
+                self.parent.append(parent)
+                self.chance.append(chance)
+                self.by.append(d)
+                self.kind.append(kind)
+            elif chance > self.chance[j]:
+                self.chance[j], self.by[j], self.kind[j] = chance, d, kind
+            at.append(j)
+
+    def draft(self, nodes: Sequence[int], names: Sequence[str]) -> Draft:
+        """The draft of some nodes, parents first, and note it down for `Mood.learn`."""
+        number = {-1: -1} | {j: i for i, j in enumerate(nodes)}
+        self.mood.sent = [(self.token[j], self.kind[j]) for j in nodes]
+        by = "+".join(names[d] for d in sorted({self.by[j] for j in nodes}))
+        return Draft(
+            np.array([self.token[j] for j in nodes], np.int32),
+            np.array([number[self.parent[j]] for j in nodes], np.int32),
+            by=by,
+        )
+
+
+def prior(kind: Kind) -> float:
+    """The chance of a node of a kind never seen: what its drafter says, else less for each elder sibling."""
+    sure = kind[2]
+    return (sure + 0.5) / 10 if sure >= 0 else PRIOR / (-sure) ** 2
+
+
+def shifted(chance: float, shift: float) -> float:
+    """A probability with log-odds moved by `shift`."""
+    odds = chance / max(1e-9, 1.0 - chance) * math.exp(shift)
+    return odds / (1.0 + odds)

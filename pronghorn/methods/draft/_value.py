@@ -1,0 +1,68 @@
+"""What drafted nodes are worth: how often such nodes stood, and how many of them a step should run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pronghorn.slots import DraftRoom
+
+WEIGHT = 2.0  # trials that a prior counts as
+MEMORY = 64.0  # trials that are remembered; older ones fade
+MARGIN = 1.02  # by which a step with drafts must be better than one without
+UNPRICED = 0.2  # chance above which nodes run while nothing is known of costs
+FAINT = 0.02  # chance below which no row is looked at
+
+Kind = tuple[int, bool, int, int]  # drafter, sampled, how sure it was or less than the child's rank, depth
+
+
+class Odds:
+    """How often nodes of a kind stood once their parent did. prior: of a kind never seen."""
+
+    def __init__(self, prior: Callable[[Kind], float]) -> None:
+        self._prior = prior
+        self._seen: dict[Kind, tuple[float, float]] = {}  # trials, hits
+        self._chance: dict[Kind, float] = {}
+
+    def chance(self, kind: Kind) -> float:
+        if kind not in self._chance:
+            self._chance[kind] = self._prior(kind)
+        return self._chance[kind]
+
+    def note(self, kind: Kind, stood: bool) -> None:
+        trials, hits = self._seen.get(kind, (0.0, 0.0))
+        fade = min(1.0, MEMORY / (trials + 1.0))
+        trials, hits = (trials + 1.0) * fade, (hits + stood) * fade
+        self._seen[kind] = trials, hits
+        self._chance[kind] = (hits + WEIGHT * self._prior(kind)) / (trials + WEIGHT)
+
+
+def worth(chances: Sequence[float], n_seqs: int, room: DraftRoom) -> tuple[int, float]:
+    """How many of the nodes to run, and what a token is worth in seconds.
+
+    chances: of each node to stand, falling; n_seqs: sequences that get one token in any case. Steps of
+    answers alone are best where tokens per second are most, and that is the price of a token; a step that
+    runs prompts too takes the nodes whose rows cost less.
+    """
+    cost, most = room.cost, min(len(chances), room.rows)
+    each = room.read // max(1, room.base)
+    plain = cost.predict(n_seqs, n_seqs * each)
+    if plain <= 0:  # nothing measured yet
+        return sum(c > UNPRICED for c in chances[:most]), 0.0
+    best, at, gain = n_seqs / plain * MARGIN, 0, 0.0
+    for n in range(1, most + 1):
+        if chances[n - 1] < FAINT:
+            break
+        gain += chances[n - 1]
+        rate = (n_seqs + gain) / cost.predict(n_seqs + n, (n_seqs + n) * each)
+        if rate > best:
+            best, at = rate, n
+    if room.base <= n_seqs:
+        return at, 1.0 / best
+    most, price, left = at, 1.0 / best, cost.predict(room.base, room.read) / MARGIN
+    best, at, gain = 0.0, 0, 0.0
+    for n in range(1, most + 1):
+        gain += chances[n - 1] * price
+        profit = gain - (cost.predict(room.base + n, room.read + n * each) / MARGIN - left)
+        if profit > best:
+            best, at = profit, n
+    return at, price

@@ -1,0 +1,131 @@
+"""Drafts from several drafters, as many as pay on this machine, and none where none do.
+
+Every drafter named in `drafters` is asked; their drafts are joined into one tree. How often nodes of a kind
+(drafter, its own confidence, depth; greedy or not) stood once their parent did is counted, with what is
+particular to a sequence on top, so that each node has a probability to stand. Of the nodes of all sequences
+together the likeliest are run: as many as give the most tokens per second by the measured cost of a step
+(`room.cost`). In a large batch rows are dear and that becomes none.
+
+This is the budget rule of Sequoia (Chen et al., 2024, arXiv 2402.12374, section 4.3) and the threshold of
+SpecDec++ (Huang et al., 2024, arXiv 2405.19715: stop where the chance that the draft goes on is too low),
+with probabilities from counting instead of a trained head, and for a whole batch. To choose among drafters
+online is a bandit problem; here their drafts are no rivals, and what is to be learned is only whom it pays to
+ask. One whose nodes are not worth its time rests, each time for twice as many steps, up to where its price is
+`spend` of the time of steps; every so often one node of it is run all the same, so that a change is noticed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pronghorn.compose import load, names
+from pronghorn.errors import MethodError
+from pronghorn.methods.draft._merge import Merged, Mood, prior
+from pronghorn.methods.draft._value import Odds, worth
+from pronghorn.seq import Seq
+from pronghorn.slots import Drafter, DraftRoom
+from pronghorn.types import Accept, Draft, Guarantee, Traits
+
+
+@dataclass(frozen=True)
+class Auto:
+    drafters: str = "prompt-lookup+token-recycling"  # who is asked, joined with +
+    nodes: int = 32  # rows of one sequence's draft at most
+    spend: float = 0.01  # share of a step's time that a drafter which brings nothing may take
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nodes <= 1024:
+            raise MethodError(f"auto: nodes is from 1 to 1024, not {self.nodes}")
+        if not 0 < self.spend <= 1:
+            raise MethodError(f"auto: spend is above 0 and at most 1, not {self.spend}")
+        known = [n for n in names()["draft"] if n != "auto"]
+        for name in self._names:
+            if name not in known:
+                raise MethodError(f"auto: no drafter called {name!r}; known: {', '.join(known)}")
+
+    @property
+    def traits(self) -> Traits:
+        own = [d.traits for d in self._drafters]
+        return Traits(
+            Guarantee.EXACT, taps=tuple(sorted({t for x in own for t in x.taps})),
+            models=tuple(sorted({m for x in own for m in x.models})),
+        )  # fmt: skip
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(n for n in self.drafters.split("+") if n)
+
+    @cached_property
+    def _drafters(self) -> list[Drafter]:
+        return [load("draft", n)() for n in self._names]
+
+    @cached_property
+    def _odds(self) -> Odds:
+        return Odds(prior)
+
+    @cached_property
+    def _seconds(self) -> list[float]:
+        """What each drafter takes for one sequence, lately."""
+        return [0.0] * len(self._names)
+
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
+        moods = [self._mood(s) for s in seqs]
+        trees: dict[int, Merged] = {}
+        for d, drafter in enumerate(self._drafters):
+            awake = [i for i, mood in enumerate(moods) if k[i] > 0 and mood.wakes(d)]
+            if not awake:
+                continue
+            begin = time.perf_counter()
+            drafts = drafter.propose([seqs[i] for i in awake], [k[i] for i in awake], room)
+            took = (time.perf_counter() - begin) / len(awake)
+            self._seconds[d] += 0.1 * (took - self._seconds[d]) if self._seconds[d] else took
+            for i, draft in zip(awake, drafts, strict=True):
+                if i not in trees:
+                    trees[i] = Merged(moods[i], self._odds, seqs[i].request.temperature > 0)
+                trees[i].join(d, draft, self.nodes)
+        out = [Draft.empty() for _ in seqs]
+        if trees:
+            for i, nodes in self._choose(trees, len(seqs), room).items():
+                out[i] = trees[i].draft(nodes, self._names)
+        return out
+
+    def _choose(self, trees: dict[int, Merged], n_seqs: int, room: DraftRoom) -> dict[int, list[int]]:
+        """Nodes of each tree to run, parents first; and who was not worth its time rests."""
+        line = sorted((-p, i, j) for i, tree in trees.items() for j, p in enumerate(tree.chance))
+        n, price = worth([-p for p, _, _ in line], n_seqs, room)
+        chosen: dict[int, list[int]] = {i: [] for i in trees}
+        brought = {(i, d): 0.0 for i, tree in trees.items() for d in tree.asked}
+        for minus, i, j in line[:n]:
+            chosen[i].append(j)
+            brought[i, trees[i].by[j]] -= minus
+        step = room.cost.predict(room.base, room.read)
+        for (i, d), tokens in brought.items():
+            tree = trees[i]
+            most = int(self._seconds[d] / (self.spend * step)) if step > 0 else 0
+            probe = tree.mood.judge(d, tokens * price > self._seconds[d], most)
+            if probe and not chosen[i] and d in tree.by and room.rows > n:
+                chosen[i] = [tree.by.index(d)] if tree.parent[tree.by.index(d)] < 0 else []
+        return chosen
+
+    def observe(
+        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
+        taps: Sequence[dict[str, NDArray[Any]]],
+    ) -> None:  # fmt: skip
+        for seq, draft, accept in zip(seqs, drafts, accepts, strict=True):
+            if draft.n:
+                self._mood(seq).learn(draft, accept, self._odds)
+        for drafter in self._drafters:
+            drafter.observe(seqs, drafts, accepts, taps)
+
+    def _mood(self, seq: Seq) -> Mood:
+        memory = seq.memory(self)
+        if "mood" not in memory:
+            memory["mood"] = Mood(len(self._names))
+        mood: Mood = memory["mood"]
+        return mood

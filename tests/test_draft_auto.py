@@ -1,0 +1,201 @@
+"""The controller of drafts: chances that come true, rows that pay, drafters that rest, the same tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pronghorn import LLM
+from pronghorn.cost import StepCost
+from pronghorn.errors import MethodError
+from pronghorn.methods.draft._merge import FAR, PROBE, Merged, Mood, prior, shifted
+from pronghorn.methods.draft._value import Odds, worth
+from pronghorn.methods.draft.auto import Auto
+from pronghorn.slots import DraftRoom
+from pronghorn.types import Accept, Draft
+from tests.conformance._rig import sequence
+
+
+def cost(*points: tuple[int, float]) -> StepCost:
+    """Steps of so many rows took so many seconds."""
+    made = StepCost()
+    for _ in range(12):
+        for rows, seconds in points:
+            made.observe(rows, rows, seconds)
+    return made
+
+
+A = (0, False, 5, 1)  # a kind of node
+FLAT = ((1, 1e-2), (8, 1.02e-2), (64, 1.1e-2), (512, 8e-2))
+DEAR = ((1, 1e-3), (8, 8e-3), (64, 64e-3), (512, 512e-3))
+
+
+def test_nodes_run_as_far_as_they_pay() -> None:
+    chances = [0.9, 0.8, 0.7, 0.6, 0.5, 0.04]
+    n, price = worth(chances, 1, DraftRoom(cost=cost(*FLAT)))
+    assert n == 6
+    assert price == pytest.approx(1.05e-2 / (1 + sum(chances)), rel=0.1)
+    assert worth(chances, 1, DraftRoom(cost=cost(*DEAR)))[0] == 0
+    assert worth(chances, 1, DraftRoom(rows=2, cost=cost(*FLAT)))[0] == 2
+
+
+def test_a_large_batch_drafts_nothing() -> None:
+    """Up to some rows a step costs the same, then in proportion: who is beyond that gains nothing."""
+    knee = cost((1, 1e-2), (8, 1e-2), (16, 1.05e-2), (64, 4e-2), (256, 16e-2))
+    chances = [0.5] * 32
+    few = worth(chances, 1, DraftRoom(base=1, read=1, cost=knee))[0]
+    many = worth(chances, 64, DraftRoom(base=64, read=64, cost=knee))[0]
+    assert few > 0 and many == 0
+
+
+def test_beside_a_prompt_rows_cost_what_they_add() -> None:
+    """The prompt's rows have to run anyway: a draft row is bought if it costs less than a token alone."""
+    dear = cost((1, 1e-2), (8, 1e-2), (64, 6.4e-2), (256, 25.6e-2))  # 1 ms for each row of a large step
+    assert worth([0.9, 0.5, 0.01], 1, DraftRoom(base=65, read=65, cost=dear))[0] == 2
+
+
+def test_odds_come_true_and_forget() -> None:
+    odds = Odds(lambda kind: 0.5)
+    r = np.random.default_rng(0)
+    assert odds.chance(A) == 0.5
+    for _ in range(400):
+        odds.note(A, bool(r.random() < 0.2))
+    assert 0.08 < odds.chance(A) < 0.35
+    for _ in range(200):
+        odds.note(A, True)
+    assert odds.chance(A) > 0.85
+
+
+def test_a_sequence_differs_from_what_is_usual() -> None:
+    odds, mood = Odds(prior), Mood(1)
+    for _ in range(30):
+        tree = Merged(mood, odds, False)
+        tree.join(0, Draft.chain([7, 8]), 8)
+        draft = tree.draft([0, 1], ["x"])
+        mood.learn(draft, Accept([], 9), odds)
+    assert -FAR <= mood.shift[0] < 0
+    fresh = Merged(Mood(1), odds, False)
+    fresh.join(0, Draft.chain([7, 8]), 8)
+    worse = Merged(mood, odds, False)
+    worse.join(0, Draft.chain([7, 8]), 8)
+    assert worse.chance[0] < fresh.chance[0] < 0.2
+    assert shifted(0.5, 0.0) == 0.5 and shifted(0.5, 2.0) > 0.85
+
+
+def test_who_brings_nothing_rests_and_is_tried_again() -> None:
+    mood = Mood(1)
+    probes = [mood.judge(0, False, 1000) for _ in range(2 * PROBE)]
+    assert probes == ([False] * (PROBE - 1) + [True]) * 2
+    assert mood.rest[0] == 1 << (2 * PROBE)
+    mood.judge(0, False, 5)
+    assert mood.rest[0] == 5
+    assert [mood.wakes(0) for _ in range(6)] == [False] * 5 + [True]
+    mood.judge(0, True, 5)
+    assert mood.failed[0] == 0 and mood.rest[0] == 0
+
+
+def test_anothers_draft_teaches_nothing() -> None:
+    odds, mood = Odds(prior), Mood(1)
+    tree = Merged(mood, odds, False)
+    tree.join(0, Draft.chain([7, 8]), 8)
+    tree.draft([0, 1], ["x"])
+    mood.learn(Draft.chain([1, 2]), Accept([0, 1], 3), odds)
+    assert mood.shift == [0.0] and not mood.sent
+
+
+@st.composite
+def trees(draw: Any) -> Draft:
+    n = draw(st.integers(1, 12))
+    parents = [draw(st.integers(-1, i - 1)) for i in range(n)]
+    tokens, seen = [], set()
+    for p in parents:
+        t = draw(st.integers(0, 30).filter(lambda t, p=p: (p, t) not in seen))
+        seen.add((p, t))
+        tokens.append(t)
+    score = draw(st.sampled_from([0, 1]))
+    sure = np.array([draw(st.floats(0.01, 0.99)) for _ in range(n * score)])
+    return Draft(np.array(tokens, np.int32), np.array(parents, np.int32), score=sure)
+
+
+@given(st.lists(trees(), min_size=1, max_size=4), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_drafts_join_into_one_tree(drafts: list[Draft], most: int) -> None:
+    tree = Merged(Mood(len(drafts)), Odds(prior), False)
+    for d, draft in enumerate(drafts):
+        tree.join(d, draft, 64)
+    order = sorted(range(len(tree.token)), key=lambda j: (-tree.chance[j], j))[:most]
+    got = tree.draft(order, [str(d) for d in range(len(drafts))])
+    assert (got.parent < np.arange(got.n)).all()  # parents first, whatever the cut
+    pairs = list(zip(got.parent.tolist(), got.tokens.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+
+    def paths(x: Draft) -> set[tuple[int, ...]]:
+        out: list[tuple[int, ...]] = []
+        for t, p in zip(x.tokens.tolist(), x.parent.tolist(), strict=True):
+            out.append((*(out[p] if p >= 0 else ()), t))
+        return set(out)
+
+    every = set().union(*(paths(d) for d in drafts))
+    assert paths(got) <= every
+    if most >= len(tree.token):
+        assert paths(got) == every
+
+
+def test_a_drafter_that_gains_nothing_costs_little() -> None:
+    """On a text without repetition and dear rows, drafters are asked ever less often."""
+    made = Auto(drafters="prompt-lookup")
+    calls = 0
+
+    class Counting:
+        traits = made.traits
+
+        def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
+            nonlocal calls
+            calls += 1
+            made._seconds[0] = 1e-3  # as long as a step takes
+            return [Draft.chain([1, 2, 3]) for _ in seqs]
+
+        def observe(self, *_: Any) -> None: ...
+
+    made.__dict__["_drafters"] = [Counting()]
+    seq = sequence(list(range(20)))
+    room = DraftRoom(cost=cost(*DEAR))
+    for i in range(400):
+        draft = made.propose([seq], [8], room)[0]
+        seq.tokens.append(30 + i % 50)
+        made.observe([seq], [draft], [Accept([], seq.tokens[-1])], [{}])
+    assert calls < 20
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_tokens_are_those_of_plain_decoding(temperature: float) -> None:
+    prompts = [
+        "Repeat exactly:\nThe cat sat on the mat. The dog sat on the cat.",
+        "Once upon a time",
+        "1 2 3 1 2 3 1 2 3",
+    ]
+    plain, auto = LLM(defaults=("match", "fcfs")), LLM(use=["auto"])
+    options = {"max_tokens": 64, "temperature": temperature, "seed": 3, "ignore_eos": True}
+    for batch in ([p] for p in prompts):
+        assert [a.tokens for a in auto.generate(batch, **options)] == [
+            a.tokens for a in plain.generate(batch, **options)
+        ]
+    got = auto.generate(prompts, **options)
+    assert [a.tokens for a in got] == [a.tokens for a in plain.generate(prompts, **options)]
+    assert sum(a.stats.drafted for a in got) > 0
+    plain.close()
+    auto.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "word"), [("nodes=0", "nodes"), ("spend=0", "spend"), ("drafters=x", "known")]
+)
+def test_options_are_checked(option: str, word: str) -> None:
+    from pronghorn.compose import parse
+
+    with pytest.raises(MethodError, match=word):
+        parse(f"auto:{option}")
