@@ -71,13 +71,24 @@ class Drafting:
         pairs = zip(works, accepts, strict=True)
         done = [(w, a) for w, a in pairs if w.last and w.seq.request.new_rows and a.bonus >= 0]
         for drafter, at in _by_drafter([w for w, _ in done]):
-            top = max(
-                (int(t.removeprefix("top")) for t in drafter.traits.taps if t.startswith("top")), default=0
-            )
             mine = [done[i] for i in at]
             rows = [logits[w.logit : w.logit + 1 + w.draft.n] for w, _ in mine]
-            taps = [{f"top{top}": self.runner.top(r, top)} if top else {} for r in rows]
+            taps = [_Taps(self.runner, r) for r in rows]
             drafter.observe([w.seq for w, _ in mine], [w.draft for w, _ in mine], [a for _, a in mine], taps)
+
+
+class _Taps(dict[str, NDArray[Any]]):
+    """What drafters may ask of a sequence's rows, made when it is asked for. logits (rows, n_vocab)."""
+
+    def __init__(self, runner: Runner, logits: NDArray[Any]) -> None:
+        super().__init__()
+        self._runner, self._logits = runner, logits
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        if not name.startswith("top"):
+            raise KeyError(name)
+        self[name] = self._runner.top(self._logits, int(name.removeprefix("top")))
+        return self[name]
 
 
 def count(w: Work, drafted: int, accepted: int) -> None:

@@ -93,7 +93,7 @@ def test_who_brings_nothing_rests_and_is_tried_again() -> None:
     assert mood.rest[0] == 1 << (2 * PROBE)
     mood.judge(0, False, 5)
     assert mood.rest[0] == 5
-    assert [mood.wakes(0) for _ in range(6)] == [False] * 5 + [True]
+    assert [mood.awake() for _ in range(6)] == [[]] * 5 + [[0]]
     mood.judge(0, True, 5)
     assert mood.failed[0] == 0 and mood.rest[0] == 0
 
@@ -104,7 +104,7 @@ def test_anothers_draft_teaches_nothing() -> None:
     tree.join(0, Draft.chain([7, 8]), 8)
     tree.draft([0, 1], ["x"])
     mood.learn(Draft.chain([1, 2]), Accept([0, 1], 3), odds)
-    assert mood.shift == [0.0] and not mood.sent
+    assert mood.shift == [0.0]
 
 
 @st.composite
@@ -156,7 +156,7 @@ def test_a_drafter_that_gains_nothing_costs_little() -> None:
         def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
             nonlocal calls
             calls += 1
-            made._seconds[0] = 1e-3  # as long as a step takes
+            made._proposes[0] = 1e-3  # as long as a step takes
             return [Draft.chain([1, 2, 3]) for _ in seqs]
 
         def observe(self, *_: Any) -> None: ...

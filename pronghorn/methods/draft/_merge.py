@@ -18,19 +18,32 @@ PROBE = 4  # rests after which one node is run although it is not worth it
 
 
 class Mood:
-    """What one sequence has taught: how far each drafter's chances are off, and who rests."""
+    """What one sequence has taught: how far each drafter's chances are off, and who rests.
+
+    asked: drafters that proposed for the last step."""
 
     def __init__(self, n: int) -> None:
         self.shift = [0.0] * n  # log-odds
         self.rest = [0] * n  # steps that a drafter is not asked in
         self.failed = [0] * n  # times in a row that it was not worth its time
-        self.sent: list[tuple[int, Kind]] = []  # token and kind of each node of the last draft
+        self.asked: list[int] = []
+        self._sent: list[tuple[int, Kind]] = []  # token and kind of each node of the last draft
+        self._all = 0  # steps that all rest for
 
-    def wakes(self, d: int) -> bool:
-        if self.rest[d]:
-            self.rest[d] -= 1
-            return False
-        return True
+    def awake(self) -> list[int]:
+        """Who is asked in this step. Cheap where nobody is."""
+        if self._all > 0:
+            self._all -= 1
+            self.asked = []
+            return self.asked
+        self.asked = [d for d, rest in enumerate(self.rest) if not rest]
+        if self.asked:
+            self.rest = [max(0, rest - 1) for rest in self.rest]
+        else:  # they slept through `least` steps of which this is the last
+            least = min(self.rest)
+            self._all = least - 1
+            self.rest = [rest - least for rest in self.rest]
+        return self.asked
 
     def judge(self, d: int, paid: bool, most: int) -> bool:
         """Let a drafter that was not worth its time rest, for `most` steps at most. Returns whether to run
@@ -42,9 +55,12 @@ class Mood:
         self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
         return self.failed[d] % PROBE == 0
 
+    def send(self, nodes: list[tuple[int, Kind]]) -> None:
+        self._sent = nodes
+
     def learn(self, draft: Draft, accept: Accept, odds: Odds) -> None:
         """From the children of the nodes that stood: one of them did, or none."""
-        sent, self.sent = self.sent, []
+        sent, self._sent = self._sent, []
         if draft.tokens.tolist() != [token for token, _ in sent[: draft.n]]:
             return  # the constraint's own draft took its place
         path = {-1, *accept.path}
@@ -63,7 +79,6 @@ class Merged:
 
     def __init__(self, mood: Mood, odds: Odds, sampled: bool) -> None:
         self.mood, self._odds, self._sampled = mood, odds, sampled
-        self.asked: list[int] = []
         self.token: list[int] = []
         self.parent: list[int] = []
         self.chance: list[float] = []
@@ -73,7 +88,6 @@ class Merged:
 
     def join(self, d: int, draft: Draft, most: int) -> None:
         """Add the first `most` nodes of what drafter d proposes."""
-        self.asked.append(d)
         shift = self.mood.shift[d]
         at: list[int] = []
         depth: list[int] = []
@@ -108,7 +122,7 @@ class Merged:
     def draft(self, nodes: Sequence[int], names: Sequence[str]) -> Draft:
         """The draft of some nodes, parents first, and note it down for `Mood.learn`."""
         number = {-1: -1} | {j: i for i, j in enumerate(nodes)}
-        self.mood.sent = [(self.token[j], self.kind[j]) for j in nodes]
+        self.mood.send([(self.token[j], self.kind[j]) for j in nodes])
         by = "+".join(names[d] for d in sorted({self.by[j] for j in nodes}))
         return Draft(
             np.array([self.token[j] for j in nodes], np.int32),

@@ -70,26 +70,32 @@ class Auto:
         return Odds(prior)
 
     @cached_property
-    def _seconds(self) -> list[float]:
-        """What each drafter takes for one sequence, lately."""
+    def _proposes(self) -> list[float]:
+        """Seconds that each drafter takes to propose for one sequence, lately."""
+        return [0.0] * len(self._names)
+
+    @cached_property
+    def _learns(self) -> list[float]:
+        """Seconds that each takes to learn from a step."""
         return [0.0] * len(self._names)
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
+        out = [Draft.empty() for _ in seqs]
         moods = [self._mood(s) for s in seqs]
+        asked: dict[int, list[int]] = {}
+        for i, mood in enumerate(moods):
+            for d in mood.awake() if k[i] > 0 else ():
+                asked.setdefault(d, []).append(i)
         trees: dict[int, Merged] = {}
-        for d, drafter in enumerate(self._drafters):
-            awake = [i for i, mood in enumerate(moods) if k[i] > 0 and mood.wakes(d)]
-            if not awake:
-                continue
+        for d, of in asked.items():
             begin = time.perf_counter()
-            drafts = drafter.propose([seqs[i] for i in awake], [k[i] for i in awake], room)
-            took = (time.perf_counter() - begin) / len(awake)
-            self._seconds[d] += 0.1 * (took - self._seconds[d]) if self._seconds[d] else took
-            for i, draft in zip(awake, drafts, strict=True):
+            drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
+            took = (time.perf_counter() - begin) / len(of)
+            self._proposes[d] += 0.1 * (took - self._proposes[d])
+            for i, draft in zip(of, drafts, strict=True):
                 if i not in trees:
                     trees[i] = Merged(moods[i], self._odds, seqs[i].request.temperature > 0)
                 trees[i].join(d, draft, self.nodes)
-        out = [Draft.empty() for _ in seqs]
         if trees:
             for i, nodes in self._choose(trees, len(seqs), room).items():
                 out[i] = trees[i].draft(nodes, self._names)
@@ -100,15 +106,16 @@ class Auto:
         line = sorted((-p, i, j) for i, tree in trees.items() for j, p in enumerate(tree.chance))
         n, price = worth([-p for p, _, _ in line], n_seqs, room)
         chosen: dict[int, list[int]] = {i: [] for i in trees}
-        brought = {(i, d): 0.0 for i, tree in trees.items() for d in tree.asked}
+        brought = {(i, d): 0.0 for i, tree in trees.items() for d in tree.mood.asked}
         for minus, i, j in line[:n]:
             chosen[i].append(j)
             brought[i, trees[i].by[j]] -= minus
         step = room.cost.predict(room.base, room.read)
         for (i, d), tokens in brought.items():
             tree = trees[i]
-            most = int(self._seconds[d] / (self.spend * step)) if step > 0 else 0
-            probe = tree.mood.judge(d, tokens * price > self._seconds[d], most)
+            seconds = self._proposes[d] + self._learns[d]
+            most = int(seconds / (self.spend * step)) if step > 0 else 0
+            probe = tree.mood.judge(d, tokens * price > seconds, most)
             if probe and not chosen[i] and d in tree.by and room.rows > n:
                 chosen[i] = [tree.by.index(d)] if tree.parent[tree.by.index(d)] < 0 else []
         return chosen
@@ -117,11 +124,20 @@ class Auto:
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
-        for seq, draft, accept in zip(seqs, drafts, accepts, strict=True):
-            if draft.n:
-                self._mood(seq).learn(draft, accept, self._odds)
-        for drafter in self._drafters:
-            drafter.observe(seqs, drafts, accepts, taps)
+        asked: dict[int, list[int]] = {}
+        for i, seq in enumerate(seqs):
+            mood = self._mood(seq)
+            if drafts[i].n:
+                mood.learn(drafts[i], accepts[i], self._odds)
+            for d in mood.asked:
+                asked.setdefault(d, []).append(i)
+        for d, of in asked.items():
+            begin = time.perf_counter()
+            self._drafters[d].observe(
+                [seqs[i] for i in of], [drafts[i] for i in of], [accepts[i] for i in of],
+                [taps[i] for i in of],
+            )  # fmt: skip
+            self._learns[d] += 0.1 * ((time.perf_counter() - begin) / len(of) - self._learns[d])
 
     def _mood(self, seq: Seq) -> Mood:
         memory = seq.memory(self)
