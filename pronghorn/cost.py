@@ -30,6 +30,7 @@ FLAT = 8  # rows that are taken to run at the price of one, until seen
 KEEP = 12  # steps of one kind that are remembered
 EVERY = 64  # observations between two fits, once there are many
 ROUNDS = 6  # of reweighting: least squares become least absolute errors
+SURE = 3  # steps of a size after which they are believed against what the sizes around it suggest
 FAINT = 1e-3  # weight of what is only supposed, beside a step seen
 
 
@@ -102,19 +103,23 @@ class StepCost:
         """Non-negative unknowns: seconds of one row, the slope of each piece, the price of a read."""
         seen = np.array([s for kind in self._seen.values() for s in kind])
         rows, read, seconds = seen.T
-        # sizes never seen: on the line between neighbours; beyond the last no cheaper than in proportion
+        # sizes never seen: on the line between neighbours; beyond the last no cheaper than in proportion. One
+        # or two steps of a size may have been held up: they count for less than that
         pure = np.maximum(seconds - self._read * read, 0.1 * seconds)
         group = np.ceil(np.log2(rows))
+        there, times = np.unique(group, return_counts=True)
+        known = there[times >= SURE] if times.max() >= SURE else there
         sizes, typical = np.array(
-            [(np.median(rows[group == g]), np.median(pure[group == g])) for g in np.unique(group)]
+            [(np.median(rows[group == g]), np.median(pure[group == g])) for g in known]
         ).T
         knots = np.array(KNOTS, float)
+        doubt = np.isin(np.log2(knots), there) & ~np.isin(np.log2(knots), known)
         likely = np.interp(knots, sizes, typical)
         likely *= np.maximum(1, knots / max(sizes[-1], FLAT))
         a = np.concatenate([_columns(rows, read), _columns(knots, np.zeros(len(knots)))])
         y = np.concatenate([seconds, likely])
         a /= y[:, None]  # errors count in proportion
-        weight = np.concatenate([np.ones(len(rows)), np.full(len(knots), FAINT)])
+        weight = np.concatenate([np.ones(len(rows)), np.where(doubt, SURE, FAINT)])
         size = np.sqrt(np.maximum((a * a).mean(axis=0), 1e-30))  # columns alike, for the solver
         a /= size
         old = np.zeros(len(size))

@@ -184,3 +184,18 @@ def test_calibration_ends_early_where_steps_are_slow() -> None:
     assert set(ran) == {1}
     assert e.cost.predict(1, 1) > 0.25
     assert e.store.held == 0
+
+
+def test_one_slow_step_of_a_size_is_not_believed() -> None:
+    """Nothing else would show the mistake: who plans by it never runs that size again."""
+    cost = StepCost()
+    for i in range(8):
+        cost.observe(1, 100 + i, 1e-3)
+        cost.observe(2, 200 + i, 1.1e-3)
+    cost.observe(4, 400, 20e-3)
+    for i in range(8):
+        cost.observe(1, 108 + i, 1e-3)
+    assert cost.predict(4, 400) < 3e-3
+    for _ in range(4):
+        cost.observe(4, 400, 20e-3)
+    assert cost.predict(4, 400) > 15e-3

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._merge import FAR, PROBE, Merged, Mood, prior, shifted
-from pronghorn.methods.draft._value import Odds, worth
+from pronghorn.methods.draft._merge import FAR, Merged, Mood, prior, shifted
+from pronghorn.methods.draft._value import Ledger, Odds, worth
 from pronghorn.methods.draft.auto import Auto
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft
@@ -86,16 +86,24 @@ def test_a_sequence_differs_from_what_is_usual() -> None:
     assert shifted(0.5, 0.0) == 0.5 and shifted(0.5, 2.0) > 0.85
 
 
-def test_who_brings_nothing_rests_and_is_tried_again() -> None:
+def test_who_brings_nothing_rests() -> None:
     mood = Mood(1)
-    probes = [mood.judge(0, False, 1000) for _ in range(2 * PROBE)]
-    assert probes == ([False] * (PROBE - 1) + [True]) * 2
-    assert mood.rest[0] == 1 << (2 * PROBE)
+    for n in (1, 2, 3):
+        mood.judge(0, False, 1000)
+        assert mood.rest[0] == 1 << n
     mood.judge(0, False, 5)
-    assert mood.rest[0] == 5
     assert [mood.awake() for _ in range(6)] == [[]] * 5 + [[0]]
     mood.judge(0, True, 5)
-    assert mood.failed[0] == 0 and mood.rest[0] == 0
+    assert mood.failed[0] == 0 and mood.awake() == [0]
+
+
+def test_trials_stay_within_their_share() -> None:
+    ledger = Ledger()
+    spent = 0.0
+    for _ in range(1000):
+        ledger.steps += 1.0
+        spent += 3.0 * ledger.affords(3.0, 0.01)
+    assert 0 < spent <= 10.0
 
 
 def test_anothers_draft_teaches_nothing() -> None:

@@ -14,7 +14,7 @@ PRIOR = 0.5  # chance of a first child whose drafter does not say how sure it is
 RATE = 0.3  # of learning what is particular to a sequence
 FAR = 4.0  # log-odds that a sequence may differ from what is usual, at most
 DOUBLINGS = 8  # of a rest
-PROBE = 4  # rests after which one node is run although it is not worth it
+LIKELY = 0.3  # chance of nodes that are worth a trial
 
 
 class Mood:
@@ -45,15 +45,11 @@ class Mood:
             self.rest = [rest - least for rest in self.rest]
         return self.asked
 
-    def judge(self, d: int, paid: bool, most: int) -> bool:
-        """Let a drafter that was not worth its time rest, for `most` steps at most. Returns whether to run
-        one of its nodes all the same."""
-        if paid:
-            self.failed[d] = 0
-            return False
-        self.failed[d] += 1
-        self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
-        return self.failed[d] % PROBE == 0
+    def judge(self, d: int, paid: bool, most: int) -> None:
+        """Let a drafter that was not worth its time rest, for `most` steps at most."""
+        self.failed[d] = 0 if paid else self.failed[d] + 1
+        if not paid:
+            self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
 
     def send(self, nodes: list[tuple[int, Kind]]) -> None:
         self._sent = nodes
@@ -118,6 +114,19 @@ class Merged:
             elif chance > self.chance[j]:
                 self.chance[j], self.by[j], self.kind[j] = chance, d, kind
             at.append(j)
+
+    def likely(self, d: int) -> list[int]:
+        """Nodes of one drafter that a trial runs: the likely ones, parents first, one in any case."""
+        mine = [
+            j
+            for j, by in enumerate(self.by)
+            if by == d and (self.parent[j] < 0 or self.by[self.parent[j]] == d)
+        ]
+        kept = {-1}
+        for j in mine:
+            if self.parent[j] in kept and (self.chance[j] >= LIKELY or len(kept) == 1):
+                kept.add(j)
+        return sorted(kept - {-1})
 
     def draft(self, nodes: Sequence[int], names: Sequence[str]) -> Draft:
         """The draft of some nodes, parents first, and note it down for `Mood.learn`."""

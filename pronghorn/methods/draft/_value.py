@@ -36,6 +36,21 @@ class Odds:
         self._chance[kind] = (hits + WEIGHT * self._prior(kind)) / (trials + WEIGHT)
 
 
+class Ledger:
+    """Seconds that steps took, and that were spent on trials."""
+
+    def __init__(self) -> None:
+        self.steps = 0.0
+        self.trials = 0.0
+
+    def affords(self, seconds: float, share: float) -> bool:
+        """Whether a trial of so many seconds at most is within a share of all; if so it is booked."""
+        if not 0 < self.trials + seconds <= share * self.steps:
+            return False
+        self.trials += seconds
+        return True
+
+
 def worth(chances: Sequence[float], n_seqs: int, room: DraftRoom) -> tuple[int, float]:
     """How many of the nodes to run, and what a token is worth in seconds.
 

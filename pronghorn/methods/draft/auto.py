@@ -11,7 +11,8 @@ SpecDec++ (Huang et al., 2024, arXiv 2405.19715: stop where the chance that the 
 with probabilities from counting instead of a trained head, and for a whole batch. To choose among drafters
 online is a bandit problem; here their drafts are no rivals, and what is to be learned is only whom it pays to
 ask. One whose nodes are not worth its time rests, each time for twice as many steps, up to where its price is
-`spend` of the time of steps; every so often one node of it is run all the same, so that a change is noticed.
+`spend` of the time of steps. For as much time again drafts are run that seem not to pay, so that a change, or
+a step that only happened to be slow, is noticed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from pronghorn.compose import load, names
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._merge import Merged, Mood, prior
-from pronghorn.methods.draft._value import Odds, worth
+from pronghorn.methods.draft._value import Ledger, Odds, worth
 from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
@@ -68,6 +69,10 @@ class Auto:
     @cached_property
     def _odds(self) -> Odds:
         return Odds(prior)
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        return Ledger()
 
     @cached_property
     def _proposes(self) -> list[float]:
@@ -111,13 +116,16 @@ class Auto:
             chosen[i].append(j)
             brought[i, trees[i].by[j]] -= minus
         step = room.cost.predict(room.base, room.read)
+        self._ledger.steps += step
         for (i, d), tokens in brought.items():
             tree = trees[i]
             seconds = self._proposes[d] + self._learns[d]
             most = int(seconds / (self.spend * step)) if step > 0 else 0
-            probe = tree.mood.judge(d, tokens * price > seconds, most)
-            if probe and not chosen[i] and d in tree.by and room.rows > n:
-                chosen[i] = [tree.by.index(d)] if tree.parent[tree.by.index(d)] < 0 else []
+            tree.mood.judge(d, tokens * price > seconds, most)
+            if not chosen[i] and d in tree.by:
+                probe = tree.likely(d)[: room.rows - n]
+                if self._ledger.affords(len(probe) * step / room.base, self.spend):
+                    chosen[i] = probe
         return chosen
 
     def observe(
