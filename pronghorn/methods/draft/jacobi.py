@@ -1,0 +1,102 @@
+"""Jacobi decoding (Song et al., 2021; Santilli et al., 2023) and, with it, the drafts of Speculative Jacobi
+Decoding (Teng et al., 2024, arXiv 2410.01699).
+
+The next `length` tokens are guessed, and every step runs all guesses at once: what the target finds likeliest
+behind each becomes the next guess one place further. Guesses that the verifier lets stand are text; those
+after the first wrong one stay, refined, for the next step.
+
+New places at the end begin with the token that the target last found likeliest after the token before, from
+any row of any sequence; else the one that follows it in the prompt; else that token again, which is the
+paper's "left neighbour".
+
+Departures: a guess is the target's likeliest token, not a draw. The paper draws because its criterion accepts
+with min(1, p/q); under `match`, a guess stands with the target's probability of it, for which the likeliest
+is best, at every temperature. So the guesses carry no q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.errors import MethodError
+from pronghorn.methods.draft._trail import Trail
+from pronghorn.seq import Seq
+from pronghorn.slots import DraftRoom
+from pronghorn.types import Accept, Draft, Guarantee, Traits
+
+TRAILS = 4096  # texts whose guesses are remembered
+SURE = (0.3, 0.4, 0.7, 0.8)  # that a guess is right: new, refined once, and confirmed once or oftener
+
+Guess = tuple[int, int]  # a token, and how often it was refined to itself plus one; 0: new
+
+
+@dataclass(frozen=True)
+class Jacobi:
+    length: int = 6  # guessed tokens
+
+    traits = Traits(Guarantee.EXACT, taps=("top1",))
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.length <= 4096:
+            raise MethodError(f"jacobi: length is from 1 to 4096, not {self.length}")
+
+    @cached_property
+    def _trail(self) -> Trail[tuple[Guess, ...]]:
+        return Trail(TRAILS)
+
+    @cached_property
+    def _after(self) -> dict[int, int]:
+        """Token -> the token likeliest after it, as far as known."""
+        return {}
+
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
+        return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
+
+    def _one(self, seq: Seq, length: int) -> Draft:
+        if length < 1:
+            return Draft.empty()
+        after, tokens, memory = self._after, seq.tokens, seq.memory(self)
+        for i in range(memory.get("read", 0), seq.n_prompt - 1):
+            after.setdefault(tokens[i], tokens[i + 1])
+        memory["read"] = seq.n_prompt - 1
+        guesses = list(self._trail.get(tokens, len(tokens), ()))
+        last = guesses[-1][0] if guesses else tokens[-1]
+        while len(guesses) < length:
+            last = after.get(last, last)
+            guesses.append((last, 0))
+        score = np.array([SURE[min(age, len(SURE) - 1)] for _, age in guesses[:length]])
+        return Draft.chain([token for token, _ in guesses[:length]])._replace(score=score)
+
+    def observe(
+        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
+        taps: Sequence[dict[str, NDArray[Any]]],
+    ) -> None:  # fmt: skip
+        for seq, draft, accept, tap in zip(seqs, drafts, accepts, taps, strict=True):
+            ids, parent = draft.tokens.tolist(), draft.parent.tolist()
+            best = tap["top1"][:, 0].tolist()  # after the pending token, and after each guess
+            for token, follows in zip(ids[::-1], best[:0:-1], strict=True):
+                if follows >= 0:
+                    self._after[token] = follows
+            stood, tokens = len(accept.path), seq.tokens
+            added = [*ids[:stood], accept.bonus]
+            n = len(tokens) - len(added)
+            if parent != list(range(-1, len(ids) - 1)) or tokens[n:] != added or min(best) < 0:
+                continue  # another's draft, a text that was cut at its end, or logits that are no numbers
+            self._after[tokens[n - 1]] = best[0]
+            held = self._trail.get(tokens, n, ())  # guesses that did not fit into the step are in there
+            old = [*((t, _age(held, i, t)) for i, t in enumerate(ids)), *held[len(ids) :]]
+            new: list[Guess] = []
+            for i in range(stood + 1, len(best)):
+                same = i < len(old) and old[i][0] == best[i]
+                new.append((best[i], old[i][1] + 1 if same else 1))
+            self._trail.put(tokens, (*new, *old[len(best) :]))
+
+
+def _age(held: tuple[Guess, ...], i: int, token: int) -> int:
+    return held[i][1] if i < len(held) and held[i][0] == token else 0
