@@ -383,21 +383,26 @@ def test_jacobi_needs_two_passes_where_words_do_not_depend_on_each_other() -> No
 
 
 def test_jacobi_keeps_what_the_target_said() -> None:
-    table = np.random.default_rng(14).permutation(50)
-    d, s = Jacobi(length=4), sequence([3, 3, 3])
+    """Behind a token that stays, the row's own word goes before what the table has for that token."""
+    d, s, draft = Jacobi(length=3), sequence([1, 2]), Draft.chain([5, 8, 5])
+    best = [4, 8, 5, 6]
+    accept = draft.walk(best.__getitem__)
+    s.tokens.append(4)
+    d.observe([s], [draft], [accept], [{"top1": np.array(best, np.int32)[:, None]}])
+    assert d._after[5] == 8
+    again = d.propose([s], [3], DraftRoom())[0]
+    assert again.tokens.tolist() == [8, 5, 6]
+    assert again.score[1] > again.score[0]
 
-    def says(text: list[int]) -> int:
-        return (int(table[text[-1]]) + len(text)) % 50
 
-    for _ in range(30):
-        before = list(s.tokens)
-        draft = step(d, s, says)
-        stood = len(s.tokens) - len(before) - 1
-        ids = draft.tokens.tolist()
-        refined = [says([*before, *ids[:i]]) for i in range(stood + 1, len(ids) + 1)]
-        again = d.propose([s], [64], DraftRoom())[0].tokens.tolist()
-        assert again[: len(refined)] == refined
-        assert len(again) == 4
+def test_jacobi_begins_anew_behind_a_token_that_changed() -> None:
+    d, s, draft = Jacobi(length=2), sequence([4, 9, 1, 2]), Draft.chain([5, 8])
+    d.propose([s], [2], DraftRoom())  # reads the prompt: 9 follows 4
+    s.tokens.append(4)
+    d.observe(
+        [s], [draft], [draft.walk([4, 8, 7].__getitem__)], [{"top1": np.array([[4], [8], [7]], np.int32)}]
+    )
+    assert d.propose([s], [2], DraftRoom())[0].tokens.tolist() == [9, 1]
 
 
 def test_jacobi_begins_with_what_is_likely() -> None:

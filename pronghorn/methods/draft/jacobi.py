@@ -9,9 +9,12 @@ New places at the end begin with the token that the target last found likeliest 
 any row of any sequence; else the one that follows it in the prompt; else that token again, which is the
 paper's "left neighbour".
 
-Departures: a guess is the target's likeliest token, not a draw. The paper draws because its criterion accepts
-with min(1, p/q); under `match`, a guess stands with the target's probability of it, for which the likeliest
-is best, at every temperature. So the guesses carry no q.
+Departures: where the token before a guess has changed since the guess was made, what the target last said
+after the new one takes its place, if it is known: the plain iteration keeps the old, and on text hardly one
+of those stands. A guess is the target's likeliest token, not a draw. The paper draws because its criterion
+accepts with min(1, p/q); under `match`, a guess stands with the target's probability of it, for which the
+likeliest is best, at every temperature. So the guesses carry no q. What rows said belongs to the instance:
+all sequences of an engine share it.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 TRAILS = 4096  # texts whose guesses are remembered
-SURE = (0.3, 0.4, 0.7, 0.8)  # that a guess is right: new, refined once, and confirmed once or oftener
+SURE = (0.4, 0.5, 0.7, 0.8)  # that a guess is right: new, refined once, and confirmed once or oftener
 
 Guess = tuple[int, int]  # a token, and how often it was refined to itself plus one; 0: new
 
@@ -92,9 +95,15 @@ class Jacobi:
             held = self._trail.get(tokens, n, ())  # guesses that did not fit into the step are in there
             old = [*((t, _age(held, i, t)) for i, t in enumerate(ids)), *held[len(ids) :]]
             new: list[Guess] = []
+            before = accept.bonus
             for i in range(stood + 1, len(best)):
-                same = i < len(old) and old[i][0] == best[i]
-                new.append((best[i], old[i][1] + 1 if same else 1))
+                token, age = best[i], 1
+                if before != ids[i - 1]:  # the row was run behind a token that is gone
+                    token, age = self._after.get(before, token), 0
+                elif i < len(old) and old[i][0] == token:
+                    age = old[i][1] + 1
+                new.append((token, age))
+                before = token
             self._trail.put(tokens, (*new, *old[len(best) :]))
 
 
