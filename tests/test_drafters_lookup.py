@@ -209,7 +209,7 @@ def places(texts: dict[int, list[int]], tokens: list[int]) -> set[tuple[int, int
 
 def found(index: Suffixes, tokens: list[int], most: int = MANY) -> list[tuple[int, int, int]]:
     number = {id(text): n for n, text in index.texts.items()}
-    return [(p.match, number[id(p.text)], p.at) for p in index.find(tokens, most)]
+    return [(match, number[id(text)], at) for match, text, at in index.find(tokens, most)]
 
 
 def test_suffixes_are_counted_right_after_evictions() -> None:

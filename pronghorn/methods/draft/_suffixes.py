@@ -8,7 +8,6 @@ by comparing tokens: work and memory per token are constant, and a whole text ca
 from __future__ import annotations
 
 from array import array
-from typing import NamedTuple
 
 SIZES = (8, 4, 2, 1)  # lengths of the runs that are indexed
 LONGEST = 32  # a match is followed back so far
@@ -18,12 +17,8 @@ _BITS = 32
 _MASK = (1 << _BITS) - 1
 
 
-class Place(NamedTuple):
-    """The last `match` tokens stand right before `at` in `text`."""
-
-    match: int
-    text: list[int]
-    at: int
+# (match, text, at): the last `match` tokens stand right before `at` in `text`
+Place = tuple[int, list[int], int]
 
 
 class Suffixes:
@@ -72,7 +67,8 @@ class Suffixes:
         these. Runs shorter than one that was found are looked at only where that one is short itself."""
         n = len(tokens)
         out: list[Place] = []
-        far = tokens[n - LONGEST :] if n >= LONGEST else None
+        texts = self.texts
+        far = tokens[n - LONGEST :] if n >= LONGEST else []
         longer = LONGEST + 1  # matches of so many tokens are there already
         for level, size in enumerate(SIZES):
             if n < size:
@@ -81,20 +77,21 @@ class Suffixes:
             place = self._last[level].get(hash(tuple(run)), -1)
             while place >= 0 and len(out) < most:
                 number, at = place >> _BITS, place & _MASK
-                text = self.texts.get(number)
+                text = texts.get(number)
                 if text is None:  # what lies beyond a text that was taken out is lost with it
                     break
                 if text[at - size : at] == run:  # a hash may lie
-                    if far is not None and text[max(0, at - LONGEST) : at] == far:
+                    if at >= LONGEST and text[at - LONGEST : at] == far:
                         match = LONGEST
                     else:
                         match, stop = size, min(at, n, longer)
                         while match < stop and text[at - match - 1] == tokens[n - match - 1]:
                             match += 1
                     if match < longer:
-                        out.append(Place(match, text, at))
+                        out.append((match, text, at))
                 place = self._before[number][level][at]
-            if out and size >= ALONE:
-                break
-            longer = size if out else longer
+            if out:
+                if size >= ALONE:
+                    break
+                longer = size
         return out

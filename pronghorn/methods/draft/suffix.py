@@ -74,7 +74,7 @@ class _Earlier:
 class Suffix:
     nodes: int = 16  # drafted tokens at most
     least: float = 0.15  # chance of a path that is still drafted
-    places: int = 16  # newest places that are counted
+    places: int = 8  # newest places that are counted
     memory: int = 1 << 17  # tokens of earlier answers that are kept; 0: requests learn nothing from others
 
     traits = Traits(Guarantee.EXACT)
@@ -118,49 +118,76 @@ class Suffix:
         else:
             own.grown(0)
         found = own.find(tokens, self.places)
-        if self.memory and (not found or found[0].match < SIZES[0]):
+        if self.memory and (not found or found[0][0] < SIZES[0]):
             found += self._earlier.index.find(tokens, self.places)
         return self._tree(found, tokens, depth, most) if found else Draft.empty()
 
     def _tree(self, found: list[Place], own: list[int], depth: int, most: int) -> Draft:
         """Continuations of the places as a tree, likeliest path first."""
-        best = max(p.match for p in found)
-        at = [(CLOSER ** (p.match - best), p.text, p.at) for p in found if best - p.match < FAR]
+        best = max(found)[0] if len(found) > 1 else found[0][0]
+        at = [(CLOSER ** (match - best), text, i) for match, text, i in found if best - match < FAR]
         tokens: list[int] = []
         parents: list[int] = []
         scores: list[float] = []
-        heap: list[tuple[float, int, int, int, float, int, Any]] = []
-        pushed, node, level, chance = 0, -1, 0, 1.0
+        heap: list[tuple[float, int, int, int, float, int, list[tuple[float, list[int], int]]]] = []
+        pushed, node, level, chance, alike = 0, -1, 0, 1.0, 0
         while True:
-            if level < depth:
+            if not heap and len(at) != alike and level < depth:
+                alike = len(at)
+                weight = sum(w for w, _, _ in at)
+                for token in _common(at, level, min(depth - level, most - len(tokens)), own):
+                    share = weight / (weight + 1.0 / (best + level))
+                    if chance * share < self.least:
+                        return _draft(tokens, parents, scores)
+                    chance, level = chance * share, level + 1
+                    tokens.append(token)
+                    parents.append(node)
+                    scores.append(share)
+                    node = len(tokens) - 1
+            if level < depth and len(tokens) < most:
                 total = 1.0 / (best + level)
-                ways: dict[int, tuple[float, list[Any]]] = {}
-                for one in at:
-                    weight, text, i = one
-                    i += level
+                ways: dict[int, list[tuple[float, list[int], int]]] = {}
+                for place in at:
+                    weight, text, start = place
+                    i = start + level
                     if i >= len(text):
                         if text is not own:
                             continue
-                        i = one[2] + level % (len(text) - one[2])
+                        i = start + level % (len(text) - start)
                     total += weight
-                    way = ways.get(text[i])
-                    if way is None:
-                        ways[text[i]] = (weight, [one])
-                    else:
-                        way[1].append(one)
-                        ways[text[i]] = (way[0] + weight, way[1])
-                for token, (weight, places) in ways.items():
-                    share = weight / total
-                    if chance * share >= self.least:
+                    ways.setdefault(text[i], []).append(place)
+                least = self.least / chance * total
+                for token, places in ways.items():
+                    weight = sum(w for w, _, _ in places) if len(places) > 1 else places[0][0]
+                    if weight >= least:
+                        share = weight / total
                         pushed += 1
                         heappush(heap, (-chance * share, pushed, node, token, share, level + 1, places))
-            if not heap or len(tokens) == most:
-                break
+            if not heap or len(tokens) >= most:
+                return _draft(tokens, parents, scores)
             minus, _, parent, token, share, level, at = heappop(heap)
             chance, node = -minus, len(tokens)
             tokens.append(token)
             parents.append(parent)
             scores.append(share)
-        return Draft(
-            np.array(tokens, np.int32), np.array(parents, np.int32), score=np.array(scores, np.float64)
-        )
+
+
+def _common(at: list[tuple[float, list[int], int]], level: int, n: int, own: list[int]) -> list[int]:
+    """The next n tokens of all places where they are the same at each, else nothing."""
+    out: list[int] = []
+    for _, text, start in at:
+        piece = text[start + level : start + level + n]
+        if len(piece) < n and text is own:  # its end goes on as the text does from `start` on
+            period = text[start:]
+            while len(piece) < n:
+                shift = (level + len(piece)) % len(period)
+                piece += period[shift : shift + n - len(piece)]
+        if out and piece != out:
+            return []
+        out = piece
+    return out
+
+
+def _draft(tokens: list[int], parents: list[int], scores: list[float]) -> Draft:
+    score = np.array(scores, np.float64)
+    return Draft(np.array(tokens, np.int32), np.array(parents, np.int32), score=score)
