@@ -18,7 +18,7 @@ from pronghorn.methods.draft.aggressive import Aggressive
 from pronghorn.methods.draft.copyspec import Copyspec
 from pronghorn.methods.draft.jacobi import Jacobi
 from pronghorn.methods.draft.lookahead import Lookahead
-from pronghorn.methods.draft.suffix import Suffix
+from pronghorn.methods.draft.suffix import Suffix, _common
 from pronghorn.seq import Request, Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Draft
@@ -253,6 +253,14 @@ def test_suffixes_of_texts_that_grow_by_turns() -> None:
         assert number > 4 or not evict
 
 
+def test_suffixes_keeps_older_places_of_other_texts() -> None:
+    index = Suffixes()
+    index.add(0, [1, 2, 3])
+    index.add(1, [1, 2, 4, 1, 2, 5, 1, 2, 6])
+    index.drop(1)
+    assert found(index, [9, 1, 2]) == [(2, 0, 2)]
+
+
 def test_suffixes_finds_the_newest_of_the_longest() -> None:
     index = Suffixes()
     text = [9, 1, 2, 3, 4, 5, 6, 7, 8, 50, *([3, 4, 60] * 5), 2, 3, 4, 70]
@@ -260,6 +268,21 @@ def test_suffixes_finds_the_newest_of_the_longest() -> None:
     assert found(index, [1, 2, 3, 4], 2) == [(4, 0, 5)]
     assert found(index, [8, 2, 3, 4], 2)[0] == (3, 0, len(text) - 1)
     assert [at for _, _, at in found(index, [77, 3, 4], 3)] == [len(text) - 1, 24, 21]
+
+
+def test_suffix_reads_on_where_the_text_ends() -> None:
+    r = np.random.default_rng(21)
+    for _ in range(300):
+        own = r.integers(0, 9, 12).tolist()
+        start, level, n = (int(x) for x in r.integers((1, 0, 1), (12, 9, 12)))
+        on = list(own)
+        for i in range(30):
+            on.append(on[start + i])
+        wanted = on[start + level :][:n]
+        assert _common([(1.0, own, start)], level, n, own) == wanted
+        assert _common([(1.0, own, start), (1.0, [*wanted, 1], -level)], level, n, own) == wanted
+        assert _common([(1.0, own, start), (1.0, [*wanted[:-1], 99], -level)], level, n, own) == []
+        assert _common([(1.0, wanted[:-1], -level)], level, n, own) == wanted[:-1]
 
 
 def test_suffix_drafts_the_most_frequent_first() -> None:
@@ -363,6 +386,13 @@ def test_aggressive_corrects_in_few_passes(kinds: int) -> None:
     assert took / length < (0.75 if kinds < 100 else 0.4)
 
 
+def test_aggressive_leaves_a_wrong_place_where_it_was() -> None:
+    """A token put in that happens to stand a little further on: the source is read from where it was left."""
+    d, s = Aggressive(), sequence([*range(10, 31), 12, 99])
+    s.tokens += [10, 11, 16, 12]
+    assert d.propose([s], [2], DraftRoom())[0].tokens.tolist() == [13, 14]
+
+
 def test_aggressive_waits_for_one_place() -> None:
     """A token that stands at several places shows none; the next one may."""
     d, s = Aggressive(near=0), sequence([5, 6, 7, 8, 5, 9, 3], 7)
@@ -389,7 +419,7 @@ def test_jacobi_keeps_what_the_target_said() -> None:
     accept = draft.walk(best.__getitem__)
     s.tokens.append(4)
     d.observe([s], [draft], [accept], [{"top1": np.array(best, np.int32)[:, None]}])
-    assert d._after[5] == 8
+    assert d._after[5][0] == 8
     again = d.propose([s], [3], DraftRoom())[0]
     assert again.tokens.tolist() == [8, 5, 6]
     assert again.score[1] > again.score[0]
@@ -423,7 +453,7 @@ def test_jacobi_survives_another_draft() -> None:
     accept = tree.walk(best.__getitem__)
     s.tokens += [6, 7, 8]
     d.observe([s], [tree], [accept], [{"top1": np.array(best, np.int32)[:, None]}])
-    assert d._after == {2: 6, 5: 1, 6: 7, 7: 8} or d._after == {5: 1, 6: 7, 7: 8}
+    assert {t: follows for t, (follows, _) in d._after.items()} == {5: 1, 6: 7, 7: 8}
     assert d.propose([s], [3], DraftRoom())[0].n == 3
 
 

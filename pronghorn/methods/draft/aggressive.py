@@ -116,5 +116,5 @@ class Aggressive:
         if place.at < 0:
             return Draft.empty()
         out = place.source[place.at : place.at + length]
-        agreed = place.run + np.arange(len(out))
-        return Draft.chain(out)._replace(score=(agreed + 1.0) / (agreed + 2.0))
+        agreed = (place.run + np.arange(len(out))) ** 2.0  # one token agrees by chance, several hardly do
+        return Draft.chain(out)._replace(score=agreed / (agreed + 2.0))

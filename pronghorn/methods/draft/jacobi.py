@@ -34,14 +34,15 @@ from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 TRAILS = 4096  # texts whose guesses are remembered
-SURE = (0.4, 0.5, 0.7, 0.8)  # that a guess is right: new, refined once, and confirmed once or oftener
+SURE = 0.5  # of a guess that was just refined; every time that it is confirmed halves the way to MOST
+MOST = 0.95
 
-Guess = tuple[int, int]  # a token, and how often it was refined to itself plus one; 0: new
+Guess = tuple[int, float]  # a token, and how sure it is
 
 
 @dataclass(frozen=True)
 class Jacobi:
-    length: int = 6  # guessed tokens
+    length: int = 8  # guessed tokens
 
     traits = Traits(Guarantee.EXACT, taps=("top1",))
 
@@ -54,9 +55,19 @@ class Jacobi:
         return Trail(TRAILS)
 
     @cached_property
-    def _after(self) -> dict[int, int]:
-        """Token -> the token likeliest after it, as far as known."""
+    def _after(self) -> dict[int, tuple[int, int]]:
+        """Token -> the token likeliest after it, and how often in a row it was."""
         return {}
+
+    def _learn(self, token: int, follows: int) -> None:
+        if follows >= 0:
+            before, times = self._after.get(token, (-1, 0))
+            self._after[token] = (follows, times + 1 if before == follows else 1)
+
+    def _next(self, token: int, otherwise: int) -> Guess:
+        """What is likely after a token."""
+        follows, times = self._after.get(token, (otherwise, 0))
+        return follows, 1 - 0.75 / (min(times, 4) + 1)
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
@@ -66,14 +77,14 @@ class Jacobi:
             return Draft.empty()
         after, tokens, memory = self._after, seq.tokens, seq.memory(self)
         for i in range(memory.get("read", 0), seq.n_prompt - 1):
-            after.setdefault(tokens[i], tokens[i + 1])
+            after.setdefault(tokens[i], (tokens[i + 1], 1))
         memory["read"] = seq.n_prompt - 1
         guesses = list(self._trail.get(tokens, len(tokens), ()))
         last = guesses[-1][0] if guesses else tokens[-1]
         while len(guesses) < length:
-            last = after.get(last, last)
-            guesses.append((last, 0))
-        score = np.array([SURE[min(age, len(SURE) - 1)] for _, age in guesses[:length]])
+            guesses.append(self._next(last, last))
+            last = guesses[-1][0]
+        score = np.array([sure for _, sure in guesses[:length]])
         return Draft.chain([token for token, _ in guesses[:length]])._replace(score=score)
 
     def observe(
@@ -84,28 +95,27 @@ class Jacobi:
             ids, parent = draft.tokens.tolist(), draft.parent.tolist()
             best = tap["top1"][:, 0].tolist()  # after the pending token, and after each guess
             for token, follows in zip(ids[::-1], best[:0:-1], strict=True):
-                if follows >= 0:
-                    self._after[token] = follows
+                self._learn(token, follows)
             stood, tokens = len(accept.path), seq.tokens
             added = [*ids[:stood], accept.bonus]
             n = len(tokens) - len(added)
             if parent != list(range(-1, len(ids) - 1)) or tokens[n:] != added or min(best) < 0:
                 continue  # another's draft, a text that was cut at its end, or logits that are no numbers
-            self._after[tokens[n - 1]] = best[0]
+            self._learn(tokens[n - 1], best[0])
             held = self._trail.get(tokens, n, ())  # guesses that did not fit into the step are in there
-            old = [*((t, _age(held, i, t)) for i, t in enumerate(ids)), *held[len(ids) :]]
+            old = [*((t, _sure(held, i, t)) for i, t in enumerate(ids)), *held[len(ids) :]]
             new: list[Guess] = []
             before = accept.bonus
             for i in range(stood + 1, len(best)):
-                token, age = best[i], 1
+                token, sure = best[i], SURE
                 if before != ids[i - 1]:  # the row was run behind a token that is gone
-                    token, age = self._after.get(before, token), 0
+                    token, sure = self._next(before, token)
                 elif i < len(old) and old[i][0] == token:
-                    age = old[i][1] + 1
-                new.append((token, age))
+                    sure = (MOST + old[i][1]) / 2
+                new.append((token, sure))
                 before = token
             self._trail.put(tokens, (*new, *old[len(best) :]))
 
 
-def _age(held: tuple[Guess, ...], i: int, token: int) -> int:
-    return held[i][1] if i < len(held) and held[i][0] == token else 0
+def _sure(held: tuple[Guess, ...], i: int, token: int) -> float:
+    return held[i][1] if i < len(held) and held[i][0] == token else SURE

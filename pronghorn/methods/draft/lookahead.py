@@ -82,9 +82,10 @@ class _Tree:
             node = at
 
     def draft(self, guesses: int) -> Draft:
-        """A guess counts its share of those at its parent, against one more."""
-        through = [guesses if p < 0 else self.guesses[p] for p in self.parents]
-        score = [max(CELL, g / (n + 1)) for g, n in zip(self.guesses, through, strict=True)]
+        """A guess counts its share of those at its parent, against one more at the first token, which says
+        little, and a part of one later."""
+        through = [guesses + 1 if p < 0 else self.guesses[p] + 0.25 for p in self.parents]
+        score = [max(CELL, g / n) for g, n in zip(self.guesses, through, strict=True)]
         return Draft(
             np.array(self.tokens, np.int32),
             np.array(self.parents, np.int32),
@@ -94,8 +95,8 @@ class _Tree:
 
 @dataclass(frozen=True)
 class Lookahead:
-    window: int = 4  # columns of the window; 0: plain decoding
-    ngram: int = 4  # tokens of an n-gram, its first one included
+    window: int = 2  # columns of the window; 0: plain decoding
+    ngram: int = 5  # tokens of an n-gram, its first one included
     guesses: int = 4  # n-grams that are tried in a step, and kept for each first token
 
     traits = Traits(Guarantee.EXACT, taps=("top1",))
