@@ -12,13 +12,12 @@ import pytest
 from pronghorn.errors import MethodError
 from pronghorn.llm import LLM
 from pronghorn.methods.draft import copyspec
-from pronghorn.methods.draft._suffixes import ALONE, LONGEST, SIZES, Suffixes
 from pronghorn.methods.draft._trail import Trail
 from pronghorn.methods.draft.aggressive import Aggressive
 from pronghorn.methods.draft.copyspec import Copyspec
 from pronghorn.methods.draft.jacobi import Jacobi
 from pronghorn.methods.draft.lookahead import Lookahead
-from pronghorn.methods.draft.suffix import Suffix, _common
+from pronghorn.methods.draft.suffix import Suffix
 from pronghorn.seq import Request, Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Draft
@@ -95,10 +94,7 @@ def test_memory_lost_at_every_step_changes_no_draft(kind: Any) -> None:
         one, two = step(d, kept, says, 8), step(e, lost, says, 8)
         assert one.tokens.tolist() == two.tokens.tolist()
         assert one.parent.tolist() == two.parent.tolist()
-        if kind is not Suffix:  # an answer whose memory is lost is begun anew among the earlier ones
-            lost._memory.clear()
-        else:
-            lost.memory(e).pop("own", None)
+        lost._memory.clear()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +103,7 @@ def test_memory_lost_at_every_step_changes_no_draft(kind: Any) -> None:
         (Aggressive, {"length": 0}), (Aggressive, {"near": -1}), (Copyspec, {"key": 0}),
         (Copyspec, {"length": 5000}), (Jacobi, {"length": 0}), (Lookahead, {"ngram": 1}),
         (Lookahead, {"window": 65}), (Lookahead, {"guesses": 0}), (Suffix, {"nodes": 0}),
-        (Suffix, {"least": 1.0}), (Suffix, {"places": 0}), (Suffix, {"memory": -1}),
+        (Suffix, {"least": 1.0}), (Suffix, {"memory": 99}), (Suffix, {"memory": -1}),
     ],
 )  # fmt: skip
 def test_ranges(kind: Any, bad: dict[str, Any]) -> None:
@@ -188,110 +184,31 @@ def test_copyspec_gains_with_the_context() -> None:
 # ------------------------------------------------------------------------------------------- suffix
 
 
-def places(texts: dict[int, list[int]], tokens: list[int]) -> set[tuple[int, int, int]]:
-    """(match, text, place) by looking everywhere."""
-    out: set[tuple[int, int, int]] = set()
-    for size in SIZES:
-        run = tokens[len(tokens) - size :]
-        for number, text in texts.items():
-            for at in range(size, len(text)):
-                if len(tokens) >= size and text[at - size : at] == run:
-                    match = size
-                    while (
-                        match < min(at, len(tokens), LONGEST) and text[at - match - 1] == tokens[-match - 1]
-                    ):
-                        match += 1
-                    out.add((match, number, at))
-        if out and size >= ALONE:
-            break
-    return out
-
-
-def found(index: Suffixes, tokens: list[int], most: int = MANY) -> list[tuple[int, int, int]]:
-    number = {id(text): n for n, text in index.texts.items()}
-    return [(match, number[id(text)], at) for match, text, at in index.find(tokens, most)]
-
-
-def test_suffixes_are_counted_right_after_evictions() -> None:
-    """1000 texts over four tokens, the oldest taken out now and then: what is found is what is there."""
-    r, index = np.random.default_rng(7), Suffixes()
-    for number in range(1000):
-        index.add(number, r.integers(0, 4, int(r.integers(1, 40))).tolist())
-        while len(index.texts) > r.integers(1, 9):
-            index.drop(next(iter(index.texts)))
-        tail = r.integers(0, 4, int(r.integers(1, 12))).tolist()
-        got = found(index, tail)
-        assert len(set(got)) == len(got)
-        assert set(got) == places(index.texts, tail)
-    for number in list(index.texts):
-        index.drop(number)
-    assert not any(index._last), "nothing is left of texts that are gone"
-
-
-def test_suffixes_of_texts_that_grow_by_turns() -> None:
-    """Texts that grow by turns and go in any order: nothing wrong is found, without evictions all of it."""
-    for evict in (False, True):
-        r, index, number = np.random.default_rng(8), Suffixes(), 0
-        for _ in range(400):
-            if len(index.texts) < 4:
-                number += 1
-                index.add(number, [])
-            chosen = int(r.choice(list(index.texts)))
-            index.texts[chosen].extend(r.integers(0, 4, int(r.integers(1, 6))).tolist())
-            index.grown(chosen)
-            if evict and r.random() < 0.1:
-                index.drop(int(r.choice(list(index.texts))))
-            elif sum(map(len, index.texts.values())) > 300:
-                index, number = Suffixes(), 0
-            tail = r.integers(0, 4, int(r.integers(1, 12))).tolist()
-            got, there = found(index, tail), places(index.texts, tail)
-            if not evict:
-                assert set(got) == there
-            assert all(text in index.texts for _, text, _ in got)
-            for match, text, at in got:
-                assert index.texts[text][at - match : at] == tail[len(tail) - match :]
-        assert number > 4 or not evict
-
-
-def test_suffixes_keeps_older_places_of_other_texts() -> None:
-    index = Suffixes()
-    index.add(0, [1, 2, 3])
-    index.add(1, [1, 2, 4, 1, 2, 5, 1, 2, 6])
-    index.drop(1)
-    assert found(index, [9, 1, 2]) == [(2, 0, 2)]
-
-
-def test_suffixes_finds_the_newest_of_the_longest() -> None:
-    index = Suffixes()
-    text = [9, 1, 2, 3, 4, 5, 6, 7, 8, 50, *([3, 4, 60] * 5), 2, 3, 4, 70]
-    index.add(0, text)
-    assert found(index, [1, 2, 3, 4], 2) == [(4, 0, 5)]
-    assert found(index, [8, 2, 3, 4], 2)[0] == (3, 0, len(text) - 1)
-    assert [at for _, _, at in found(index, [77, 3, 4], 3)] == [len(text) - 1, 24, 21]
-
-
-def test_suffix_reads_on_where_the_text_ends() -> None:
-    r = np.random.default_rng(21)
-    for _ in range(300):
-        own = r.integers(0, 9, 12).tolist()
-        start, level, n = (int(x) for x in r.integers((1, 0, 1), (12, 9, 12)))
-        on = list(own)
-        for i in range(30):
-            on.append(on[start + i])
-        wanted = on[start + level :][:n]
-        assert _common([(1.0, own, start)], level, n, own) == wanted
-        assert _common([(1.0, own, start), (1.0, [*wanted, 1], -level)], level, n, own) == wanted
-        assert _common([(1.0, own, start), (1.0, [*wanted[:-1], 99], -level)], level, n, own) == []
-        assert _common([(1.0, wanted[:-1], -level)], level, n, own) == wanted[:-1]
-
-
 def test_suffix_drafts_the_most_frequent_first() -> None:
     s = sequence([1, 2, 30, 1, 2, 40, 1, 2, 30, 7, 1, 2])
-    d = Suffix(nodes=2, least=0.01).propose([s], [1], DraftRoom())[0]
+    d = Suffix(least=0.01).propose([s], [1], DraftRoom())[0]
     assert d.tokens.tolist() == [30, 40]
     assert d.parent.tolist() == [-1, -1]
-    assert d.score[0] == pytest.approx(2 / 3.5)
-    assert d.score[1] == pytest.approx(1 / 3.5)
+    assert d.score == pytest.approx([2 / 3 * 2 / 3, 1 / 3 * 2 / 3])
+
+
+def test_suffix_shares_are_those_of_all_places() -> None:
+    """The first level of a draft, counted by looking at every place: 1000 texts over four tokens."""
+    r, asked = np.random.default_rng(7), 0
+    for case in range(1000):
+        text = r.integers(0, 4, int(r.integers(2, 60))).tolist()
+        n, match, after = len(text), 0, []
+        for size in range(1, n):
+            follows = [text[i] for i in range(size, n) if text[i - size : i] == text[n - size :]]
+            if not follows:
+                break
+            match, after = size, follows
+        d = Suffix(nodes=64, least=1e-6).propose([sequence(text, number=case)], [1], DraftRoom())[0]
+        wanted = {t: after.count(t) / len(after) * match / (match + 1) for t in after}
+        assert dict(zip(d.tokens.tolist(), d.score.tolist(), strict=True)) == pytest.approx(wanted)
+        assert sorted(d.score.tolist(), reverse=True) == d.score.tolist()
+        asked += len(after) > 1
+    assert asked > 100
 
 
 def test_suffix_is_surer_the_longer_the_match() -> None:
@@ -302,41 +219,64 @@ def test_suffix_is_surer_the_longer_the_match() -> None:
         d = Suffix(nodes=64).propose([s], [64], DraftRoom())[0]
         assert d.score == pytest.approx([(m + i) / (m + i + 1) for i in range(d.n)])
         assert d.tokens.tolist() == text[20 : 20 + d.n]
+        assert m / (m + d.n) >= 0.1 > m / (m + d.n + 1) or d.n == 64
         lengths.append(d.n)
-    assert lengths == sorted(lengths)
-    assert lengths[-1] > 3 * lengths[0]
+    assert lengths == [9, 18, 36, 64]
+
+
+def finish(d: Any, prompt: list[int], answer: list[int], number: int = 0) -> int:
+    """`passes` of a sequence that the engine then ends."""
+    s, n = sequence(prompt, number=number), 0
+    while (left := len(answer) - (len(s.tokens) - len(prompt))) > 0:
+        step(d, s, lambda text: answer[len(text) - len(prompt)], left - 1)
+        n += 1
+    s.finish = "stop"
+    return n
 
 
 def test_suffix_learns_from_earlier_answers() -> None:
     answer = words(10, 60)
     d, alone = Suffix(), Suffix(memory=0)
-    first = passes(d, [1, 2, 3], answer)
-    second = passes(d, [4, 2, 3], answer, 1)
+    first = finish(d, [1, 2, 3], answer)
+    second = finish(d, [4, 2, 3], answer, 1)
     assert second < first / 3
-    assert passes(alone, [1, 2, 3], answer) == passes(alone, [4, 2, 3], answer, 1) == first
+    assert finish(alone, [1, 2, 3], answer) == finish(alone, [4, 2, 3], answer, 1) == first
+
+
+def test_suffix_learns_from_an_answer_that_goes_on() -> None:
+    answer = words(10, 600)
+    d = Suffix()
+    assert passes(d, [1, 2, 3], answer) == 600, "no end was told"
+    assert passes(d, [4, 2, 3], answer[:500], 1) < 100
 
 
 def test_suffix_keeps_no_more_than_its_memory() -> None:
     d = Suffix(memory=300)
     for i in range(30):
-        passes(d, [1, 2, i], words(11 + i, 40), i)
-        held = d._earlier.index.texts.values()
-        assert d._earlier.n == sum(map(len, held)) <= 300
-    assert len(held) > 3
-    assert all(len(last) <= 300 for last in d._earlier.index._last)
-    passes(d, [1, 2, 3], words(60, 500))  # an answer that is longer than all the memory
+        finish(d, [1, 2, i], words(11 + i, 40), i)
+        assert all(len(part) <= 150 for part in d._earlier.parts)
+    assert sum(map(len, d._earlier.parts)) >= 150
+    again = finish(d, [1, 2, 3], words(40, 40), 30)
+    assert again < 15, "the newest is there"
+    assert finish(d, [1, 2, 3], words(11, 40), 31) == 40, "the oldest is not"
+    finish(d, [1, 2, 3], words(60, 500), 32)
+    finish(d, [1, 2, 3], [5], 33)
+    assert all(len(part) <= 150 for part in d._earlier.parts)
+    assert len(d._earlier._told) == 1, "sequences that are finished are let go"
 
 
 def test_suffix_many_sequences_at_once() -> None:
-    """Answers that grow by turns stay apart."""
+    """Answers that grow by turns stay apart: none goes on as another one does."""
     answers = [words(70 + i, 50) for i in range(4)]
     d, seqs = Suffix(), [sequence([1, 2, i], number=i) for i in range(4)]
     for _ in range(50):
         for s, a in zip(seqs, answers, strict=True):
             if (left := len(a) + 3 - len(s.tokens)) > 0:
                 step(d, s, lambda t, a=a: a[len(t) - 3], left - 1)
-    held = d._earlier.index.texts.values()
-    assert sorted(t[3:] for t in held) == sorted(answers)
+    for s in seqs:
+        s.finish = "length"
+    for i, a in enumerate(answers):
+        assert finish(d, [1, 2, 9], a, 4 + i) < 12
 
 
 # --------------------------------------------------------------------------------------- aggressive
