@@ -385,16 +385,19 @@ def test_jacobi_begins_with_what_is_likely() -> None:
     assert d.propose([sequence([1, 8], number=1)], [2], DraftRoom())[0].tokens.tolist() == [7, 2]
 
 
-def test_jacobi_survives_another_draft() -> None:
-    """Another's draft ran in the place of its own: nothing breaks, and what rows said is still learnt."""
-    d, s = Jacobi(), sequence([1, 2])
-    tree = Draft(np.array([5, 6, 7], np.int32), np.array([-1, -1, 1], np.int32))
-    best = [6, 1, 7, 8]
-    accept = tree.walk(best.__getitem__)
-    s.tokens += [6, 7, 8]
-    d.observe([s], [tree], [accept], [{"top1": np.array(best, np.int32)[:, None]}])
-    assert {t: follows for t, (follows, _) in d._after.items()} == {5: 1, 6: 7, 7: 8}
-    assert d.propose([s], [3], DraftRoom())[0].n == 3
+def test_jacobi_within_a_tree() -> None:
+    """Where its chain was merged into a tree it goes on from the tree's first chain, and learns from all."""
+    d, s = Jacobi(length=3), sequence([1, 2])
+    tree = Draft(np.array([5, 6, 7, 9], np.int32), np.array([-1, -1, 0, 1], np.int32))
+    top = [4, 7, 3, 8, 11]
+    s.tokens.append(4)
+    d.observe([s], [tree], [tree.walk(top.__getitem__)], [{"top1": np.array(top, np.int32)[:, None]}])
+    assert {t: follows for t, (follows, _) in d._after.items()} == {5: 7, 6: 3, 7: 8, 9: 11, 2: 4}
+    assert d.propose([s], [3], DraftRoom())[0].tokens.tolist() == [7, 8, 8]
+    s.tokens += [6, 9, 12]
+    top = [6, 0, 9, 0, 12]
+    d.observe([s], [tree], [tree.walk(top.__getitem__)], [{"top1": np.array(top, np.int32)[:, None]}])
+    assert d.propose([s], [2], DraftRoom())[0].tokens.tolist() == [12, 12]
 
 
 # ---------------------------------------------------------------------------------------- lookahead

@@ -92,15 +92,16 @@ class Jacobi:
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
         for seq, draft, accept, tap in zip(seqs, drafts, accepts, taps, strict=True):
-            ids, parent = draft.tokens.tolist(), draft.parent.tolist()
-            best = tap["top1"][:, 0].tolist()  # after the pending token, and after each guess
-            for token, follows in zip(ids[::-1], best[:0:-1], strict=True):
+            ids, top = draft.tokens.tolist(), tap["top1"][:, 0].tolist()
+            for token, follows in zip(ids[::-1], top[:0:-1], strict=True):
                 self._learn(token, follows)
+            path = _path(draft, accept)
+            ids, best = [ids[i] for i in path], [top[0], *(top[i + 1] for i in path)]
             stood, tokens = len(accept.path), seq.tokens
             added = [*ids[:stood], accept.bonus]
             n = len(tokens) - len(added)
-            if parent != list(range(-1, len(ids) - 1)) or tokens[n:] != added or min(best) < 0:
-                continue  # another's draft, a text that was cut at its end, or logits that are no numbers
+            if tokens[n:] != added or min(best) < 0:
+                continue  # a text that was cut at its end, or logits that are no numbers
             self._learn(tokens[n - 1], best[0])
             held = self._trail.get(tokens, n, ())  # guesses that did not fit into the step are in there
             old = [*((t, _sure(held, i, t)) for i, t in enumerate(ids)), *held[len(ids) :]]
@@ -115,6 +116,20 @@ class Jacobi:
                 new.append((token, sure))
                 before = token
             self._trail.put(tokens, (*new, *old[len(best) :]))
+
+
+def _path(draft: Draft, accept: Accept) -> list[int]:
+    """The nodes that stood and the first ones that hang from them: all of a chain, and of a tree into which
+    another method merged it a chain too."""
+    child: dict[int, int] = {}
+    for i, p in enumerate(draft.parent.tolist()):
+        child.setdefault(p, i)
+    path = list(accept.path)
+    at = path[-1] if path else -1
+    while at in child:
+        at = child[at]
+        path.append(at)
+    return path
 
 
 def _sure(held: tuple[Guess, ...], i: int, token: int) -> float:
