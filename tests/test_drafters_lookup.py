@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pronghorn.cost import calibrate
 from pronghorn.errors import MethodError
 from pronghorn.llm import LLM
 from pronghorn.methods.draft import copyspec
@@ -22,6 +23,7 @@ from pronghorn.seq import Request, Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Draft
 from tests.conformance._rig import check_draft, sequence
+from tests.engines import engine, prompt
 from tests.test_losslessness import prompts
 
 MANY = 1_000_000
@@ -522,3 +524,22 @@ def test_same_tokens_on_the_bundled_model(plain: list[list[int]], name: str) -> 
     assert got == plain
     assert accepted > 0
     assert steps + accepted == 40 * len(plain)
+
+
+@pytest.mark.parametrize("name", ["aggressive", "copyspec", "jacobi", "lookahead", "suffix"])
+def test_same_tokens_where_memory_is_short(name: str) -> None:
+    """Sequences are preempted and come back, fork, and share the drafter; sampled and greedy."""
+    texts = [tuple(range(32, 127)), *(prompt(33 + 20 * i, i) for i in range(1, 4))]
+    asked = [
+        Request(t, 40, 0.8 * (i % 2), seed=i, ignore_eos=True, n=1 + (i == 3)) for i, t in enumerate(texts)
+    ]
+    alone = [[s.new for s in engine(["match"], "native").run([r])[0]] for r in asked]
+    e = engine(["match", "sarathi:reserve=1,least=5,tbt=0.0001", name], "native", kv_bytes=1)
+    e.kv_rows = e.memory.kv_rows = max(len(r.ids) + r.n * r.max_tokens for r in asked) + 64
+    calibrate(e)
+    together = e.run(asked)
+    assert [[s.new for s in seqs] for seqs in together] == alone
+    assert sum(s.counts.preempted for seqs in together for s in seqs) > 0
+    assert sum(s.counts.draft_rows for seqs in together for s in seqs) > 0
+    e.close()
+    assert e.store.held == 0
