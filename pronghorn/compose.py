@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -256,6 +256,12 @@ class Composition:
         return max([1, self.q_rows, *(t.recompute for t in self.traits)])
 
     @cached_property
+    def parsed(self) -> Callable[[str], tuple[str, Any]]:
+        """Requests' own methods: one instance for a spec, so that what it learns is kept from request to
+        request, of this composition alone: another engine has another vocabulary."""
+        return lru_cache(256)(_parsed)
+
+    @cached_property
     def moves(self) -> bool:
         return any(t.moves for t in self.traits)
 
@@ -295,7 +301,7 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
     on top. Specs do not read files. Raises `MethodError` with the reason why one cannot be had."""
     chosen: dict[str, Any] = {}
     for spec in use:
-        slot, method = _parsed(spec) if isinstance(spec, str) else (slot_of(spec), spec)
+        slot, method = base.parsed(spec) if isinstance(spec, str) else (slot_of(spec), spec)
         name = name_of(method) or type(method).__name__
         if slot not in OWN_SLOTS:
             raise MethodError(
@@ -334,9 +340,7 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
     return out
 
 
-@lru_cache(256)
 def _parsed(spec: str) -> tuple[str, Any]:
-    """One instance for a spec, so that what a method learns is kept from request to request."""
     if len(spec) > 1 << 16:
         raise MethodError(f"a method with {len(spec)} characters of options: 64 KiB is the most")
     return parse(spec, files=False)

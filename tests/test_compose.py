@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pronghorn.compose import Facts, compose, describe, explain, names, parse, resolve
+from pronghorn.compose import Facts, compose, describe, explain, names, override, parse, resolve
 from pronghorn.errors import MethodError
 from pronghorn.types import Guarantee
 
@@ -86,3 +86,11 @@ def test_formats_for_some_tensors_come_first() -> None:
     assert [m.only for m in c.weight] == ["lm_head*", "*mlp*", ""]
     with pytest.raises(MethodError, match="twice"):
         compose(["int4:only=a*", "int4:only=a*,group=64"])
+
+
+def test_requests_methods_learn_for_their_own_engine_alone():
+    a, b = compose(["match"]), compose(["match"])
+    facts = Facts(2, 4096, False, False)
+    mine = override(a, ["token-recycling"], facts).draft
+    assert override(a, ["token-recycling"], facts).draft is mine
+    assert override(b, ["token-recycling"], facts).draft is not mine

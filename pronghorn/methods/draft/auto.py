@@ -36,7 +36,7 @@ from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 @dataclass(frozen=True)
 class Auto:
-    drafters: str = "prompt-lookup+token-recycling"  # who is asked, joined with +
+    drafters: str = "suffix+token-recycling"  # who is asked, joined with +
     nodes: int = 32  # rows of one sequence's draft at most
     spend: float = 0.01  # share of a step's time that a drafter which brings nothing may take
 
