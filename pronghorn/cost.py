@@ -69,6 +69,21 @@ class StepCost:
         low, high = self._at[i], self._at[i + 1]
         return low + (high - low) * (rows - KNOTS[i]) / KNOTS[i] + self._read * read
 
+    def line(self, rows: int, read: int, more: int, each: int) -> list[float]:
+        """`predict` for a step of `rows` and `read`, and for 1 to `more` further rows that read `each`."""
+        if rows + more >= KNOTS[-1]:
+            return [self.predict(rows + n, read + n * each) for n in range(more + 1)]
+        out: list[float] = []
+        at, price = self._at, self._read * each
+        first = self._read * read - rows * price
+        while len(out) <= more:
+            n = rows + len(out)
+            i = n.bit_length() - 1
+            slope = (at[i + 1] - at[i]) / KNOTS[i] + price
+            start = first + at[i] + (n - KNOTS[i]) * slope + KNOTS[i] * price
+            out += [start + k * slope for k in range(min(KNOTS[i + 1], rows + more + 1) - n)]
+        return out
+
     def rows_within(self, seconds: float, rows: int, read: int, context: int) -> int:
         """How many further rows of a prompt, from position `context` on, fit into `seconds` on top of a step
         of `rows` and `read`: 0 to 4096 in all."""

@@ -199,3 +199,13 @@ def test_one_slow_step_of_a_size_is_not_believed() -> None:
     for _ in range(4):
         cost.observe(4, 400, 20e-3)
     assert cost.predict(4, 400) > 15e-3
+
+
+def test_a_line_of_steps_is_what_each_is_predicted_to_take() -> None:
+    cost = StepCost()
+    for rows, seconds in ((1, 1e-3), (7, 2e-3), (40, 5e-3), (500, 6e-2)):
+        for _ in range(5):
+            cost.observe(rows, rows * 300, seconds + rows * 300 * 1e-8)
+    for rows, more, each in ((1, 0, 5), (1, 40, 700), (3, 70, 0), (60, 500, 9), (4000, 300, 9)):
+        line = cost.line(rows, 100, more, each)
+        assert line == pytest.approx([cost.predict(rows + n, 100 + n * each) for n in range(more + 1)])

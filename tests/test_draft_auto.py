@@ -29,7 +29,7 @@ def cost(*points: tuple[int, float]) -> StepCost:
     return made
 
 
-A = (0, False, 5, 1)  # a kind of node
+A = 7  # a kind of node
 FLAT = ((1, 1e-2), (8, 1.02e-2), (64, 1.1e-2), (512, 8e-2))
 DEAR = ((1, 1e-3), (8, 8e-3), (64, 64e-3), (512, 512e-3))
 

@@ -14,6 +14,9 @@ PRIOR = 0.5  # chance of a first child whose drafter does not say how sure it is
 RATE = 0.3  # of learning what is particular to a sequence
 FAR = 4.0  # log-odds that a sequence may differ from what is usual, at most
 DOUBLINGS = 8  # of a rest
+RANKS = 8  # of siblings that are told apart
+# kinds of a drafter's nodes: greedy or sampled, by the child's rank or by how sure the drafter was, by depth
+PER_DRAFTER = 2 * (RANKS + 10) * 4
 LIKELY = 0.3  # chance of nodes that are worth a trial
 
 
@@ -57,12 +60,14 @@ class Mood:
     def learn(self, draft: Draft, accept: Accept, odds: Odds) -> None:
         """From the children of the nodes that stood: one of them did, or none."""
         sent, self._sent = self._sent, []
-        if draft.tokens.tolist() != [token for token, _ in sent[: draft.n]]:
+        tokens, parents = draft.tokens.tolist(), draft.parent.tolist()
+        if tokens != [token for token, _ in sent[: len(tokens)]]:
             return  # the constraint's own draft took its place
         path = {-1, *accept.path}
-        for i, (_, kind) in enumerate(sent[: draft.n]):
-            if int(draft.parent[i]) in path:
-                stood, d = i in path, kind[0]
+        for i, parent in enumerate(parents):
+            if parent in path:
+                kind, stood = sent[i][1], i in path
+                d = kind // PER_DRAFTER
                 expected = shifted(odds.chance(kind), self.shift[d])
                 self.shift[d] = min(FAR, max(-FAR, self.shift[d] + RATE * (stood - expected)))
                 odds.note(kind, stood)
@@ -84,29 +89,32 @@ class Merged:
 
     def join(self, d: int, draft: Draft, most: int) -> None:
         """Add the first `most` nodes of what drafter d proposes."""
-        shift = self.mood.shift[d]
+        tokens, parents, score = draft.tokens.tolist(), draft.parent.tolist(), draft.score.tolist()
+        chances, more = self._odds.known, math.exp(self.mood.shift[d])
+        base = (2 * d + self._sampled) * (PER_DRAFTER // 2)
         at: list[int] = []
         depth: list[int] = []
         children: dict[int, int] = {}
-        tokens, parents, score = draft.tokens.tolist(), draft.parent.tolist(), draft.score.tolist()
-        for i in range(min(most, len(tokens))):
-            p = parents[i]
-            rank = children.get(p, 0)
-            children[p] = rank + 1
-            depth.append(depth[p] + 1 if p >= 0 else 1)
-            sure = -1 - min(rank, 7) if not score else int(10 * min(max(score[i], 0.0), 0.999))
-            kind = d, self._sampled, sure, min(depth[i], 4)
-            chance = self._odds.chance(kind)
-            if shift:
-                chance = shifted(chance, shift)
+        for i, (token, p) in enumerate(zip(tokens[:most], parents, strict=False)):
+            level = depth[p] + 1 if p >= 0 else 1
+            depth.append(level)
+            if score:
+                sure = RANKS + int(10 * min(max(score[i], 0.0), 0.999))
+            else:
+                sure = children.get(p, 0)
+                children[p] = min(sure + 1, RANKS - 1)
+            kind = base + 4 * sure + min(level, 4) - 1
+            chance = chances[kind] if kind in chances else self._odds.chance(kind)
+            odds = chance / (1.0000001 - chance) * more
+            chance = odds / (1.0 + odds)
             parent = at[p] if p >= 0 else -1
             if parent >= 0:
                 chance *= self.chance[parent]
-            key = parent, tokens[i]
+            key = parent, token
             j = self._at.get(key, -1)
             if j < 0:
                 j = self._at[key] = len(self.token)
-                self.token.append(tokens[i])
+                self.token.append(token)
                 self.parent.append(parent)
                 self.chance.append(chance)
                 self.by.append(d)
@@ -142,8 +150,8 @@ class Merged:
 
 def prior(kind: Kind) -> float:
     """The chance of a node of a kind never seen: what its drafter says, else less for each elder sibling."""
-    sure = kind[2]
-    return (sure + 0.5) / 10 if sure >= 0 else PRIOR / (-sure) ** 2
+    sure = kind % (PER_DRAFTER // 2) // 4
+    return (sure - RANKS + 0.5) / 10 if sure >= RANKS else PRIOR / (sure + 1) ** 2
 
 
 def shifted(chance: float, shift: float) -> float:

@@ -12,7 +12,7 @@ MARGIN = 1.02  # by which a step with drafts must be better than one without
 UNPRICED = 0.2  # chance above which nodes run while nothing is known of costs
 FAINT = 0.02  # chance below which no row is looked at
 
-Kind = tuple[int, bool, int, int]  # drafter, sampled, how sure it was or less than the child's rank, depth
+Kind = int  # of a node, see `_merge.Merged.join`
 
 
 class Odds:
@@ -21,19 +21,19 @@ class Odds:
     def __init__(self, prior: Callable[[Kind], float]) -> None:
         self._prior = prior
         self._seen: dict[Kind, tuple[float, float]] = {}  # trials, hits
-        self._chance: dict[Kind, float] = {}
+        self.known: dict[Kind, float] = {}  # chances worked out so far
 
     def chance(self, kind: Kind) -> float:
-        if kind not in self._chance:
-            self._chance[kind] = self._prior(kind)
-        return self._chance[kind]
+        if kind not in self.known:
+            self.known[kind] = self._prior(kind)
+        return self.known[kind]
 
     def note(self, kind: Kind, stood: bool) -> None:
         trials, hits = self._seen.get(kind, (0.0, 0.0))
         fade = min(1.0, MEMORY / (trials + 1.0))
         trials, hits = (trials + 1.0) * fade, (hits + stood) * fade
         self._seen[kind] = trials, hits
-        self._chance[kind] = (hits + WEIGHT * self._prior(kind)) / (trials + WEIGHT)
+        self.known[kind] = (hits + WEIGHT * self._prior(kind)) / (trials + WEIGHT)
 
 
 class Ledger:
@@ -59,25 +59,27 @@ def worth(chances: Sequence[float], n_seqs: int, room: DraftRoom) -> tuple[int, 
     runs prompts too takes the nodes whose rows cost less.
     """
     cost, most = room.cost, min(len(chances), room.rows)
-    each = room.read // max(1, room.base)
-    plain = cost.predict(n_seqs, n_seqs * each)
-    if plain <= 0:  # nothing measured yet
-        return sum(c > UNPRICED for c in chances[:most]), 0.0
-    best, at, gain = n_seqs / plain * MARGIN, 0, 0.0
-    for n in range(1, most + 1):
-        if chances[n - 1] < FAINT:
+    for n in range(most):
+        if chances[n] < FAINT:
+            most = n
             break
+    each = room.read // max(1, room.base)
+    alone = cost.line(n_seqs, n_seqs * each, most, each)
+    if alone[0] <= 0:  # nothing measured yet
+        return sum(c > UNPRICED for c in chances[:most]), 0.0
+    best, at, gain = n_seqs / alone[0] * MARGIN, 0, float(n_seqs)
+    for n in range(1, most + 1):
         gain += chances[n - 1]
-        rate = (n_seqs + gain) / cost.predict(n_seqs + n, (n_seqs + n) * each)
-        if rate > best:
-            best, at = rate, n
+        if gain > best * alone[n]:
+            best, at = gain / alone[n], n
     if room.base <= n_seqs:
         return at, 1.0 / best
-    most, price, left = at, 1.0 / best, cost.predict(room.base, room.read) / MARGIN
+    beside = cost.line(room.base, room.read, at, each)
+    most, price = at, 1.0 / best
     best, at, gain = 0.0, 0, 0.0
     for n in range(1, most + 1):
         gain += chances[n - 1] * price
-        profit = gain - (cost.predict(room.base + n, room.read + n * each) / MARGIN - left)
+        profit = gain - (beside[n] - beside[0]) / MARGIN
         if profit > best:
             best, at = profit, n
     return at, price

@@ -108,7 +108,8 @@ class Auto:
 
     def _choose(self, trees: dict[int, Merged], n_seqs: int, room: DraftRoom) -> dict[int, list[int]]:
         """Nodes of each tree to run, parents first; and who was not worth its time rests."""
-        line = sorted((-p, i, j) for i, tree in trees.items() for j, p in enumerate(tree.chance))
+        line = [(-p, i, j) for i, tree in trees.items() for j, p in enumerate(tree.chance)]
+        line.sort()
         n, price = worth([-p for p, _, _ in line], n_seqs, room)
         chosen: dict[int, list[int]] = {i: [] for i in trees}
         brought = {(i, d): 0.0 for i, tree in trees.items() for d in tree.mood.asked}
