@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
+from pathlib import Path
 
+from pronghorn.bench.gains_report import markdown as table
 from pronghorn.bench.limits import machine
 from pronghorn.bench.record import Spread, spread
 
-__all__ = ["Spread", "machine", "said", "spread", "table"]
+__all__ = ["Spread", "into", "machine", "said", "spread", "table"]
 
 
 def said(facts: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns aligned for a terminal."""
-    wide = [max(len(r[i]) for r in (heads, *rows)) for i in range(len(heads))]
-    lines = [
-        "| " + " | ".join(x.ljust(w) for x, w in zip(r, wide, strict=True)) + " |" for r in (heads, *rows)
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in wide) + "|")
-    return "\n".join(lines)
+def into(path: Path, made: Mapping[str, str]) -> None:
+    """Put tables where a page wants them: between a line `<!-- table: NAME -->` and a line `<!-- end -->`.
+    Raises `SystemExit` for one that was not made."""
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: it is written by hand around the tables")
+    text = path.read_text(encoding="utf-8")
+
+    def put(found: re.Match[str]) -> str:
+        if found[1] not in made:
+            raise SystemExit(f"{path.name} wants the table {found[1]!r}, which was not measured")
+        return f"<!-- table: {found[1]} -->\n{made[found[1]]}\n<!-- end -->"
+
+    path.write_text(
+        re.sub(r"<!-- table: (.+?) -->\n.*?<!-- end -->", put, text, flags=re.S), encoding="utf-8"
+    )

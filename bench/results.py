@@ -71,10 +71,6 @@ PARTS = (
         "*1st* asks at the end of the prompt, *2nd* asks for something else afterwards, over the rows kept "
         "for the first question. *By lot* is the control with as many rows.",
     ),
-    Part(
-        "Drafting", "speculate.py", ("--rounds", "5", "--tokens", "96"),
-        "The bundled model. All drafters gave the tokens of plain decoding, at both temperatures.",
-    ),
 )  # fmt: skip
 
 

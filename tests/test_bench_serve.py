@@ -21,6 +21,7 @@ sys.path[:0] = [str(BENCH / "serve"), str(BENCH)]
 
 import report  # noqa: E402
 import traces  # noqa: E402
+from _report import into  # noqa: E402
 from figures import (  # noqa: E402
     LOOSE,
     TIGHT,
@@ -321,12 +322,12 @@ def test_a_sweep_in_tables():
 def test_tables_go_where_the_page_wants_them(tmp_path: Path):
     page = tmp_path / "serving.md"
     page.write_text("# Serving\n\n<!-- table: sweep azure-code m int8 -->\nold\n<!-- end -->\n\nprose\n")
-    report.into(page, [record()])
+    into(page, report.tables([record()]))
     once = page.read_text()
     assert "old" not in once
     assert "| 2.00" in once
     assert once.endswith("<!-- end -->\n\nprose\n")
-    report.into(page, [record()])
+    into(page, report.tables([record()]))
     assert page.read_text() == once
     with pytest.raises(SystemExit, match="not measured"):
-        report.into(page, [])
+        into(page, {})

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 
 def tokens(n: int, n_vocab: int, seed: int) -> list[int]:
     """Token ids of no meaning, the same for every engine."""
+    import numpy as np  # not needed by drivers of programs, which run in any Python
+
     return [int(t) for t in np.random.default_rng(seed).integers(0, n_vocab - 8, n)]
 
 
@@ -38,3 +40,33 @@ def made(path: Path, write: Callable[[Path], None]) -> Path:
             shutil.rmtree(part)
         part.unlink(missing_ok=True)
     return path
+
+
+class Watch:
+    """The answers to prompts that run together, and the times that `pronghorn bench speculate` compares:
+    seconds from the moment when every prompt has its first token, and the tokens that come after it."""
+
+    def __init__(self, n: int) -> None:
+        self.answers: list[list[int]] = [[] for _ in range(n)]
+        self._begin = time.perf_counter()
+        self._start = 0.0
+        self._early = 0
+
+    def got(self, i: int, ids: Iterable[int]) -> None:
+        """Tokens of prompt `i` have come. `turn` follows."""
+        self.answers[i] += [int(t) for t in ids]
+
+    def turn(self) -> None:
+        """What has come up to now came by now."""
+        if not self._start and all(self.answers):
+            self._start = time.perf_counter()
+            self._early = sum(map(len, self.answers))
+
+    def report(self) -> dict[str, Any]:
+        """What a driver's `answer` gives."""
+        end = time.perf_counter()
+        count = sum(map(len, self.answers))
+        return {
+            "answers": self.answers, "tokens": count - (self._early or count),
+            "seconds": end - (self._start or end), "whole": end - self._begin,
+        }  # fmt: skip

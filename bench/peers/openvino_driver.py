@@ -3,6 +3,8 @@
 The model is exported by optimum-intel. bf16: weights in fp16 as it exports them, computed in bfloat16;
 int8: its default for 8 bits (per channel, asymmetric); int4: symmetric, groups of 32, all layers but those
 that nncf keeps in 8 bits (embedding and head).
+
+It speculates by prompt lookup ("lookup") and with a draft model in the same precision ("draft").
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import openvino as ov
 import openvino_genai as genai
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from _texts import made, n_vocab, tokens
+from _texts import Watch, made, n_vocab, tokens
 
 FORMATS = {
     "bf16": ["--weight-format", "fp16"],
@@ -26,6 +28,8 @@ FORMATS = {
     "int4": ["--weight-format", "int4", "--sym", "--group-size", "32", "--ratio", "1.0"],
 }
 BATCH = 2048  # rows of a step, at most
+LOOKUP = {"num_assistant_tokens": 10, "max_ngram_size": 3}
+DRAFT = {"num_assistant_tokens": 5}  # as in its samples
 
 
 class Driver:
@@ -50,7 +54,14 @@ class Driver:
         config = genai.SchedulerConfig()
         config.max_num_batched_tokens = BATCH
         config.enable_prefix_caching = False
-        properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16"}
+        properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16"}
+        way = use[0] if use else ""
+        self.assistant: dict[str, int] = {"lookup": LOOKUP, "draft": DRAFT}.get(way, {})
+        if way == "draft":
+            draft = self.prepare(use[1], precision, use[2])
+            properties["draft_model"] = genai.draft_model(draft, "CPU", **properties)
+        elif way == "lookup":
+            properties["prompt_lookup"] = True
         self.pipe = genai.ContinuousBatchingPipeline(path, config, "CPU", properties)
         self.next = 0
         return {"version": genai.__version__}
@@ -86,13 +97,42 @@ class Driver:
     def rows(self, n: int, context: int, repeat: int) -> float:
         raise NotImplementedError("a step of chosen rows cannot be asked for")
 
+    def answer(
+        self, prompts: list[list[int]], tokens: int, temperature: float, seed: int, stop: list[int]
+    ) -> dict[str, Any]:
+        watch = Watch(len(prompts))
+        handles = []
+        for i, ids in enumerate(prompts):
+            config = self._config(tokens)
+            config.ignore_eos = not stop
+            config.stop_token_ids = set(stop)
+            if temperature > 0:
+                config.do_sample, config.temperature, config.rng_seed = True, temperature, seed + i
+                config.top_p, config.top_k = 1.0, self.n_vocab
+            handles.append(self._add(ids, config))
+        while self.pipe.has_non_finished_requests():
+            self.pipe.step()
+            for i, handle in enumerate(handles):
+                while handle.can_read():
+                    watch.got(i, [t for o in handle.read().values() for t in o.generated_ids])
+            watch.turn()
+        return watch.report()
+
     def _submit(self, n: int, seed: int, new: int) -> Any:
-        config = genai.GenerationConfig()
-        config.max_new_tokens = new
+        config = self._config(new)
         config.min_new_tokens = new
         config.ignore_eos = True
+        return self._add(tokens(n, self.n_vocab, seed), config)
+
+    def _config(self, new: int) -> Any:
+        config = genai.GenerationConfig()
+        config.max_new_tokens = new
         config.do_sample = False
         config.apply_chat_template = False
-        ids = np.array([tokens(n, self.n_vocab, seed)], np.int64)
+        for name, value in self.assistant.items():
+            setattr(config, name, value)
+        return config
+
+    def _add(self, ids: list[int], config: Any) -> Any:
         self.next += 1
-        return self.pipe.add_request(self.next, ov.Tensor(ids), config)
+        return self.pipe.add_request(self.next, ov.Tensor(np.array([ids], np.int64)), config)

@@ -1,4 +1,7 @@
-"""transformers on PyTorch, in bfloat16, attention by torch's own kernel ("sdpa"), without compilation."""
+"""transformers on PyTorch, in bfloat16, attention by torch's own kernel ("sdpa"), without compilation.
+
+It speculates one prompt at a time: by prompt lookup ("lookup"), and with an assistant model ("draft").
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from _texts import tokens
+from _texts import Watch, tokens
 
 
 class Driver:
@@ -26,9 +29,13 @@ class Driver:
 
         self.prepare(model, precision, cache)
         torch.set_num_threads(threads)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.bfloat16, attn_implementation="sdpa"
-        ).eval()
+        self.model = _model(model)
+        way = use[0] if use else ""
+        self.assistant: dict[str, Any] = {}
+        if way == "lookup":
+            self.assistant = {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 3}
+        elif way == "draft":
+            self.assistant = {"assistant_model": _model(use[1])}
         self.n_vocab = self.model.config.vocab_size
         return {"version": f"{transformers.__version__}, torch {torch.__version__}"}
 
@@ -61,6 +68,25 @@ class Driver:
             cache.crop(-n)
         return total / repeat
 
+    @torch.inference_mode()
+    def answer(
+        self, prompts: list[list[int]], tokens: int, temperature: float, seed: int, stop: list[int]
+    ) -> dict[str, Any]:
+        if len(prompts) > 1:
+            raise NotImplementedError("it speculates one prompt at a time")
+        torch.manual_seed(seed)
+        ids = torch.tensor(prompts)
+        config = self.model.generation_config
+        config.eos_token_id = stop or None
+        config.pad_token_id = config.pad_token_id or 0
+        sample = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+        watch = Watch(1)
+        self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, streamer=_Ear(watch),
+            **({"do_sample": False} | sample), **self.assistant,
+        )  # fmt: skip
+        return watch.report()
+
     def _filled(self, batch: int, context: int) -> tuple[DynamicCache, torch.Tensor]:
         cache = DynamicCache()
         ids = torch.tensor([tokens(context, self.n_vocab, i) for i in range(batch)])
@@ -70,3 +96,24 @@ class Driver:
         """Logits of the last `wanted` rows of every sequence."""
         out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=wanted)
         return torch.as_tensor(out.logits)
+
+
+class _Ear:
+    """A streamer that tells a watch. The prompt comes first."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._begun = watch, False
+
+    def put(self, ids: torch.Tensor) -> None:
+        if self._begun:
+            self._watch.got(0, ids.flatten().tolist())
+            self._watch.turn()
+        self._begun = True
+
+    def end(self) -> None:
+        pass
+
+
+def _model(path: str) -> Any:
+    made = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="sdpa")
+    return made.eval()

@@ -29,11 +29,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE), str(HERE.parent)]
 
+from _report import into  # noqa: E402
 from cold import cold  # noqa: E402
 from endure import CLIENTS, churn, soak  # noqa: E402
 from fair import fair  # noqa: E402
 from prefix import ENDINGS, prefix  # noqa: E402
-from report import into, page  # noqa: E402
+from report import page, tables  # noqa: E402
 from servers import NAMES, OURS, OWN, TYPES, Server, ServerError, Setting, versions  # noqa: E402
 from stall import stall  # noqa: E402
 from sweep import Plan, sweep  # noqa: E402
@@ -53,7 +54,7 @@ def main() -> int:
     args = _arguments()
     if args.command == "report":
         records = [json.loads(p.read_text()) for p in sorted(args.to.glob("*.json"))]
-        into(TABLES, records) if args.write else sys.stdout.write(page(records))
+        into(TABLES, tables(records)) if args.write else sys.stdout.write(page(records))
         return 0
     try:
         for kind, found in _measure(args):

@@ -6,9 +6,7 @@ table of that name is put. Where rounds were repeated, a figure is the middle on
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,23 +23,6 @@ def page(records: Sequence[Record]) -> str:
     for name, rows in tables(records).items():
         parts.append(f"<!-- table: {name} -->\n{rows}\n<!-- end -->\n")
     return "\n".join(parts)
-
-
-def into(path: Path, records: Sequence[Record]) -> None:
-    """Put the tables where the page wants them. Raises `SystemExit` for one that was not measured."""
-    made = tables(records)
-    if not path.exists():
-        raise SystemExit(f"{path} is not there: it is written by hand around the tables")
-    text = path.read_text(encoding="utf-8")
-
-    def put(found: re.Match[str]) -> str:
-        if found[1] not in made:
-            raise SystemExit(f"{path.name} wants the table {found[1]!r}, which was not measured")
-        return f"<!-- table: {found[1]} -->\n{made[found[1]]}\n<!-- end -->"
-
-    path.write_text(
-        re.sub(r"<!-- table: (.+?) -->\n.*?<!-- end -->", put, text, flags=re.S), encoding="utf-8"
-    )
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:

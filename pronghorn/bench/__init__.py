@@ -12,4 +12,11 @@ record    what was measured
 attribute where the time of a step goes
 race      measures: rounds in which the engines take turns
 report    tables; picture: the roofline
+
+What drafting gains (`pronghorn bench speculate`) is measured in one process, peers in theirs:
+
+prompts   categories of prompts
+answers   who answers them: the engine with a drafter, or a peer
+speculate measures: batches in which they take turns
+gains     what was measured; gains_report: tables of it
 """

@@ -54,8 +54,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Launch:
-    """How an engine starts. use: Pronghorn's methods; precision: what peers load the checkpoint in; path:
-    where its Python looks for packages besides its own."""
+    """How an engine starts. use: Pronghorn's methods, or how a peer speculates; precision: what peers load
+    the checkpoint in; path: where its Python looks for packages besides its own."""
 
     name: str
     python: str

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pronghorn.bench.engines import Launch
@@ -12,6 +14,8 @@ from pronghorn.bench.shapes import cache
 from pronghorn.errors import RequestError
 
 NAMES = ("llama.cpp", "openvino", "onnxruntime", "vllm", "transformers")
+# peers that speculate -> their ways to, without another model; "" is without drafts
+WAYS = {"openvino": ("", "lookup"), "llama-server": ("", "lookup", "cache"), "transformers": ("", "lookup")}
 PRECISIONS = ("bf16", "int8", "int4")
 SCRIPTS = Path(__file__).resolve().parents[2] / "bench" / "peers"
 
@@ -46,17 +50,40 @@ def peers(
     for name in names:
         if name not in NAMES:
             raise RequestError(f"no peer called {name!r}; known: {', '.join(NAMES)}")
-        driver = SCRIPTS / f"{name}_driver.py"
         python = folder / name / "bin" / "python"
-        if not driver.exists():
-            raise RequestError(f"{driver} is not there: peers run from a checkout of Pronghorn")
         if not python.exists():
             raise RequestError(
                 f"{name} is not installed in {folder}: python {SCRIPTS / 'build.py'} --dir {folder} {name}"
             )
-        made = home / folder_name(model)
-        out.append(Launch(name, str(python), driver, str(model), (), precision, threads, made))
+        out.append(_launch(name, str(python), model, precision, threads, home))
     return out
+
+
+def speculating(
+    names: Sequence[str], model: Path, precision: str, threads: int, home: Path, folder: Path, draft: Path
+) -> list[Launch]:
+    """The same for peers that speculate, each in all of its ways, which `use` says. draft: a smaller model
+    for one more of them; an empty path: none. Raises `RequestError`."""
+    out = []
+    for name in names:
+        if name not in WAYS:
+            raise RequestError(f"no peer called {name!r} that speculates; known: {', '.join(WAYS)}")
+        if name in NAMES:
+            (one,) = peers([name], model, precision, threads, home, folder)
+        else:  # a program of its own, which its driver finds
+            one = _launch(name, sys.executable, model, precision, threads, home)
+        out += [replace(one, name=f"{name} {way}".strip(), use=(way,)) for way in WAYS[name]]
+        if draft.parts:
+            use = ("draft", str(draft), str(home / folder_name(draft)))
+            out.append(replace(one, name=f"{name} draft", use=use))
+    return out
+
+
+def _launch(name: str, python: str, model: Path, precision: str, threads: int, home: Path) -> Launch:
+    driver = SCRIPTS / f"{name}_driver.py"
+    if not driver.exists():
+        raise RequestError(f"{driver} is not there: peers run from a checkout of Pronghorn")
+    return Launch(name, python, driver, str(model), (), precision, threads, home / folder_name(model))
 
 
 def folder_name(model: Path) -> str:

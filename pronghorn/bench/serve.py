@@ -11,6 +11,7 @@ DRIVER.py defines `Driver`, with the methods below. Requests and answers are JSO
     {"do": "decode", "batch": 8, "context": 128, "tokens": 16}   seconds for one step of all sequences
     {"do": "rows", "n": 8, "context": 128, "repeat": 5}          seconds for one step of n rows
     {"do": "profile", "what": {...}, ...}                        where the time goes, Pronghorn only
+    {"do": "answer", "prompts": [ids, ...], ...}                 peers that speculate: bench/peers/_texts.py
 
 An answer is {"ok": value}, {"cannot": reason} for what the engine has no way to do (`NotImplementedError`),
 or {"error": text}. Whatever else the engine prints goes to stderr.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pronghorn.cli import show
+from pronghorn.cli.bench_speculate import speculate as speculate
 from pronghorn.cli.options import MODEL, Threads, Use
 from pronghorn.errors import RequestError
 
@@ -160,7 +161,7 @@ def _measure(
     from pronghorn.bench.cells import profiled
     from pronghorn.bench.race import Race
 
-    with _bars() as tick, Race(launches, probe, record, rounds, tick) as race:
+    with bars() as tick, Race(launches, probe, record, rounds, tick) as race:
         race.prepare()
         race.start(starts)
         context = record.costs.context if record.costs else 0
@@ -177,7 +178,7 @@ def _measure(
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
+def bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr that says what is being measured."""
     import sys
 

@@ -20,7 +20,7 @@ COMMANDS = (  # in modules of their names
     "run", "chat", "info", "methods", "explain", "verify", "convert", "quantize", "bench",
     "serve", "batch",
 )  # fmt: skip
-GROUPS = {"bench": ("speed",)}  # commands that have commands
+GROUPS = {"bench": ("speed", "speculate")}  # commands that have commands
 
 
 def build(names: Sequence[str] = COMMANDS) -> Any:

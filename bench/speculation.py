@@ -1,0 +1,89 @@
+"""Measures what drafting gains and writes the tables of docs/speculation.md.
+
+    python bench/speculation.py [--only NAME ...] [--again] [--data FOLDER]
+
+Runs `pronghorn bench speculate` as RUNS says. Every run leaves a record in a folder (--to), and one whose
+record is there is not run again unless `--again` says so: what was interrupted goes on with what is missing.
+Peers must be there: `python bench/peers/build.py openvino transformers`, and llama-server as
+bench/serve/servers.py says. A run in which a lossless drafter changed a token, or that was cut short, leaves
+no record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from _report import into
+
+from pronghorn.bench.gains import record_of
+from pronghorn.bench.gains_report import pages
+from pronghorn.bench.shapes import cache
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "speculation.md"
+PEERS = "openvino,llama-server,transformers"
+ONE = ("--batch", "1", "--temperature", "0")
+RUNS: dict[str, tuple[str, ...]] = {
+    "tiny": ("pronghorn-tiny",),
+    "tiny-peers": (
+        "pronghorn-tiny", *ONE, "--prompts", "8", "--draft", "auto", "--against", PEERS, "--draft-model",
+        "pronghorn-tiny-draft",
+    ),
+    "smollm2-peers": (
+        "--shape", "smollm2-135m", "--use", "int8", *ONE, "--prompts", "4", "--rounds", "3", "--tokens", "64",
+        "--draft", "auto", "--category", "copying", "--category", "code", "--category", "free-text",
+        "--against", "openvino,llama-server",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", default=[], choices=sorted(RUNS), help="repeat it")
+    parser.add_argument("--again", action="store_true", help="also what has a record")
+    parser.add_argument("--data", default="", help="folder of the data; else ../shared/data")
+    parser.add_argument("--to", type=Path, default=cache() / "speculate", help="folder of the records")
+    args = parser.parse_args()
+    args.to.mkdir(parents=True, exist_ok=True)
+    made: dict[str, str] = {}
+    for name, options in RUNS.items():
+        file = args.to / f"{name}.json"
+        if (args.again or not file.exists()) and (not args.only or name in args.only):
+            measure([*options, *(["--data", args.data] if args.data else [])], file)
+        if file.exists():
+            record = record_of(json.loads(file.read_text(encoding="utf-8")))
+            shown = f"`pronghorn bench speculate {' '.join(options)}`"
+            made |= {f"{kind} {name}": f"\n{shown}\n\n{text}\n" for kind, text in pages(record).items()}
+        else:
+            print(f"{name} has no record: {PAGE.name} is left as it is", file=sys.stderr)
+            return
+    into(PAGE, made)
+
+
+def measure(options: list[str], file: Path) -> None:
+    part = file.with_suffix(".part")
+    command = [
+        sys.executable,
+        "-m",
+        "pronghorn.cli.main",
+        "bench",
+        "speculate",
+        *options,
+        "--json",
+        str(part),
+    ]
+    root = str(PAGE.parents[1])
+    print(" ".join(command[2:]), file=sys.stderr, flush=True)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, check=False)
+    if done.returncode:
+        part.unlink(missing_ok=True)
+        raise SystemExit(f"it ended with status {done.returncode}: no record is kept")
+    os.replace(part, file)
+
+
+if __name__ == "__main__":
+    main()
