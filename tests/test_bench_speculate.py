@@ -362,7 +362,7 @@ def test_peers_take_part(launches: list[Launch]):
     of = Record({}, DEFAULT_MODEL, (), 1, 2, 2, 6, 0)
     with Race(of, Path(), 2, lambda *a: None) as race:
         race.start(DEFAULT_MODEL, ["prompt-lookup"], [])
-        race.start_peers([*launches, replace(launches[0], name="gone", python="/no/python")])
+        race.start_peers([*launches, replace(launches[0], name="gone", driver=Path("/no/driver.py"))])
         race.run(["json"], [1, 2], [0.0])
     one, two = of.results
     assert of.peers == {"fake": "7", "fake lookup": "7"}

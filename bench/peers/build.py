@@ -1,4 +1,5 @@
-"""Build the environment of a peer, with pinned versions, for `pronghorn bench speed --against`.
+"""Build the environment of a peer, with pinned versions, for `pronghorn bench speed --against`
+and `pronghorn bench speculate --against`.
 
     python bench/peers/build.py llama.cpp openvino
     python bench/peers/build.py --dir /somewhere --list

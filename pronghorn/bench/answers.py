@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pronghorn.bench.engines import Launch, Process
+from pronghorn.bench.engines import CannotError, Launch, Process
 from pronghorn.bench.gains import PLAIN
 from pronghorn.bench.ours import PLAIN as WITHOUT
 from pronghorn.bench.prompts import Category
@@ -147,6 +147,8 @@ class Peer:
         return False  # its arithmetic is its own: near ties fall otherwise
 
     def answer(self, asked: Asked) -> Answered:
+        if asked.category.use:
+            raise CannotError(f"{self.name}: asked without our constraint it would write something else")
         said = self._process.ask(
             "answer", prompts=[list(p) for p in asked.prompts], tokens=asked.tokens,
             temperature=asked.temperature, seed=asked.seed,

@@ -89,7 +89,7 @@ def _peer_rows(record: Record, results: Sequence[Result]) -> list[list[str]]:
     """Tokens a second. Ours is `auto` where it ran, else the fastest drafter of the category; against it
     stands the peer's fastest way in that category."""
     rows = []
-    for r in _with_all(results):
+    for r in _with_all([r for r in results if any(r.samples.get(n) for n in record.peers)]):
         best = record.auto(r) or record.best(r)
         row = [r.category, f"{r.rate(PLAIN).median:.0f}", best, f"{r.rate(best).median:.0f}"]
         for names in _ways(record).values():

@@ -18,6 +18,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def _json_schema(name: str, n: int, r: random.Random) -> Category:
 
 
 def _free(name: str, n: int, r: random.Random) -> Category:
-    asked = tuple(Question((f"Tell a story. {story(r, 1)}",)) for _ in range(n))
+    pairs = _some(list(permutations(WORDS, 2)), n, r, name)
+    asked = tuple(Question((f"Tell a story of a {a} and a {b}. {story(r, 1)}",)) for a, b in pairs)
     return Category(name, asked, endless=True)
 
 
