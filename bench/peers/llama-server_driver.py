@@ -10,6 +10,7 @@ Times are the server's own: of prompts that run together, the longest from a fir
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -58,10 +59,10 @@ class Driver:
             str(self.port), "-c", str(SLOTS * CONTEXT), "-np", str(SLOTS), "-t", str(threads), "-tb",
             str(threads), "--no-ui", *more,
         ]  # fmt: skip
-        # in this process's group: whoever ends that ends the server too
         self.server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr
         )
+        atexit.register(self.server.kill)  # whoever kills this process's group kills the server too
         self._wait()
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
         return {"version": (said.stderr + said.stdout).strip().partition("\n")[0]}

@@ -92,7 +92,11 @@ def category(name: str, n: int, seed: int, data: Path) -> Category:
         return MADE[name](name, n, r)
     if name not in SPEC:
         raise RequestError(f"no category called {name!r}; known: {', '.join(NAMES)}")
-    return Category(name, _spec_bench(name, n, r, data))
+    asked = _spec_bench(name, n, r, data)
+    if name == "qa":  # small models would answer a message with one word: too little to be timed
+        raw = tuple(Question((f"Question: {q.turns[0]}\nAnswer:",), raw=True) for q in asked)
+        return Category(name, raw, endless=True)
+    return Category(name, asked)
 
 
 # ------------------------------------------------------------------------------- made here
