@@ -29,6 +29,7 @@ class Driver:
 
         self.prepare(model, precision, cache)
         torch.set_num_threads(threads)
+        transformers.logging.set_verbosity_error()  # else its assistant warns at every draft
         self.model = _model(model)
         way = use[0] if use else ""
         self.assistant: dict[str, Any] = {}
