@@ -216,9 +216,9 @@ def test_answers_are_counted():
 
 def test_a_second_turn_stands_after_plain_decoding_s_answer(data: Path):
     of = Record({}, DEFAULT_MODEL, (), 1, 1, 1, 8, 0)
-    with Race(of, data, 1, lambda *a: None) as race:
+    with Race(of, data, lambda *a: None) as race:
         race.start(DEFAULT_MODEL, [], [])
-        _, (first, second) = race._category("mt-bench")
+        _, (first, second, *_) = race._category("mt-bench")
         llm = race._plain.llm
         reply = llm.engine.run([_request(first)])[0][0].new
         asked = category("mt-bench", 2, 0, data).questions[0].turns
@@ -360,7 +360,7 @@ def launches(tmp_path: Path) -> list[Launch]:
 
 def test_peers_take_part(launches: list[Launch]):
     of = Record({}, DEFAULT_MODEL, (), 1, 2, 2, 6, 0)
-    with Race(of, Path(), 2, lambda *a: None) as race:
+    with Race(of, Path(), lambda *a: None) as race:
         race.start(DEFAULT_MODEL, ["prompt-lookup"], [])
         race.start_peers([*launches, replace(launches[0], name="gone", driver=Path("/no/driver.py"))])
         race.run(["json"], [1, 2], [0.0])

@@ -1,6 +1,6 @@
 """What drafters gain: contestants answer the same prompts in turns, batch by batch, in one process.
 
-Whoever begins changes from batch to batch. A first batch of each cell warms up and is not counted. A round is
+Whoever begins changes from batch to batch. A first round of each cell warms up and is not counted. A round is
 counted when all have run it, so that one that is cut short leaves whole rounds behind.
 """
 
@@ -20,10 +20,10 @@ Tick = Callable[[str, int, int], None]
 
 
 class Race:
-    """The contestants, loaded, and the record that grows. batch: the largest; tick(what, done, total)."""
+    """The contestants, loaded, and the record that grows. tick(what, done, total)."""
 
-    def __init__(self, record: Record, data: Path, batch: int, tick: Tick) -> None:
-        self.record, self.data, self.batch, self.tick = record, data, batch, tick
+    def __init__(self, record: Record, data: Path, tick: Tick) -> None:
+        self.record, self.data, self.tick = record, data, tick
         self.plain: Ours | None = None
         self.contestants: list[Contestant] = []
         self._prompts: dict[str, tuple[Category, list[list[int]]]] = {}
@@ -91,9 +91,9 @@ class Race:
         for c in self.contestants:
             c.begin()
         n = self.record.prompts
-        self._round(result, cat, prompts[:batch], -1)
+        self._round(result, cat, prompts[:n], -1)
         for number in range(self.record.rounds):
-            first = self.batch + number * n
+            first = (number + 1) * n
             for name, sample in self._round(result, cat, prompts[first : first + n], number).items():
                 if name not in result.cannot:
                     result.samples.setdefault(name, []).append(sample)
@@ -159,7 +159,7 @@ class Race:
         """A category and the ids of its prompts, warm-up first. Raises `AbsentError`, `RequestError`."""
         if name not in self._prompts:
             of = self.record
-            n = self.batch + of.rounds * of.prompts
+            n = (of.rounds + 1) * of.prompts
             cat = category(name, n, of.seed, self.data)
             self._prompts[name] = cat, self._ids(cat)[:n]
         return self._prompts[name]

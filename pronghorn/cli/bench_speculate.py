@@ -197,7 +197,7 @@ def _measure(
     from pronghorn.bench.speculate import Race
     from pronghorn.cli.bench import bars
 
-    with bars() as tick, Race(record, data, batches[-1], tick) as race:
+    with bars() as tick, Race(record, data, tick) as race:
         race.start(model, asked, others)
         race.start_peers(peers)
         race.run(categories, batches, temperatures)
