@@ -3,6 +3,12 @@
 Every random number is keyed by (seed, branch, position, purpose), so a seed gives the same text whatever
 the batch, the drafter or the order in which positions are visited. The generator is Philox-4x64 (Salmon
 et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") as NumPy implements it.
+
+No number may serve twice: what decides whether a drafted token stands must know nothing of how it was
+drafted. So whoever takes numbers has purposes of his own: 0 the target's draw, from 1 on the verifiers',
+from `DRAFT` on the drafters'. The position is that of the token which the number helps to choose. A token is
+chosen in one round only, and what rounds before drafted for its position and threw away was never looked at,
+so rounds may draft with the same numbers.
 """
 
 from __future__ import annotations
@@ -10,13 +16,23 @@ from __future__ import annotations
 import numpy as np
 
 DRAW = 0  # purpose of the target's own draw; methods use 1 and above
+DRAFT = 1 << 32  # purposes of drafters
 
 
 def uniform(seed: int, branch: int, pos: int, purpose: int) -> float:
     """A number in [0, 1) with 53 random bits."""
+    return float(int(_philox(seed, branch, pos, purpose).random_raw()) >> 11) * 2.0**-53
+
+
+def stream(seed: int, branch: int, pos: int, purpose: int) -> np.random.Generator:
+    """As many numbers as are asked for. Streams of different keys never overlap; the first number of a stream
+    is made of the bits of `uniform` with its key, so a purpose is used for one or the other."""
+    return np.random.Generator(_philox(seed, branch, pos, purpose))
+
+
+def _philox(seed: int, branch: int, pos: int, purpose: int) -> np.random.Philox:
     mask = (1 << 64) - 1
     seed, pos = int(seed), int(pos)
     # as uint64: a list with a number of 2**63 or more would become float64 and lose its low bits
     counter = np.array([0, pos & mask, purpose, branch], np.uint64)
-    bits = np.random.Philox(counter=counter, key=np.array([seed & mask, 0], np.uint64))
-    return float(int(bits.random_raw()) >> 11) * 2.0**-53
+    return np.random.Philox(counter=counter, key=np.array([seed & mask, 0], np.uint64))
