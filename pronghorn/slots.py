@@ -278,13 +278,21 @@ class Target(Protocol):
         """(n_vocab,) probabilities of the token after this row."""
         ...
 
+    def soft(self, row: int) -> NDArray[np.float64]:
+        """`probs`, but at temperature 0 those of temperature 1: how much it minds other tokens."""
+        ...
+
     def draw(self, row: int) -> int:
         """The token the target emits after this row: argmax at temperature 0, else one draw with the
         random number of that position (the same whatever the draft was)."""
         ...
 
     def uniform(self, row: int, purpose: int) -> float:
-        """A number in [0, 1) keyed by sequence, position and purpose (>= 1; 0 is `draw`'s)."""
+        """A number in [0, 1) keyed by sequence, position and purpose (from 1 to 2**32 - 1)."""
+        ...
+
+    def memory(self, method: Any) -> dict[str, Any]:
+        """`Seq.memory` of the sequence."""
         ...
 
 

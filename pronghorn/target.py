@@ -97,6 +97,9 @@ class NodeTarget:
         out[int(x.argmax())] = 1.0
         return out
 
+    def soft(self, row: int) -> NDArray[np.float64]:
+        return softmax(self.shaped(row))
+
     def draw(self, row: int) -> int:
         if self.temperature <= 0:
             best = -1 if self.shapers else self._largest(row)
@@ -128,6 +131,9 @@ class NodeTarget:
     def uniform(self, row: int, purpose: int) -> float:
         pos = len(self.seq.tokens) + len(self.branch(row))
         return uniform(self.seq.request.seed, self.seq.branch, pos, purpose)
+
+    def memory(self, method: Any) -> dict[str, Any]:
+        return self.seq.memory(method)
 
 
 def logprobs(logits: NDArray[Any], tokens: Sequence[int]) -> list[float]:

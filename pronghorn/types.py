@@ -99,9 +99,10 @@ class Draft(NamedTuple):
     """A tree of proposed tokens in topological order.
 
     tokens (n,) int32; parent (n,) int32, index of the parent node, -1 = the last token;
-    q (n, n_vocab) draft distributions at each node's parent, or an empty array when the draft is
-    deterministic; score (n,) how sure the drafter is of each node once its parent stands, in (0, 1), or
-    an empty array; by: name of the method that made it, "" for the drafter that hands it in.
+    q (n, n_vocab) what each node was drawn from, given its parent: siblings drawn without replacement repeat
+    their parent's distribution; an empty array when nothing was drawn; score (n,) how sure the drafter is of
+    each node once its parent stands, in (0, 1), or an empty array; by: name of the method that made it, ""
+    for the drafter that hands it in.
     """
 
     tokens: Ints

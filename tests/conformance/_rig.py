@@ -41,9 +41,16 @@ class TableTarget:
         self.depth = [0, *(int(d) for d in depth)]
         self.temperature, self.seed = temperature, seed
         self.asked: list[int] = []
+        self.kept: dict[str, Any] = {}
 
     def probs(self, row: int) -> Any:
         return self.rows[row]
+
+    def soft(self, row: int) -> Any:
+        return self.rows[row]
+
+    def memory(self, method: Any) -> dict[str, Any]:
+        return self.kept
 
     def draw(self, row: int) -> int:
         self.asked.append(row)

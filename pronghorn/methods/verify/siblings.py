@@ -1,0 +1,33 @@
+"""Recursive rejection of siblings (Jeon et al., 2024, arXiv 2402.14160; Sequoia, Chen et al., 2024,
+arXiv 2402.12374; with independent draws SpecInfer, Miao et al., 2023, arXiv 2305.09781).
+
+The children of a node are looked at in the order in which they were drawn: x stands with probability
+min(1, p(x) / q(x)); a refused one leaves p = norm([p - q]+) and takes x out of q. When none stands the token
+is drawn from the p that is left. The text has the target's distribution.
+
+`replace`: siblings were drawn independently, from one q or, as in SpecInfer, each from its own draft model's,
+so that a token may be there twice, and q stays whole. (SpecInfer looks at siblings in random order, this in
+the draft's; both keep the distribution.) It must say how drafts are drawn; those of this package never repeat
+a token. A draft without q was not drawn and is matched with samples (`match`), as every draft is at
+temperature 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pronghorn.methods.verify._sampled import drawn, one_by_one, walk
+from pronghorn.slots import Target
+from pronghorn.types import Accept, Draft, Guarantee, Traits
+
+
+@dataclass(frozen=True)
+class Siblings:
+    replace: bool = False  # siblings are independent draws
+
+    traits = Traits(Guarantee.DISTRIBUTION)
+
+    def verify(self, p: Target, draft: Draft) -> Accept:
+        if not drawn(p, draft):
+            return draft.walk(p.draw)
+        return walk(p, draft, lambda row, own: one_by_one(p, draft, row, own, self.replace))
