@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Probs = NDArray[np.float64]
 
 POINTS = 200  # of the integral over arrival times
-PREFIXES = 256  # looked at in a larger vocabulary; to leave some out can only raise the bound
+PREFIXES = 32  # looked at, then as many near the best; to leave some out can only raise the bound
 
 
 def bound(p: Probs, q: Probs, n: int, replace: bool = False) -> float:
@@ -26,9 +26,15 @@ def bound(p: Probs, q: Probs, n: int, replace: bool = False) -> float:
     with np.errstate(divide="ignore"):
         order = np.argsort(np.where(q > 0, p / np.where(q > 0, q, 1), np.inf), kind="stable")
     p, q = p[order], q[order]
-    sizes = np.unique(np.linspace(1, len(p), min(len(p), PREFIXES)).astype(int))
     within = _together if replace else _apart
-    return float(min(0.0, *(p[:m].sum() - within(q, m, n) for m in sizes)) + 1)
+    first, last, least = 1, len(p), 0.0
+    while True:
+        sizes = np.unique(np.linspace(first, last, min(last - first + 1, PREFIXES)).astype(int))
+        gaps = [float(p[:m].sum()) - within(q, int(m), n) for m in sizes]
+        least, at = min(least, *gaps), int(np.argmin(gaps))
+        first, last = int(sizes[max(at - 1, 0)]), int(sizes[min(at + 1, len(sizes) - 1)])
+        if len(sizes) == 1 or (np.diff(sizes) == 1).all():
+            return 1 + least
 
 
 def greedy(p: Probs, q: Probs, n: int) -> float:

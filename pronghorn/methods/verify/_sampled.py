@@ -3,8 +3,8 @@
 `draft.q` says of each node what it was drawn from. Siblings drawn one after the other from their parent's
 distribution may repeat it, or each have what was left of it: to take the elder siblings out is the same for
 both. A node that nobody drew has a certain row (its token 1, all else 0). So a draft of either kind keeps the
-target's distribution under any of these verifiers; only independent draws, which may repeat a token, must be
-announced (`replace`).
+target's distribution under any of these verifiers. So does one of independent draws from one distribution: a
+token that is there twice is passed over, and what is left was drawn without replacement.
 
 Numbers of a position: 1 for what is emitted once all children are refused, 2 and above for the children.
 """
@@ -62,7 +62,7 @@ def one_by_one(
         token = int(draft.tokens[node])
         q = row_of(draft.q[node], len(left), () if replace else gone)
         gone.append(token)
-        if q[token] <= 0:  # could not be drawn: as if it were not there
+        if q[token] <= 0:  # there already, or could not be drawn: as if it were not there
             continue
         if p.uniform(row, CHILD + i) * q[token] < left[token]:
             return node, token

@@ -5,11 +5,11 @@ The children of a node are looked at in the order in which they were drawn: x st
 min(1, p(x) / q(x)); a refused one leaves p = norm([p - q]+) and takes x out of q. When none stands the token
 is drawn from the p that is left. The text has the target's distribution.
 
-`replace`: siblings were drawn independently, from one q or, as in SpecInfer, each from its own draft model's,
-so that a token may be there twice, and q stays whole. (SpecInfer looks at siblings in random order, this in
-the draft's; both keep the distribution.) It must say how drafts are drawn; those of this package never repeat
-a token. A draft without q was not drawn and is matched with samples (`match`), as every draft is at
-temperature 0.
+Independent draws from one q are right too: a token that is there twice is passed over, and what is left is a
+draw without replacement. `replace` leaves q whole: for siblings that were drawn independently, each perhaps
+from its own draft model's q, as in SpecInfer (which looks at them in random order, this in the draft's). It is
+wrong for draws without replacement, which is what the drafters of this package make. A draft without q was not
+drawn and is matched with samples (`match`), as every draft is at temperature 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 @dataclass(frozen=True)
 class Siblings:
-    replace: bool = False  # siblings are independent draws
+    replace: bool = False  # siblings are independent draws, of one q or of several
 
     traits = Traits(Guarantee.DISTRIBUTION)
 
