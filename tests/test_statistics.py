@@ -1,4 +1,4 @@
-"""Sampling: every verifier that may sample gives the target's distribution, whatever the draft.
+"""Sampling: an exact verifier gives the target's distribution, whatever the draft.
 
 The law of three tokens over a vocabulary of 8 is enumerated, 512 cells, and held against what the real
 verifier and the engine's own target emit for drafts of several shapes: chi-square with cells of small
@@ -32,7 +32,9 @@ LENGTH = 3
 RUNS = 200_000
 CONTROL_RUNS = 50_000
 PROMPT = (7, 7)
-NAMES = [n for n in _find.names("verify") if not _find.defaults("verify", n).traits.greedy]
+TRAITS = {n: _find.defaults("verify", n).traits for n in _find.names("verify")}
+# those that keep the distribution and no more are looked at in `test_speculative_statistics`
+NAMES = [n for n, t in TRAITS.items() if t.guarantee is Guarantee.EXACT and not t.greedy]
 
 # --------------------------------------------------------------------------------- the toy target
 
@@ -320,8 +322,6 @@ def test_the_engines_target_is_the_toys(name: str, shape: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_gives_one_text_with_every_draft(name: str) -> None:
     verifier = _find.defaults("verify", name)
-    if verifier.traits.guarantee is not Guarantee.EXACT:
-        pytest.skip("promises the distribution, not the draw")
     for seed in range(300):
         assert len({write(verifier, shape, seed, Toy) for shape in SHAPES}) == 1
 
@@ -346,6 +346,17 @@ def test_random_numbers_are_uniform_and_keyed() -> None:
     assert len(seen) == 16_000
     assert rng.uniform(*base) == rng.uniform(*base)
     assert all(0 <= u < 1 for u in seen)
+
+
+def test_streams_are_keyed_and_begin_as_the_number_does() -> None:
+    a = rng.stream(5, 1, 7, rng.DRAFT).random(1000)
+    assert a[0] == rng.uniform(5, 1, 7, rng.DRAFT)
+    assert (a == rng.stream(5, 1, 7, rng.DRAFT).random(1000)).all()
+    keys = [(6, 1, 7, rng.DRAFT), (5, 2, 7, rng.DRAFT), (5, 1, 8, rng.DRAFT), (5, 1, 7, rng.DRAFT + 1)]
+    others = [rng.stream(*key).random(1000) for key in keys]
+    assert len(set(np.concatenate([a, *others]).tolist())) == 5000
+    assert all(abs(np.corrcoef(a, b)[0, 1]) < 0.13 for b in others)
+    assert stats.kstest(a, "uniform").pvalue > 1e-3
 
 
 def test_seeds_may_be_large_or_negative() -> None:

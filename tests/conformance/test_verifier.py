@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._trees import Growth, grower
 from pronghorn.methods.verify.greedy import Greedy
 from pronghorn.types import Draft, Guarantee
 from tests.conformance import _find
@@ -20,6 +21,22 @@ def cases(seed: int, temperature: float) -> tuple[Draft, TableTarget]:
     draft = random_draft(r, int(r.integers(0, 14)), V)
     probs = r.dirichlet(np.ones(V), 1 + draft.n)
     return draft, TableTarget(probs, draft.depths(), temperature, seed)
+
+
+def drawn(seed: int, temperature: float) -> tuple[Draft, TableTarget]:
+    """A tree whose siblings were drawn without replacement; some tokens neither side ever writes."""
+    r = np.random.default_rng(seed)
+
+    def some(n: int) -> np.ndarray:
+        rows = r.dirichlet(np.full(V, 0.5), n) * (r.random((n, V)) < 0.8)
+        rows[:, 1] += 1e-9
+        return rows / rows.sum(axis=1, keepdims=True)
+
+    growth = Growth(grower(("rsd-c", "rsd-s", "multi", "sequoia")[seed % 4], 9, 3, lambda depth: r), 3)
+    while growth.frontier:
+        growth.extend(some(len(growth.frontier)))
+    draft = growth.done()
+    return draft, TableTarget(some(1 + draft.n), draft.depths(), temperature, seed)
 
 
 def temperatures(name: str) -> tuple[float, ...]:
@@ -38,6 +55,40 @@ def test_path_runs_from_the_root_to_a_node(name: str) -> None:
                 assert draft.parent[node] == before
                 before = node
             assert 0 <= accept.bonus < V
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drawn_drafts(name: str) -> None:
+    """The path runs from the root, nothing stands that the target never writes, and lossless verifiers give
+    at temperature 0 what `match` gives."""
+    verifier = _find.defaults("verify", name)
+    stood = 0
+    for seed in range(300):
+        for temperature in temperatures(name):
+            draft, target = drawn(seed, temperature)
+            accept = verifier.verify(target, draft)
+            before = -1
+            for node in accept.path:
+                assert draft.parent[node] == before
+                assert target.rows[before + 1][draft.tokens[node]] > 0
+                before = node
+            assert target.rows[before + 1][accept.bonus] > 0
+            stood += len(accept.path)
+            if temperature == 0 and verifier.traits.guarantee is not Guarantee.APPROXIMATE:
+                assert accept == draft.walk(target.draw)
+    assert stood > 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_not_drawn_is_matched(name: str) -> None:
+    """A verifier that keeps the distribution gives any draft without q what plain decoding gives."""
+    verifier = _find.defaults("verify", name)
+    if verifier.traits.guarantee is Guarantee.APPROXIMATE:
+        pytest.skip("keeps tokens that the target would not write")
+    for seed in range(300):
+        for temperature in temperatures(name):
+            draft, target = cases(seed, temperature)
+            assert verifier.verify(target, draft) == draft.walk(target.draw)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -96,8 +96,8 @@ class Beam:
     process whose rate is the probability left at the node: that is the truncated Gumbel distribution of the
     paper, without its differences of large numbers."""
 
-    def __init__(self, width: int, noise: Noise, greedy: bool) -> None:
-        self.sampled, self._width, self._noise = not greedy, width, noise
+    def __init__(self, width: int, depth: int, noise: Noise, greedy: bool) -> None:
+        self.sampled, self._width, self._depth, self._noise = not greedy, width, depth, noise
         self._log = [0.0]  # log-probability of the pending token, then of each node
         self._g = [0.0]
         self._last: list[int] = []
@@ -107,7 +107,8 @@ class Beam:
         pool: list[tuple[float, int, float, Child]] = []
         for node, row in zip(frontier, q, strict=True):
             log, g, rest = self._log[node + 1], self._g[node + 1], row.copy()
-            tokens = draws(row, self._width, source) if self.sampled else top(row, self._width)
+            width = self._width if depth < self._depth else 0
+            tokens = draws(row, width, source) if self.sampled else top(row, width)
             for rank, token in enumerate(tokens):
                 own = log + float(np.log(row[token]))
                 if not self.sampled:

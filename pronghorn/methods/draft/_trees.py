@@ -69,7 +69,7 @@ def grower(
     if kind == "best":
         return Best(nodes)
     if kind == "rsd-s":
-        return Beam(nodes // max(depth, 1), noise, greedy)
+        return Beam(nodes // max(depth, 1), depth, noise, greedy)
     if kind == "multi":
         return Multi(bushy(nodes, depth), noise, greedy)
     shapes = {"chain": lambda: tuple(range(-1, depth - 1)), "rsd-c": lambda: bushy(nodes, depth),

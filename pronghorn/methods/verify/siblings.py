@@ -5,11 +5,11 @@ The children of a node are looked at in the order in which they were drawn: x st
 min(1, p(x) / q(x)); a refused one leaves p = norm([p - q]+) and takes x out of q. When none stands the token
 is drawn from the p that is left. The text has the target's distribution.
 
-Independent draws from one q are right too: a token that is there twice is passed over, and what is left is a
-draw without replacement. `replace` leaves q whole: for siblings that were drawn independently, each perhaps
-from its own draft model's q, as in SpecInfer (which looks at them in random order, this in the draft's). It is
-wrong for draws without replacement, which is what the drafters of this package make. A draft without q was not
-drawn and is matched with samples (`match`), as every draft is at temperature 0.
+Independent draws from one q are right too: a token that is there twice is passed over, and what is left is
+a draw without replacement. `replace` leaves q whole: for siblings that were drawn independently, each perhaps
+from its own draft model's q, as in SpecInfer (which looks at them in random order, this in the draft's). It
+is wrong for draws without replacement, which is what the drafters of this package make. A draft without q was
+not drawn and is matched with samples (`match`), as every draft is at temperature 0.
 """
 
 from __future__ import annotations
