@@ -6,8 +6,9 @@ stands is kept, of equally long ones the likelier; after it the target draws as 
 
 The output is not distributed as p: it follows the drafter more, and has less entropy. A smaller epsilon is
 looser; epsilon = 1 with a large delta lets nothing stand. At temperature 0 it is greedy verification. On the
-toy of the tests (8 tokens, drafts of the likeliest) the law of three tokens is at a total variation of 0.36
-from the target's with the defaults; plain sampling noise there is 0.03.
+toy of the tests (8 tokens, a draft model that agrees with the target half the time) the law of three tokens
+is at a total variation of 0.40 from the target's with drawn chains, 0.44 with drawn trees and 0.84 with trees
+of the likeliest tokens, where the first path that stands is always the same.
 """
 
 from __future__ import annotations
