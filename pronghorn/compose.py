@@ -223,6 +223,11 @@ class Composition:
         return tuple(sorted({m for t in self.traits for m in t.models}))
 
     @property
+    def stores(self) -> tuple[str, ...]:
+        """Datastores in use."""
+        return tuple(sorted({s for t in self.traits for s in t.stores}))
+
+    @property
     def traits(self) -> list[Traits]:
         return [m.traits for _, m in self.each()]
 
@@ -326,8 +331,8 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
         if order.index(t.rows) > order.index(base.rows):
             raise MethodError(f"{name} keeps other rows per {t.rows}, and this engine's store has groups per "
                               f"{base.rows}: start with --use {name} to lay it out so")  # fmt: skip
-        if absent or set(t.models) - set(base.models):
-            needs = ", ".join([*absent, *t.models])
+        if absent or set(t.models) - set(base.models) or set(t.stores) - set(base.stores):
+            needs = ", ".join([*absent, *t.models, *t.stores])
             raise MethodError(f"{name} needs {needs}, which this engine was not started with: start with "
                               f"--use {name}")  # fmt: skip
     own = chosen.get("shape", ())
@@ -404,6 +409,8 @@ def effects(slot: str, method: Any) -> list[str]:
         out.append("reads " + ", ".join(t.taps))
     if t.models:
         out.append("needs " + ", ".join(t.models))
+    if t.stores:
+        out.append("looks up in " + ", ".join(t.stores))
     if t.greedy:
         out.append("temperature 0 only")
     if slot == "select" and not method.dense:

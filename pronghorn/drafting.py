@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import name_of
 from pronghorn.cost import StepCost, reads
+from pronghorn.datastore import Datastore
 from pronghorn.errors import RequestError
 from pronghorn.run.base import Runner
 from pronghorn.seq import Seq, Work
@@ -24,10 +25,11 @@ FORCED = "forced"  # who drafted what the constraint forces
 
 
 class Drafting:
-    """clip: drafts end at barriers."""
+    """clip: drafts end at barriers. stores: what drafters look continuations up in."""
 
     def __init__(self, runner: Runner, cost: StepCost, clip: bool) -> None:
         self.runner, self.cost, self.clip = runner, cost, clip
+        self.stores: dict[str, Datastore] = {}
 
     def draft(self, works: Sequence[Work], seconds: float, most: int) -> None:
         """Give each of `works` its draft, `most` rows in all, as far as a step of `seconds` has room."""
@@ -64,7 +66,7 @@ class Drafting:
         rows = most - base
         if seconds < math.inf:
             rows = min(rows, self.cost.rows_within(seconds, base, read, read // max(1, base)))
-        return DraftRoom(max(0, rows), base, read, self.cost)
+        return DraftRoom(max(0, rows), base, read, self.cost, self.stores)
 
     def observe(self, works: Sequence[Work], accepts: Sequence[Accept], logits: NDArray[Any]) -> None:
         """Tell the drafters what became of their drafts."""

@@ -419,11 +419,15 @@ def make_engine(
     clip: bool = True,
 ) -> Engine:
     """Bind, lay out the store, start the runner."""
+    from pronghorn.datastore import Datastore
     from pronghorn.engine import Engine
     from pronghorn.fingerprint import fingerprint
     from pronghorn.kv.store import Store
     from pronghorn.model.bind import bind
 
+    stores = {path: Datastore(path) for path in methods.stores}
+    for held in stores.values():
+        held.check(tokenizer, tape.n_vocab)
     skips = methods.gate.skips(tape.n_layers)
     bound = bind(tape, checkpoint.tensors, methods.weight, skips, methods.taps)
     if not 0 <= threads <= THREADS_MAX:
@@ -452,6 +456,7 @@ def make_engine(
     kv_rows = int((kv_bytes or free_memory() // 4) / store.row_bytes)
     eos = sorted({*checkpoint.eos, *tokenizer.eos})
     engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip)
+    engine.drafting.stores = stores
     mark = fingerprint(checkpoint, methods, backend, arithmetic, dtype)
     methods.reuse.open(store, mark, engine.cost.prefill)
     return engine

@@ -11,7 +11,7 @@ Each slot has a null object in `nulls.py`, so nothing in the core asks whether a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -34,6 +34,7 @@ from pronghorn.types import (
 )
 
 if TYPE_CHECKING:
+    from pronghorn.datastore import Datastore
     from pronghorn.kv.store import SeqKV, Store
     from pronghorn.kv.tiers import NoSwap, Swap
     from pronghorn.kv.view import KVView
@@ -239,12 +240,14 @@ class Scheduler(Protocol):
 @dataclass(frozen=True)
 class DraftRoom:
     """The step that drafts join. rows: draft rows that it takes at most; base, read: rows that it runs
-    without them, and KV rows that those read; cost: what a step costs on this machine."""
+    without them, and KV rows that those read; cost: what a step costs on this machine; stores: the datastores
+    in use, by the names that traits give, whose tokens are the model's."""
 
     rows: int = 4096
     base: int = 1
     read: int = 1
     cost: StepCost = field(default_factory=StepCost)
+    stores: Mapping[str, Datastore] = field(default_factory=dict)
 
 
 class Drafter(Protocol):

@@ -55,6 +55,7 @@ class Traits:
     drops:     stored KV shrinks.       moves: logical positions of stored rows change.
     recompute: rows at the end of a reused prefix to run again.
     models:    companion models it needs.
+    stores:    files of tokens (`pronghorn.datastore`) that it reads.
     greedy:    works only at temperature 0.
     """
 
@@ -65,6 +66,7 @@ class Traits:
     moves: bool = False
     recompute: int = 0
     models: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
     greedy: bool = False
 
 

@@ -5,7 +5,17 @@ A method that is not listed runs with its defaults. Required options must be lis
 
 from __future__ import annotations
 
+import atexit
+import random
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
 from pronghorn.compose import names
+from pronghorn.datastore.build import build
+from pronghorn.model.tokenizer import Tokenizer
+from tests.engines import byte_tokenizer
 
 OPTIONS = {
     "streaming-llm": "sinks=4,window=40,every=16,prompt_every=64",
@@ -21,14 +31,37 @@ OPTIONS = {
     "temperature": "value=0.7",
 }
 
+STORES = ("rest",)  # methods that look up in a datastore
 
-def spec(name: str, slot: str = "") -> str:
-    """A method's spec with small options; with its slot where the name alone is ambiguous."""
+
+@cache
+def datastore(tokenizer: Tokenizer) -> str:
+    """A datastore's file: some sentences, and characters by lot, so that every pair of those occurs."""
+    r = random.Random(5)
+    folder = Path(tempfile.mkdtemp(prefix="pronghorn-datastore-"))
+    atexit.register(shutil.rmtree, folder, True)
+    lines = ["".join(chr(r.randrange(32, 127)) for _ in range(60)) for _ in range(600)]
+    words = ["river", "gate", "amber", "stone", "lamp", "fox", "cedar", "violet", "north", "bell"]
+    for a in words:
+        for b in words:
+            lines.append(f"The code of the {a} {b} is {r.randrange(99999)}.")
+            lines.append(f"Once upon a time there was a {a} {b} who lived in a small house near the {a}.")
+    text, out = folder / "texts.txt", folder / "small.store"
+    text.write_text("\n".join(lines), encoding="utf-8")
+    build(out, [text], tokenizer, "small")
+    return str(out)
+
+
+def spec(name: str, slot: str = "", tokenizer: Tokenizer | None = None) -> str:
+    """A method's spec with small options; with its slot where the name alone is ambiguous. tokenizer: of the
+    model that it is for, that of `tests.engines` without it."""
     homes = [s for s, group in names().items() if name in group]
     full = f"{slot or homes[0]}.{name}"
+    if name in STORES:
+        return f"{full}:store={datastore(tokenizer or byte_tokenizer())}"
     return full + (":" + OPTIONS[name] if name in OPTIONS else "")
 
 
-def specs(slot: str) -> list[str]:
+def specs(slot: str, tokenizer: Tokenizer | None = None) -> list[str]:
     """Every method of a slot."""
-    return [spec(name, slot) for name in names()[slot]]
+    return [spec(name, slot, tokenizer) for name in names()[slot]]

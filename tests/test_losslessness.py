@@ -10,7 +10,8 @@ import random
 import pytest
 
 from pronghorn.compose import parse
-from pronghorn.llm import LLM
+from pronghorn.llm import BUNDLED, DEFAULT_MODEL, LLM
+from pronghorn.model.tokenizer import load_tokenizer
 from pronghorn.seq import Request
 from pronghorn.types import Guarantee
 from tests.small import specs
@@ -87,7 +88,7 @@ def plain() -> list[list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drafter", specs("draft"))
+@pytest.mark.parametrize("drafter", specs("draft", load_tokenizer(BUNDLED / DEFAULT_MODEL, {})))
 @pytest.mark.parametrize("verifier", LOSSLESS)
 def test_greedy_identity(plain: list[list[int]], drafter: str, verifier: str):
     got, accepted, steps = answers([drafter, verifier])

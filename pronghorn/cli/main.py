@@ -18,9 +18,9 @@ from pronghorn.errors import RequestError
 
 COMMANDS = (  # in modules of their names
     "run", "chat", "info", "methods", "explain", "verify", "convert", "quantize", "bench",
-    "serve", "batch",
+    "datastore", "serve", "batch",
 )  # fmt: skip
-GROUPS = {"bench": ("speed", "speculate")}  # commands that have commands
+GROUPS = {"bench": ("speed", "speculate"), "datastore": ("build", "info")}  # commands that have commands
 
 
 def build(names: Sequence[str] = COMMANDS) -> Any:

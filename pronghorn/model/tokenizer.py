@@ -9,7 +9,10 @@ Departure from the `tokenizers` library: a malformed byte sequence becomes U+FFF
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -122,6 +125,15 @@ class Tokenizer:
     def vocabulary(self) -> list[bytes]:
         """Bytes of every id, in order (a copy)."""
         return list(self._pieces)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """32 bytes that say what each id stands for."""
+        h = blake2b(digest_size=32)
+        for id_, piece in enumerate(self._pieces):
+            mark = self._special.get(id_, "").encode("utf-8", "replace")
+            h.update(struct.pack("<II", len(piece), len(mark)) + piece + mark)
+        return h.digest()
 
     def special_tokens(self) -> dict[int, str]:
         """Markup of each special token (a copy)."""

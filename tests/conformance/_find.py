@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pronghorn
+from pronghorn.datastore import Datastore
+from pronghorn.slots import DraftRoom
+from tests.conformance import _texts
 
 ROOT = Path(pronghorn.__file__).parent / "methods"
 MANY = 1_000_000
+NEEDS = {"rest": lambda: {"store": _texts.store()}}  # what a method cannot do without
 
 
 def classes(slot: str) -> dict[str, Any]:
@@ -47,7 +51,12 @@ def names(slot: str) -> list[str]:
 
 
 def defaults(slot: str, name: str) -> Any:
-    return classes(slot)[name]()
+    return classes(slot)[name](**(NEEDS[name]() if name in NEEDS else {}))
+
+
+def room(drafter: Any) -> DraftRoom:
+    """A step with room for anything, and the datastores that a drafter looks up in."""
+    return DraftRoom(stores={path: Datastore(path) for path in drafter.traits.stores})
 
 
 def _with(cls: Any, wanted: dict[str, int]) -> Any:

@@ -25,8 +25,9 @@ def walk(drafter: Any, seqs: list[Seq], truth: np.ndarray, steps: int, k: int = 
     n_vocab = len(truth)
     top = np.argsort(-truth, axis=1, kind="stable")[:, :8].astype(np.int32)
     history = []
+    room = _find.room(drafter)
     for _ in range(steps):
-        drafts = drafter.propose(seqs, [k] * len(seqs), DraftRoom())
+        drafts = drafter.propose(seqs, [k] * len(seqs), room)
         accepts, taps = [], []
         for s, d in zip(seqs, drafts, strict=True):
             check_draft(d, k, n_vocab)
@@ -65,7 +66,7 @@ def test_depth_zero_gives_nothing(name: str) -> None:
     d = _find.defaults("draft", name)
     seqs = [sequence([1, 2, 1, 2, 1]), sequence([1, 2, 1, 2, 1], number=1)]
     walk(d, seqs, bigrams(0), 10)
-    none, some = d.propose(seqs, [0, 4], DraftRoom())
+    none, some = d.propose(seqs, [0, 4], _find.room(d))
     assert none.n == 0
     check_draft(some, 4, N_VOCAB)
 
@@ -99,7 +100,7 @@ def test_memory_may_be_lost(name: str) -> None:
     s = sequence([1, 2, 3])
     walk(d, [s], bigrams(3), 40)
     fork = sequence(s.tokens, number=1)
-    a, b = d.propose([s], [5], DraftRoom())[0], d.propose([fork], [5], DraftRoom())[0]
+    a, b = d.propose([s], [5], _find.room(d))[0], d.propose([fork], [5], _find.room(d))[0]
     if name == "auto":  # knows this sequence less, and dares less
         a, b = a.head(min(a.n, b.n)), b.head(min(a.n, b.n))
         assert b.n
@@ -200,7 +201,7 @@ def test_prompt_lookup_ranges(bad: dict[str, int]) -> None:
 
 
 def test_token_recycling_shape_of_the_paper() -> None:
-    shape = TokenRecycling(nodes=80)._shape
+    shape = TokenRecycling(nodes=80)._tree.shape
     levels = np.bincount([depth for _, _, depth in shape])[1:]
     assert levels.tolist() == [8, 23, 25, 17, 6, 1]
     assert all(parent < i for i, (parent, _, _) in enumerate(shape))
