@@ -49,7 +49,8 @@ def lines_of(r: np.random.Generator, n: int, longest: int = 40) -> list[list[int
 
 
 @pytest.mark.parametrize("depth", [1, 2, 8, 64])
-def test_order_equals_sorting(depth: int):
+def test_order_equals_sorting(depth: int, monkeypatch: Any):
+    monkeypatch.setattr("pronghorn.datastore.build.BLOCK", 7)
     r = np.random.default_rng(depth)
     for case in range(60):
         n = int(r.integers(1, 200))

@@ -24,6 +24,7 @@ from pronghorn.model.tokenizer import Tokenizer
 from pronghorn.model.writing import Progress, replacing
 
 PIECE = 1 << 20  # bytes of a text file that are one text, up to the end of a line
+BLOCK = 1 << 20  # suffixes that are sorted at a time
 LINE_MOST = 1 << 28  # bytes of a line of JSON
 
 
@@ -79,37 +80,58 @@ def write(
     return head
 
 
-def order(tokens: NDArray[Any], depth: int, progress: Progress = quiet) -> NDArray[np.int64]:
+def order(tokens: NDArray[Any], depth: int, progress: Progress = quiet) -> NDArray[Any]:
     """Places of the suffixes of `tokens` by their first `depth` tokens (a power of two); equal ones in the
     order of the text, and the end of it before everything."""
     n, known, rounds = len(tokens), 1, depth.bit_length()
-    places = np.argsort(tokens, kind="stable")
-    ordered = tokens[places]
-    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    loose = np.arange(n)  # slots of `places` whose suffix has equals, in groups of those
-    rank = np.empty(n, np.int64)  # of each suffix: the first slot of its group
-    rank[places] = np.maximum.accumulate(np.where(first, loose, 0))
-    loose = loose[~_alone(first)]
+    kind = np.int32 if n < 1 << 31 else np.int64
+    places = np.argsort(tokens, kind="stable").astype(kind)
+    loose = np.arange(n, dtype=kind)  # slots of `places` whose suffix has equals, in groups of those
+    begins = _begins(tokens[places])
+    rank = np.empty(n, kind)  # of each suffix: the first slot of its group
+    rank[places] = np.maximum.accumulate(np.where(begins, loose, 0))
+    loose = loose[~_alone(begins)]
     while known < depth and len(loose):
         progress(known.bit_length(), rounds)
         at = places[loose]
-        own, ahead = rank[at], at + known
-        then = np.where(ahead < n, rank[np.minimum(ahead, n - 1)], -1)
-        again = np.lexsort((then, own))  # stable; `own` rises already, so groups stay in their slots
-        at, own, then = at[again], own[again], then[again]
-        first = np.concatenate([[True], (own[1:] != own[:-1]) | (then[1:] != then[:-1])])
+        then = np.full(len(at), -1, kind)  # rank of what comes `known` tokens later
+        inside = at < n - known
+        then[inside] = rank[at[inside] + known]
+        for low, high in _blocks(rank[at]):
+            own = rank[at[low:high]]
+            again = np.lexsort((then[low:high], own))  # stable; `own` rises already, so groups stay in place
+            at[low:high], then[low:high] = at[low:high][again], then[low:high][again]
+        begins = _begins(rank[at]) | _begins(then)
         places[loose] = at
-        rank[at] = np.maximum.accumulate(np.where(first, loose, 0))
-        loose = loose[~_alone(first)]
+        rank[at] = np.maximum.accumulate(np.where(begins, loose, 0))
+        loose = loose[~_alone(begins)]
         known *= 2
     progress(rounds, rounds)
     return places
 
 
-def _alone(first: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _begins(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where runs of equal values begin."""
+    out = np.ones(len(values), np.bool_)
+    out[1:] = values[1:] != values[:-1]
+    return out
+
+
+def _alone(begins: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which groups have one member, given where groups begin."""
-    last = np.concatenate([first[1:], np.ones(1, np.bool_)])
-    return np.logical_and(first, last)
+    out = begins.copy()
+    out[:-1] &= begins[1:]
+    return out
+
+
+def _blocks(group: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Parts of `BLOCK` members and more that end where a group does: what is sorted at a time."""
+    low = 0
+    while low < len(group):
+        high = low + BLOCK
+        high = len(group) if high >= len(group) else int(np.searchsorted(group, group[high], side="right"))
+        yield low, high
+        low = high
 
 
 def texts(path: Path) -> Iterator[tuple[str, int]]:

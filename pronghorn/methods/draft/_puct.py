@@ -56,6 +56,8 @@ def search(
                 s = (value[i] / n if n else 0.0) + wide * chance[i] / (1 + n)
                 if s > score:
                     best, score = i, s
+                if not n:
+                    break  # those behind are less likely, and were not visited either
             at = best
             path.append(at)
             p *= chance[at]

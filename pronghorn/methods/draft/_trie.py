@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,31 +28,21 @@ class Trie(NamedTuple):
 
 def trie(rows: Ints, most: int) -> Trie:
     """The `most` nodes of greatest count. rows: (n, length) continuations, -1 behind the end of one. Of
-    equals the shallower is taken first, then the one whose parent comes first, or with the smaller token."""
-    levels: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-    at = np.full(len(rows), -1, np.int64)  # node that each continuation has come to
-    base, live = 0, np.arange(len(rows))
-    for column in rows.T:
-        live = live[column[live] >= 0]
-        if not len(live):
-            break
-        keys, inverse, count = np.unique(
-            (at[live] + 1 << 32) + column[live], return_inverse=True, return_counts=True
-        )
-        kept = np.sort(np.argsort(-count, kind="stable")[:most])  # the others cannot be among the best of all
-        number = np.full(len(keys), -1)
-        number[kept] = base + np.arange(len(kept))
-        levels.append((keys[kept] & 0xFFFFFFFF, (keys[kept] >> 32) - 1, count[kept]))
-        at[live] = number[inverse]
-        live = live[at[live] >= 0]
-        base += len(kept)
-    if not levels:
+    equals the shallower is taken first, then the one whose path has the smaller tokens."""
+    n, length = rows.shape
+    if not n:
         none = np.zeros(0, np.int32)
-        return Trie(none, none, none, len(rows))
-    token, parent, count = (np.concatenate(x) for x in zip(*levels, strict=True))
-    best = np.argsort(-count, kind="stable")[:most]  # a child counts no more than its parent, and lies behind
-    number = np.full(base + 1, -1)
+        return Trie(none, none, none, 0)
+    rows = rows[np.lexsort(rows.T[::-1])]
+    begins = np.ones((n, length), np.bool_)  # where another path begins, level by level
+    begins[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
+    levels = begins.T.ravel()
+    at = np.flatnonzero(levels)  # nodes by level, then by path; the ends of texts among them
+    times = np.diff(at, append=n * length)
+    token = rows.T.ravel()[at]
+    above = np.where(at < n, -1, (np.cumsum(levels) - 1)[at - n])
+    best = np.argsort(np.where(token < 0, 0, -times), kind="stable")[:most]  # parents lie before
+    best = best[token[best] >= 0]
+    number = np.full(len(at) + 1, -1)
     number[best] = np.arange(len(best))
-    above = np.where(parent[best] < 0, base, parent[best])
-    return Trie(token[best].astype(np.int32), number[above].astype(np.int32), count[best].astype(np.int32),
-                len(rows))  # fmt: skip
+    return Trie(token[best], number[above[best]].astype(np.int32), times[best].astype(np.int32), n)

@@ -43,7 +43,7 @@ Pair = tuple[int, int]
 class Aded:
     nodes: int = 16  # nodes of the tree
     depth: int = 6  # levels of the tree
-    simulations: int = 64  # descents of the search
+    simulations: int = 32  # descents of the search
     explore: float = 1.0  # weight of what was not looked at
     rows: int = 16384  # pairs of tokens that the table holds
 
