@@ -548,7 +548,7 @@ def test_options_out_of_range(make: Any, words: str):
 
 # --------------------------------------------------------------------------------- whole answers
 
-N = 48
+M, N = 10, 48  # prompts, tokens of each answer
 
 
 def answers(use: list[str], temperature: float, asked: list[str]) -> tuple[list[list[int]], int, int]:
@@ -568,7 +568,7 @@ def answers(use: list[str], temperature: float, asked: list[str]) -> tuple[list[
 
 @pytest.fixture(scope="module")
 def plain() -> dict[float, list[list[int]]]:
-    return {t: answers([], t, prompts(20))[0] for t in (0.0, 0.8)}
+    return {t: answers([], t, prompts(M))[0] for t in (0.0, 0.8)}
 
 
 @pytest.fixture(scope="module")
@@ -597,19 +597,19 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_are_those_of_plain_decoding(plain: Any, corpora: Any, name: str, temperature: float):
-    got, accepted, steps = answers([SPECS[name].format(**corpora)], temperature, prompts(20))
+    got, accepted, steps = answers([SPECS[name].format(**corpora)], temperature, prompts(M))
     assert got == plain[temperature]
     assert accepted > 0, "the drafter never helped: the test compares nothing"
-    assert steps < 20 * N
+    assert steps < M * N
 
 
 def test_a_datastore_of_the_answers_saves_most_steps(corpora: Any):
-    _, _, steps = answers([SPECS["rest"].format(**corpora)], 0.0, prompts(20))
-    assert steps < 20 * N / 4
+    _, _, steps = answers([SPECS["rest"].format(**corpora)], 0.0, prompts(M))
+    assert steps < M * N / 4
 
 
 def test_fusion_is_no_worse_than_its_parts_on_copies():
-    copies = [p for p in prompts(60) if p.startswith(("Copy", "Rename"))]
+    copies = [p for p in prompts(40) if p.startswith(("Copy", "Rename"))]
     steps = {
         use: answers([use], 0.0, copies)[2]
         for use in ("token-recycling", "prompt-lookup:max_ngram=16", "rasd")

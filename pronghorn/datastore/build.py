@@ -119,7 +119,7 @@ def _begins(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _alone(begins: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which groups have one member, given where groups begin."""
-    out = begins.copy()
+    out: NDArray[np.bool_] = begins.copy()
     out[:-1] &= begins[1:]
     return out
 
