@@ -436,7 +436,7 @@ def make_engine(
         raise MethodError(f"no backend called {backend!r}; known: {', '.join(BACKENDS)}")
     ops = _ops(backend)
     own = bound.dtype if backend == "native" else ops.name
-    dtype = methods.kvfmt.open if methods.kvfmt.open != "auto" else own
+    dtype = methods.kvfmt.open if methods.kvfmt.open != "own" else own
     store = Store(
         ops, bound.n_layers, bound.n_kv, bound.head_dim, dtype, methods.kvfmt, methods.select,
         methods.rows, list(bound.kv_ropes), bound.attention,

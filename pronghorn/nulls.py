@@ -81,7 +81,7 @@ class ExactKV:
     """Sealed KV stored like open KV, in the runner's own dtype."""
 
     traits = EXACT
-    open = "auto"
+    open = "own"
     group = 0
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:

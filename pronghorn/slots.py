@@ -73,7 +73,7 @@ class KVFormat(Protocol):
     """How sealed KV is stored (load clock). A lossy format has a class attribute `error`: the largest
     error of a value, in units of the largest magnitude of its row.
 
-    open:  dtype of the exact zones: "float32", "bfloat16", or "auto" (the runner's own).
+    open:  dtype of the exact zones: "float32", "bfloat16", or "own" (the runner's own).
     group: rows that must be packed together; 1: any row alone; 0: sealed rows are stored exactly as
            open ones and nothing needs sealing on this format's account.
     """

@@ -207,3 +207,11 @@ def test_options_are_checked(option: str, word: str) -> None:
 
     with pytest.raises(MethodError, match=word):
         parse(f"auto:{option}")
+
+
+def test_drafters_come_with_their_options() -> None:
+    made = Auto(drafters="suffix:nodes=3+token-recycling:nodes=5+prompt-lookup")
+    suffix, recycling, _ = made._drafters
+    assert (suffix.nodes, recycling.nodes, made.traits.taps) == (3, 5, ("top8",))
+    with pytest.raises(MethodError, match="needs"):
+        Auto(drafters="rest")

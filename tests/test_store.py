@@ -37,7 +37,7 @@ class Together:
     channel, which is kept beside them. A page is never opened again."""
 
     traits = Traits(Guarantee.EXACT)
-    open = "auto"
+    open = "own"
     group = PAGE
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:

@@ -139,7 +139,7 @@ class Small:
         fmt, selector = fmt or ExactKV(), selector or Dense()
         self.ops = ops or Ops("float64")
         rows = policy.traits.rows if policy else "seq"
-        dtype = self.ops.name if fmt.open == "auto" else fmt.open
+        dtype = self.ops.name if fmt.open == "own" else fmt.open
         self.store = Store(
             self.ops, bound.n_layers, bound.n_kv, bound.head_dim, dtype, fmt, selector, rows,
             list(bound.kv_ropes),

@@ -49,7 +49,7 @@ def within(fmt: Any, got: Any, given_: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_traits(name: str) -> None:
     fmt = _find.defaults("kvfmt", name)
-    assert fmt.open in ("auto", "float32", "bfloat16")
+    assert fmt.open in ("own", "float32", "bfloat16")
     assert fmt.group >= 0
     assert 0 <= fmt.error < 0.5
 
@@ -186,7 +186,7 @@ def test_bytes(name: str) -> None:
     fmt = _find.defaults("kvfmt", name)
     dim = 64
     ops = Ops("float32")
-    dtype = "float32" if fmt.open == "auto" else fmt.open
+    dtype = "float32" if fmt.open == "own" else fmt.open
     store = Store(ops, 2, 2, dim, dtype, fmt, Dense(), "seq", [None, None])
     kv = store.new()
     n = 40 * PAGE

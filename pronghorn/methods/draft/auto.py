@@ -17,6 +17,7 @@ a step that only happened to be slow, is noticed.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pronghorn.compose import load, names
+from pronghorn.compose import name_of, names, parse
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._merge import Merged, Mood, prior
 from pronghorn.methods.draft._value import Ledger, Odds, worth
@@ -36,7 +37,7 @@ from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 @dataclass(frozen=True)
 class Auto:
-    drafters: str = "suffix+token-recycling"  # who is asked, joined with +
+    drafters: str = "suffix+token-recycling"  # who is asked, with their options, joined with +
     nodes: int = 32  # rows of one sequence's draft at most
     spend: float = 0.01  # share of a step's time that a drafter which brings nothing may take
 
@@ -45,10 +46,8 @@ class Auto:
             raise MethodError(f"auto: nodes is from 1 to 1024, not {self.nodes}")
         if not 0 < self.spend <= 1:
             raise MethodError(f"auto: spend is above 0 and at most 1, not {self.spend}")
-        known = [n for n in names()["draft"] if n != "auto"]
-        for name in self._names:
-            if name not in known:
-                raise MethodError(f"auto: no drafter called {name!r}; known: {', '.join(known)}")
+        if not self._drafters:
+            raise MethodError("auto: drafters names nobody")
 
     @property
     def traits(self) -> Traits:
@@ -56,15 +55,22 @@ class Auto:
         return Traits(
             Guarantee.EXACT, taps=tuple(sorted({t for x in own for t in x.taps})),
             models=tuple(sorted({m for x in own for m in x.models})),
+            stores=tuple(sorted({m for x in own for m in x.stores})),
         )  # fmt: skip
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(n for n in self.drafters.split("+") if n)
+    def _drafters(self) -> list[Drafter]:
+        others = [n for n in names()["draft"] if n != "auto"]
+        some = "|".join(map(re.escape, others))
+        specs = [x for x in re.split(rf"\+(?=(?:{some})(?:[:+]|$))", self.drafters) if x]
+        for spec in specs:
+            if spec.partition(":")[0] not in others:
+                raise MethodError(f"auto: no drafter called {spec!r}; known: {', '.join(others)}")
+        return [parse(f"draft.{spec}", files=False)[1] for spec in specs]
 
     @cached_property
-    def _drafters(self) -> list[Drafter]:
-        return [load("draft", n)() for n in self._names]
+    def _names(self) -> tuple[str, ...]:
+        return tuple(name_of(d) for d in self._drafters)
 
     @cached_property
     def _odds(self) -> Odds:

@@ -17,7 +17,7 @@ from pronghorn.types import Array, Field, Guarantee, Traits
 @dataclass(frozen=True)
 class Int8:
     traits = Traits(Guarantee.APPROXIMATE)
-    open = "auto"
+    open = "own"
     group = 1
     error = (1 + 2.0**-8) / 254  # of a row's largest magnitude
 
