@@ -7,8 +7,8 @@ last is the scheduler's word (`StepPlan.seconds`), and drafts get what the known
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -21,15 +21,34 @@ from pronghorn.seq import Seq, Work
 from pronghorn.slots import Drafter, DraftRoom
 from pronghorn.types import Accept, Draft
 
+if TYPE_CHECKING:
+    from pronghorn.companion import Companion
+
 FORCED = "forced"  # who drafted what the constraint forces
 
 
 class Drafting:
-    """clip: drafts end at barriers. stores: what drafters look continuations up in."""
+    """clip: drafts end at barriers. models, stores: see `DraftRoom`."""
 
-    def __init__(self, runner: Runner, cost: StepCost, clip: bool) -> None:
-        self.runner, self.cost, self.clip = runner, cost, clip
+    def __init__(
+        self, runner: Runner, cost: StepCost, clip: bool, models: Mapping[str, Companion]
+    ) -> None:  # fmt: skip
+        self.runner, self.cost, self.clip, self.models = runner, cost, clip, models
         self.stores: dict[str, Datastore] = {}
+
+    def forget(self, seq: Seq) -> None:
+        """Free what companions hold of a sequence that ends or waits again."""
+        for model in self.models.values():
+            model.drop(seq.id)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that the companions' KV has taken from the system."""
+        return sum(model.reserved for model in self.models.values())
+
+    def close(self) -> None:
+        for model in self.models.values():
+            model.close()
 
     def draft(self, works: Sequence[Work], seconds: float, most: int) -> None:
         """Give each of `works` its draft, `most` rows in all, as far as a step of `seconds` has room."""
@@ -66,7 +85,7 @@ class Drafting:
         rows = most - base
         if seconds < math.inf:
             rows = min(rows, self.cost.rows_within(seconds, base, read, read // max(1, base)))
-        return DraftRoom(max(0, rows), base, read, self.cost, self.stores)
+        return DraftRoom(max(0, rows), base, read, self.cost, self.stores, self.models)
 
     def observe(self, works: Sequence[Work], accepts: Sequence[Accept], logits: NDArray[Any]) -> None:
         """Tell the drafters what became of their drafts."""

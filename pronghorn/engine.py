@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,7 @@ from pronghorn.text import TextStream
 from pronghorn.types import Accept, Ints, Origin, Rows
 
 if TYPE_CHECKING:
+    from pronghorn.companion import Companion
     from pronghorn.model.tokenizer import Tokenizer
 
 STEP_ROWS = 4096  # rows of one step, at most
@@ -78,7 +79,7 @@ class Engine:
     """Runs requests over one model, one store and one composition.
 
     kv_rows: rows of KV that may be held in all. clip=False lets steps cross barriers; only the test that
-    shows why the rule exists sets it.
+    shows why the rule exists sets it. companions: further models, for drafters.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Engine:
         kv_rows: int,
         eos: Sequence[int] = (),
         clip: bool = True,
+        companions: Mapping[str, Companion] | None = None,
     ) -> None:
         self.bound, self.runner, self.store, self.methods = bound, runner, store, methods
         self.tokenizer, self.kv_rows, self.clip = tokenizer, kv_rows, clip
@@ -100,12 +102,13 @@ class Engine:
         self.siblings: dict[int, list[Seq]] = {}  # sequence id -> branches that wait for its prompt
         self.texts: dict[int, TextStream] = {}
         varies = any(r.varies for r in bound.ropes)
-        self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies)
+        models = dict(companions or {})
+        self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies, tuple(models))
         seals = methods.kvfmt.group > 0 or not methods.select.dense
         # a row whose rotation depends on the prompt's length is of no use to another prompt
         self.memory = Memory(store, methods, kv_rows, seals, not varies)
         self.cost = StepCost()
-        self.drafting = Drafting(runner, self.cost, clip)
+        self.drafting = Drafting(runner, self.cost, clip, models)
         self._seconds = math.inf  # what the step under way may last
         self.last = StepInfo(0, 0, 0.0)
         self.hidden = any(t.startswith("hidden.") for t in methods.taps)
@@ -275,6 +278,7 @@ class Engine:
         plan = self.methods.sched.plan(waiting, self.running, room)
         self._seconds = plan.seconds
         for seq in plan.preempt:
+            self.drafting.forget(seq)
             memory.give_up(seq, self.cost)
             self.running.remove(seq)
             self.waiting.insert(0, seq)
@@ -446,6 +450,7 @@ class Engine:
         if self.memory.plain(seq) and seq.kv.length > seq.offered:  # answers are reusable too
             self.memory.offer(seq, seq.kv.length)
         self.texts.pop(seq.id, None)
+        self.drafting.forget(seq)
         self.memory.forget(seq)
 
     # ------------------------------------------------------------------ convenience
@@ -468,6 +473,7 @@ class Engine:
     def close(self) -> None:
         for seq in [*self.running, *self.waiting]:
             self.cancel(seq)
+        self.drafting.close()
         self.memory.swap.close()
         self.methods.reuse.close()
 

@@ -221,7 +221,10 @@ class LLM:
         self.methods: Composition = compose(use, defaults)
         tape = build_tape(self.checkpoint.config)
         validate(self.checkpoint, tape.expected())
-        self.facts = Facts(tape.n_layers, tape.context, tape.hard_context, any(r.varies for r in tape.ropes))
+        self.facts = Facts(
+            tape.n_layers, tape.context, tape.hard_context, any(r.varies for r in tape.ropes),
+            self.methods.models,
+        )  # fmt: skip
         reasons = check(self.methods, self.facts)
         if reasons:
             raise MethodError("this combination cannot work: " + "; ".join(reasons))
@@ -424,6 +427,7 @@ def make_engine(
     from pronghorn.fingerprint import fingerprint
     from pronghorn.kv.store import Store
     from pronghorn.model.bind import bind
+    from pronghorn.opening import Home, Model, open_companions
 
     stores = {path: Datastore(path) for path in methods.stores}
     for held in stores.values():
@@ -435,27 +439,39 @@ def make_engine(
     if backend not in BACKENDS:
         raise MethodError(f"no backend called {backend!r}; known: {', '.join(BACKENDS)}")
     ops = _ops(backend)
-    own = bound.dtype if backend == "native" else ops.name
-    dtype = methods.kvfmt.open if methods.kvfmt.open != "own" else own
+
+    def own(bound: Any) -> str:
+        return str(bound.dtype if backend == "native" else ops.name)
+
+    dtype = methods.kvfmt.open if methods.kvfmt.open != "own" else own(bound)
     store = Store(
         ops, bound.n_layers, bound.n_kv, bound.head_dim, dtype, methods.kvfmt, methods.select,
         methods.rows, list(bound.kv_ropes), bound.attention,
     )  # fmt: skip
-    runner: Any
+    make: Any
     if backend == "native":
         from pronghorn.run.native import NativeRunner
 
-        runner = NativeRunner(bound, store, threads)
-        arithmetic = runner.isa
-        checkpoint.tensors.release()
+        def make(bound: Any, store: Any, beside: Any) -> Any:
+            return NativeRunner(bound, store, threads, beside)
     else:
         from pronghorn.run.ref import RefRunner
 
-        runner = RefRunner(bound, store)
-        arithmetic = np.__version__
-    kv_rows = int((kv_bytes or free_memory() // 4) / store.row_bytes)
+        make = RefRunner
+
+    runner = make(bound, store, ())
+    arithmetic = runner.isa if backend == "native" else np.__version__
+    home = Home(Model(checkpoint, tape, tokenizer), methods, ops, bound, store, runner, make, own)
+    companions = open_companions(methods.models, home)
+    if backend == "native":
+        checkpoint.tensors.release()
+    # one limit for all: a row of the model's own comes with one of each companion
+    row_bytes = store.row_bytes + sum(c.row_bytes for c in companions.values())
+    kv_rows = int((kv_bytes or free_memory() // 4) / row_bytes)
+    for companion in companions.values():
+        companion.limit(kv_rows)
     eos = sorted({*checkpoint.eos, *tokenizer.eos})
-    engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip)
+    engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip, companions)
     engine.drafting.stores = stores
     mark = fingerprint(checkpoint, methods, backend, arithmetic, dtype)
     methods.reuse.open(store, mark, engine.cost.prefill)

@@ -34,6 +34,7 @@ from pronghorn.types import (
 )
 
 if TYPE_CHECKING:
+    from pronghorn.companion import Companion
     from pronghorn.datastore import Datastore
     from pronghorn.kv.store import SeqKV, Store
     from pronghorn.kv.tiers import NoSwap, Swap
@@ -241,13 +242,15 @@ class Scheduler(Protocol):
 class DraftRoom:
     """The step that drafts join. rows: draft rows that it takes at most; base, read: rows that it runs
     without them, and KV rows that those read; cost: what a step costs on this machine; stores: the datastores
-    in use, by the names that traits give, whose tokens are the model's."""
+    in use, by the names that traits give, whose tokens are the model's; models: the companions that the engine
+    was started with, by theirs."""
 
     rows: int = 4096
     base: int = 1
     read: int = 1
     cost: StepCost = field(default_factory=StepCost)
     stores: Mapping[str, Datastore] = field(default_factory=dict)
+    models: Mapping[str, Companion] = field(default_factory=dict)
 
 
 class Drafter(Protocol):

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
 #include <stdexcept>
 
@@ -39,7 +40,7 @@ void dawdle(std::uint32_t odds) {
 int main(int argc, char** argv) {
     const int threads = std::atoi(argv[1]), n_runs = argc > 2 ? std::atoi(argv[2]) : 1000;
     ph::Team* team = nullptr;
-    const auto walk = [&](ph::Lane& lane) {
+    const ph::Team::Walk walk = [&](ph::Lane& lane) {
         const int n = n_phases.load();
         for (int p = 0; p < n; ++p) {
             if (lane.id == late.load()) dawdle(300);
@@ -70,7 +71,7 @@ int main(int argc, char** argv) {
             });
         }
     };
-    ph::Team own(threads, walk);
+    ph::Team own(threads);
     team = &own;
     std::minstd_rand rng{7};
     for (int run = 0; run < n_runs; ++run) {
@@ -86,12 +87,16 @@ int main(int argc, char** argv) {
         lag = rng() % 4 ? 0 : 100;
         late = int(rng() % 3) * int(rng() % threads);
         if (rng() % 50 == 0) usleep(3000);  // the others fall asleep
+        // Now and then a function that is gone after its run.
+        const auto brief = std::make_unique<ph::Team::Walk>(walk);
+        const bool is_brief = rng() % 4 == 0;
         bool thrown = false;
         try {
-            own.run();
+            own.run(is_brief ? *brief : walk);
         } catch (const std::runtime_error&) {
             thrown = true;
         }
+        if (is_brief) own.settle();
         if (thrown != throws) fail("an exception that was lost, or came from nowhere");
         for (int p = 0; p < n_phases; ++p) {
             for (int i = 0; i < (p % 8 == 7 ? 1 : n_items[p].load()); ++i) {

@@ -178,16 +178,19 @@ def model(shape: str) -> Any:
     return made
 
 
-def tape_model(
-    seed: int = 0, model_type: str = "llama", **changes: Any
-) -> tuple[Tape, dict[str, NDArray[np.float32]]]:
-    """A tape and random tensors for it (float32), without transformers. `changes` are config fields."""
-    config = {
+def config(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
+    return {
         "model_type": model_type, "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 80,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, **changes,
     }  # fmt: skip
-    tape = build_tape(config)
+
+
+def tape_model(
+    seed: int = 0, model_type: str = "llama", **changes: Any
+) -> tuple[Tape, dict[str, NDArray[np.float32]]]:
+    """A tape and random tensors for it (float32), without transformers. `changes` are config fields."""
+    tape = build_tape(config(model_type, **changes))
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in tape.expected().items():

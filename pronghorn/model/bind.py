@@ -62,6 +62,10 @@ class Matrices(Mapping[str, tuple[Packed, WeightFormat]]):
             self[key]
         return self._forms[key]
 
+    def same(self, key: str, other: Matrices) -> bool:
+        """Whether `other` has the same matrix in the same form."""
+        return self._tensors is other._tensors and self._chosen[key] == other._chosen.get(key)
+
     def _pack(self, param: Param, fmt: WeightFormat) -> tuple[Packed, WeightFormat]:
         value = param.take(self._tensors)
         if isinstance(fmt, AsCoded) and isinstance(value, np.ndarray):

@@ -45,18 +45,24 @@ class NativeRunner:
     which are packed at load, and "codes" (`ops.panels`), which are read where they lie. Raises
     `UnsupportedError` for another kind of matrix or of stored KV.
 
+    beside: runners whose threads this one uses, and whose matrices where they are the same. They work in
+    turns.
+
     One step at a time: a second thread that calls while one runs gets a `RuntimeError`. In the child of
     a fork, where the team's threads are not, steps run on the calling thread alone.
     """
 
-    def __init__(self, bound: Bound, store: Store, threads: int = 0) -> None:
+    def __init__(
+        self, bound: Bound, store: Store, threads: int = 0, beside: Sequence[NativeRunner] = ()
+    ) -> None:  # fmt: skip
         self.bound, self.store = bound, store
         self.ops: Ops = store.ops
         if self.ops.torch is not None:
             raise UnsupportedError(f"the native runner's store lives in NumPy memory; {WAY_OUT}")
-        self.exe = _native.Executor(
+        self.exe: _native.Executor = _native.Executor(
             os.environ.get("PRONGHORN_ISA", ""), threads or usable_cores(), bound.n_vocab,
             bound.n_layers, bound.n_heads, bound.n_kv, bound.head_dim, list(bound.widths),
+            beside[0].exe if beside else None,
         )  # fmt: skip
         self.isa: str = os.environ.get("PRONGHORN_ISA", "") or _native.isa()  # in use
         self._mats: dict[str, int] = {}
@@ -68,7 +74,8 @@ class NativeRunner:
             freq = NO_FLOATS if rope.varies else rope.inv_freq(0)
             self.exe.add_table(freq, rope.dim // 2, rope.gain)
         self._varying = [rope for rope in bound.ropes if rope.varies]
-        self._load_matrices()
+        self._multiplied = {p.key for op in bound.ops if op.kind != "embed" for p in op.params}
+        self._load_matrices(beside)
         for op in bound.ops:
             self._add(op)
         self._set_zones()
@@ -88,10 +95,13 @@ class NativeRunner:
 
     # ------------------------------------------------------------------ load
 
-    def _load_matrices(self) -> None:
-        multiplied = {p.key for op in self.bound.ops if op.kind != "embed" for p in op.params}
+    def _load_matrices(self, beside: Sequence[NativeRunner]) -> None:
         whole = {p.key for op in self.bound.ops if op.kind in ("embed", "moe") for p in op.params}
         for key in self.bound.mats:
+            same = next((r for r in beside if self._shares(key, r)), None)
+            if same is not None:
+                self._mats[key] = self.exe.add_shared(same.exe, same._mats[key])
+                continue
             packed, _ = self.bound.mats[key]
             if "order" in packed.fields and key in whole:  # these kernels take inputs as they come
                 packed = AsStored().pack(dense(packed))
@@ -112,10 +122,14 @@ class NativeRunner:
                 )
             w = np.asarray(packed.fields["w"])
             w = w.view(np.uint16) if w.dtype.itemsize == 2 else w
-            if key in multiplied:
+            if key in self._multiplied:
                 self._mats[key] = self.exe.add_matrix(WEIGHTS[packed.kind], w, scale)
             else:
                 self._mats[key] = self.exe.add_rows(WEIGHTS[packed.kind], np.ascontiguousarray(w), scale)
+
+    def _shares(self, key: str, other: NativeRunner) -> bool:
+        fits = key in other._multiplied or key not in self._multiplied  # rows as they lie multiply nothing
+        return fits and self.bound.mats.same(key, other.bound.mats)
 
     def _vector(self, key: str) -> int:
         if key not in self._vecs:

@@ -26,15 +26,21 @@ from pronghorn.types import Array, Ints, Packed, Rows, StepOut
 
 
 class RefRunner:
-    """See `run.base.Runner`. Weights are widened to the compute dtype at load."""
+    """See `run.base.Runner`. Weights are widened to the compute dtype at load; those that a runner `beside`
+    this one holds too are its."""
 
     read_bytes = 0
 
-    def __init__(self, bound: Bound, store: Store) -> None:
+    def __init__(self, bound: Bound, store: Store, beside: Sequence[RefRunner] = ()) -> None:
         self.bound, self.store = bound, store
         self.ops: Ops = store.ops
         self.mats: dict[str, tuple[Packed, WeightFormat]] = {}
-        for key, (p, fmt) in bound.mats.items():
+        for key in bound.mats:
+            same = next((r for r in beside if bound.mats.same(key, r.bound.mats)), None)
+            if same is not None:
+                self.mats[key] = same.mats[key]
+                continue
+            p, fmt = bound.mats[key]
             if p.grid is not None or isinstance(fmt, AsCoded):  # decoded once, not in each product
                 p, fmt = AsStored().pack(dense(p)), AsStored()
             fields = {name: self._widen(a) for name, a in p.fields.items()}

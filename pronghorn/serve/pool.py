@@ -15,7 +15,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 from pronghorn.compose import compose
 from pronghorn.errors import RequestError, UnavailableError
 from pronghorn.llm import DEFAULT_MODEL, DEFAULT_USE, find_model, free_memory
+from pronghorn.opening import SELF, parse
 from pronghorn.serve.async_llm import AsyncLLM
 
 KV_SHARE = 4  # a model that states no limit of its KV gets this part of the budget
@@ -243,7 +244,8 @@ class Pool:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
         except (OSError, ValueError, IndexError):
             return 0
-        kv = sum(llm.llm.engine.store.reserved for llm in self._models().values())
+        engines = [llm.llm.engine for llm in self._models().values()]
+        kv = sum(e.store.reserved + e.drafting.reserved for e in engines)
         return int(pages * os.sysconf("SC_PAGE_SIZE")) - kv
 
     # ------------------------------------------------------------------ what can be seen
@@ -277,12 +279,14 @@ class Pool:
 
 
 def _stored(spec: Spec) -> int:
-    """Bytes of a model's weights as its files hold them, 0 where a method stores them otherwise or the files
-    are not here yet."""
-    if compose(spec.use, spec.defaults).weight:
-        return 0
-    path = Path(find_model(spec.model))
-    files: Sequence[Path] = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
+    """Bytes of a model's weights, and its companions', as their files hold them; those that a method stores
+    otherwise and those that are not here yet left out."""
+    methods = compose(spec.use, spec.defaults)
+    companions = {parse(name) for name in methods.models}
+    paths = {Path(find_model(c.model)) for c in companions if c.model != SELF and not c.weight}
+    if not methods.weight:
+        paths.add(Path(find_model(spec.model)))
+    files = [f for path in paths for f in ([path] if path.is_file() else path.glob("*"))]
     return sum(f.stat().st_size for f in files if f.suffix in WEIGHTS)
 
 

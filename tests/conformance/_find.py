@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ import pronghorn
 from pronghorn.datastore import Datastore
 from pronghorn.slots import DraftRoom
 from tests.conformance import _texts
+from tests.conformance._rig import TableCompanion
 
 ROOT = Path(pronghorn.__file__).parent / "methods"
 MANY = 1_000_000
-NEEDS = {"rest": lambda: {"store": _texts.store()}}  # what a method cannot do without
+NEEDS: dict[str, Callable[[], dict[str, Any]]] = {  # what a method cannot do without, on a short text
+    "rest": lambda: {"store": _texts.store()},
+    "draft-model": lambda: {"model": "self"},
+    "rapid": lambda: {"least": 0, "budget": 40, "chunk": 8, "query": 12, "first": 4},
+}
 
 
 def classes(slot: str) -> dict[str, Any]:
@@ -54,9 +60,13 @@ def defaults(slot: str, name: str) -> Any:
     return classes(slot)[name](**(NEEDS[name]() if name in NEEDS else {}))
 
 
-def room(drafter: Any) -> DraftRoom:
-    """A step with room for anything, and the datastores that a drafter looks up in."""
-    return DraftRoom(stores={path: Datastore(path) for path in drafter.traits.stores})
+def room(drafter: Any, truth: Any) -> DraftRoom:
+    """A step with room for anything, the datastores that a drafter looks up in, and companions that know
+    `truth` and are sure of it."""
+    return DraftRoom(
+        stores={path: Datastore(path) for path in drafter.traits.stores},
+        models={name: TableCompanion(20 * truth) for name in drafter.traits.models},
+    )
 
 
 def _with(cls: Any, wanted: dict[str, int]) -> Any:

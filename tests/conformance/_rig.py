@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from pronghorn import rng
+from pronghorn.companion import Companion, Head
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound, bind
 from pronghorn.model.rope import Rope
 from pronghorn.model.tape import Param, Tape
-from pronghorn.nulls import Dense, ExactKV
+from pronghorn.nulls import Dense, ExactKV, Free
 from pronghorn.ops.ref import Ops
 from pronghorn.run.ref import RefRunner
 from pronghorn.seq import Request, Seq
@@ -30,7 +31,24 @@ def sequence(
     if kv is None:
         kv = SimpleNamespace(length=len(tokens) - 1, n_rows=len(tokens) - 1)
     request = Request(tuple(tokens[:n_prompt]), max_tokens)
-    return Seq(number, request, list(tokens), n_prompt, kv, None)  # type: ignore[arg-type]
+    return Seq(number, request, list(tokens), n_prompt, kv, Free())
+
+
+class TableCompanion(Companion):
+    """A companion whose logits are a row of `truth` (n_vocab, n_vocab) for the token before."""
+
+    def __init__(self, truth: Any) -> None:
+        self.truth, self.n_vocab = np.asarray(truth, np.float32), len(truth)
+        self.tokenizer = SimpleNamespace(n_vocab=self.n_vocab, eos=())  # type: ignore[assignment]
+
+    def sync(self, seqs: Sequence[Seq], heads: Sequence[Head] = ()) -> list[int]:
+        return [1 << 20 for _ in seqs]
+
+    def tree(self, seqs: Sequence[Seq], trees: Sequence[Draft]) -> list[Any]:
+        return [self.truth[[s.tokens[-1], *t.tokens]] for s, t in zip(seqs, trees, strict=True)]
+
+    def follow(self, seqs: Sequence[Seq], tokens: Sequence[int]) -> list[Any]:
+        return [self.truth[t] for t in tokens]
 
 
 class TableTarget:

@@ -25,7 +25,7 @@ def walk(drafter: Any, seqs: list[Seq], truth: np.ndarray, steps: int, k: int = 
     n_vocab = len(truth)
     top = np.argsort(-truth, axis=1, kind="stable")[:, :8].astype(np.int32)
     history = []
-    room = _find.room(drafter)
+    room = _find.room(drafter, truth)
     for _ in range(steps):
         drafts = drafter.propose(seqs, [k] * len(seqs), room)
         accepts, taps = [], []
@@ -66,7 +66,7 @@ def test_depth_zero_gives_nothing(name: str) -> None:
     d = _find.defaults("draft", name)
     seqs = [sequence([1, 2, 1, 2, 1]), sequence([1, 2, 1, 2, 1], number=1)]
     walk(d, seqs, bigrams(0), 10)
-    none, some = d.propose(seqs, [0, 4], _find.room(d))
+    none, some = d.propose(seqs, [0, 4], _find.room(d, bigrams(0)))
     assert none.n == 0
     check_draft(some, 4, N_VOCAB)
 
@@ -100,7 +100,8 @@ def test_memory_may_be_lost(name: str) -> None:
     s = sequence([1, 2, 3])
     walk(d, [s], bigrams(3), 40)
     fork = sequence(s.tokens, number=1)
-    a, b = d.propose([s], [5], _find.room(d))[0], d.propose([fork], [5], _find.room(d))[0]
+    offered = _find.room(d, bigrams(3))
+    a, b = d.propose([s], [5], offered)[0], d.propose([fork], [5], offered)[0]
     if name == "auto":  # knows this sequence less, and dares less
         a, b = a.head(min(a.n, b.n)), b.head(min(a.n, b.n))
         assert b.n

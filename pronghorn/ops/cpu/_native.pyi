@@ -106,8 +106,10 @@ class Executor:
 
     def __init__(
         self, isa: str, n_threads: int, n_vocab: int, n_layers: int, n_heads: int, n_kv: int,
-        head_dim: int, widths: list[int],
-    ) -> None: ...  # fmt: skip
+        head_dim: int, widths: list[int], beside: Executor | None = None,
+    ) -> None:  # fmt: skip
+        """beside: one whose threads this one uses too. The two run in turns: a call while the other works
+        raises `RuntimeError`."""
     def add_matrix(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
         """Pack a matrix (n_out, n_in), any strides, for products; scale (n_out,), empty without."""
 
@@ -125,6 +127,9 @@ class Executor:
 
     def add_rows(self, kind: int, w: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> int:
         """Keep a contiguous matrix as it is, to be read by rows."""
+
+    def add_shared(self, of: Executor, matrix: int) -> int:
+        """A matrix of another executor, which lives on for it; nothing is copied."""
 
     def add_vector(self, v: npt.NDArray[np.float32]) -> int: ...
     def add_table(self, freq: npt.NDArray[np.float32], half: int, gain: float) -> int:

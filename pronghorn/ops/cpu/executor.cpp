@@ -18,11 +18,14 @@ void need(bool ok, const char* what) {
 
 }  // namespace
 
-Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths)
+Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths,
+                   const Executor* beside)
     : k_(kernels_named(isa)),
       shape_(shape),
       widths_(std::move(widths)),
-      team_(n_threads, [this](Lane& lane) { work(lane); }) {
+      threads_(beside ? beside->threads_ : std::make_shared<Team>(n_threads)),
+      team_(*threads_),
+      walk_([this](Lane& lane) { work(lane); }) {
     need(shape.n_vocab > 0 && shape.n_layers >= 0 && shape.n_kv > 0 && shape.head_dim > 0 &&
              shape.n_heads > 0 && shape.n_heads % shape.n_kv == 0,
          "the model's shape contradicts itself");
@@ -30,7 +33,7 @@ Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vect
     selects_.assign(shape.n_layers, 0);
 }
 
-Executor::~Executor() = default;
+Executor::~Executor() { team_.settle(); }
 
 int Executor::add_matrix(const Source& source) {
     need(!finished_, "a matrix after finish");
@@ -38,7 +41,7 @@ int Executor::add_matrix(const Source& source) {
     source_ = source;
     n_panels_ = mats_.back().mat.n_panels;
     job_ = Job::Pack;
-    team_.run();
+    team_.run(walk_);
     return int(mats_.size()) - 1;
 }
 
@@ -72,6 +75,16 @@ int Executor::add_rows(const Source& s) {
     m.mat.scale = s.scale;
     mats_.push_back(std::move(m));
     return int(mats_.size()) - 1;
+}
+
+int Executor::add_shared(const Executor& of, int mat) {
+    need(!finished_ && mat >= 0 && mat < int(of.mats_.size()), "a matrix that does not exist");
+    PackedMatrix m;
+    m.mat = of.mats_[mat].mat;
+    mats_.push_back(std::move(m));
+    const int order = of.mats_[mat].order, number = int(mats_.size()) - 1;
+    if (order >= 0) set_order(number, of.orders_[order]);
+    return number;
 }
 
 int Executor::add_vector(const float* values, int n) {
@@ -170,7 +183,7 @@ void Executor::run(const StepIn& step) {
     prepare(step);
     for (ThreadScratch& t : scratch_) t.kv_bytes = 0;
     job_ = Job::Step;
-    team_.run();
+    team_.run(walk_);
     tail_rows_ = step.n;
     kv_bytes_ = 0;
     for (const ThreadScratch& t : scratch_) kv_bytes_ += t.kv_bytes;
@@ -470,7 +483,7 @@ void Executor::commit(int n, const std::int32_t* row, const std::uint64_t* addr,
         return;
     }
     job_ = Job::Commit;
-    team_.run();
+    team_.run(walk_);
 }
 
 namespace {

@@ -76,13 +76,16 @@ struct StepIn {
 
 class Executor {
 public:
-    Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths);
+    // beside: one whose threads this one uses too; the two then run in turns. Else null.
+    Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths,
+             const Executor* beside);
 
     ~Executor();
 
     int add_matrix(const Source& source);  // packed into panels
     int add_codes(const CodesSource& source);  // left where they lie
     int add_rows(const Source& source);    // left where it lies, contiguous
+    int add_shared(const Executor& of, int mat);  // of another, which lives longer
     // Input i of a matrix of codes is order[i] of its inputs: each of them once.
     void set_order(int mat, std::vector<int> order);
     int add_vector(const float* values, int n);
@@ -337,7 +340,10 @@ private:
     Source source_{};
     std::atomic<int> n_panels_{0};
     Profile profile_;
-    Team team_;  // last: its threads end before what they may look at
+    // Last: no thread looks at the rest any more when it goes.
+    std::shared_ptr<Team> threads_;
+    Team& team_;
+    const Team::Walk walk_;
 };
 
 }  // namespace ph

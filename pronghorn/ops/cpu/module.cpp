@@ -211,18 +211,20 @@ ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& a
 
 class Native : public ph::Executor {
 public:
-    using ph::Executor::Executor;
+    Native(const std::string& isa, int n_threads, ph::Shape shape, std::vector<int> widths, const Native* beside)
+        : ph::Executor(isa, n_threads, shape, std::move(widths), beside),
+          busy_(beside ? beside->busy_ : std::make_shared<std::atomic<bool>>(false)) {}
 
     // One call at a time: while one works without the GIL, another thread, or a selector that it asks,
     // would write over what it reads.
     class Turn {
     public:
         explicit Turn(Native& of) : of_(of) {
-            if (of.busy_.exchange(true)) {
+            if (of.busy_->exchange(true)) {
                 throw std::runtime_error("this runner is at work: one step at a time");
             }
         }
-        ~Turn() { of_.busy_ = false; }
+        ~Turn() { *of_.busy_ = false; }
         Turn(const Turn&) = delete;
         Turn& operator=(const Turn&) = delete;
 
@@ -389,7 +391,7 @@ private:
     }
 
     std::vector<nb::object> kept_;
-    std::atomic<bool> busy_{false};
+    std::shared_ptr<std::atomic<bool>> busy_;  // of all that have the same threads
 };
 
 }  // namespace
@@ -464,11 +466,15 @@ NB_MODULE(_native, m) {
     nb::class_<Native>(m, "Executor")
         .def("__init__",
              [](Native* self, const std::string& isa, int n_threads, int n_vocab, int n_layers,
-                int n_heads, int n_kv, int head_dim, const std::vector<int>& widths) {
+                int n_heads, int n_kv, int head_dim, const std::vector<int>& widths,
+                const Native* beside) {
                  need(n_threads >= 1 && n_threads <= 1024, "threads: 1 to 1024");
                  new (self) Native(isa, n_threads,
-                                   ph::Shape{n_vocab, n_layers, n_heads, n_kv, head_dim}, widths);
-             })
+                                   ph::Shape{n_vocab, n_layers, n_heads, n_kv, head_dim}, widths, beside);
+             },
+             nb::arg("isa"), nb::arg("n_threads"), nb::arg("n_vocab"), nb::arg("n_layers"),
+             nb::arg("n_heads"), nb::arg("n_kv"), nb::arg("head_dim"), nb::arg("widths"),
+             nb::arg("beside").none() = nb::none())
         .def("add_matrix",
              [](Native& self, int kind, const Matrix& w, const Floats& scale) {
                  const Native::Turn turn(self);
@@ -497,6 +503,11 @@ NB_MODULE(_native, m) {
                  self.keep_alive(nb::cast(w));
                  self.keep_alive(nb::cast(scale));
                  return self.add_rows(s);
+             })
+        .def("add_shared",
+             [](Native& self, const nb::object& of, int mat) {
+                 self.keep_alive(of);
+                 return self.add_shared(nb::cast<const Native&>(of), mat);
              })
         .def("add_vector",
              [](Native& self, const Floats& v) { return self.add_vector(v.data(), int(v.shape(0))); })

@@ -17,12 +17,11 @@ int processors() {
 
 }  // namespace
 
-Team::Team(int n, std::function<void(Lane&)> work)
+Team::Team(int n)
     : n_(n < 1 ? 1 : n),
       // More threads than processors: whoever spins keeps another from its work.
       n_spins_(n_ <= processors() ? 1 << 13 : 1 << 5),
       process_(getpid()),
-      work_(std::move(work)),
       seats_(new Seat[n_]) {
     try {
         for (int i = 1; i < n_; ++i) threads_.emplace_back([this, i] { worker(i); });
@@ -67,12 +66,13 @@ void Team::wake() {
     }
 }
 
-void Team::run() {
+void Team::run(const Walk& walk) {
     const std::uint64_t before = now_.load(std::memory_order_relaxed) / 2;
     Lane lane{0, 2 * before + 1, before};
+    walk_.store(&walk);
     now_.store(lane.run);
     wake();
-    work_(lane);
+    walk(lane);
     // Every phase is done. No claim fits until the next run, whose phases are others, even for a thread
     // that still walks and takes the next run's numbers of items for this one's.
     const std::uint64_t closed = (lane.phase / PHASES + 1) * PHASES;
@@ -84,8 +84,16 @@ void Team::run() {
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
+void Team::settle() {
+    if (getpid() != process_) return;  // the threads are not here, whatever their seats say
+    for (int i = 1; i < n_; ++i) {
+        while (seats_[i].walks.load()) pause();
+    }
+}
+
 void Team::worker(int id) {
     Lane lane{id, 0, 0};
+    std::atomic<bool>& walks = seats_[id].walks;
     for (;;) {
         std::uint64_t now = 0;
         wait([&] {
@@ -93,9 +101,14 @@ void Team::worker(int id) {
             return stop_.load() || (now % 2 && now != lane.run);
         });
         if (stop_.load()) return;
-        lane.run = now;
-        lane.phase = now / 2;
-        work_(lane);
+        // From here on `settle` waits for this thread, unless it asked before: then no run is under way.
+        walks.store(true);
+        if (now_.load() == now) {
+            lane.run = now;
+            lane.phase = now / 2;
+            (*walk_.load())(lane);  // a later run's, where this one is over by now: its phases are closed too
+        }
+        walks.store(false);
     }
 }
 

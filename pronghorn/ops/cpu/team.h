@@ -1,13 +1,14 @@
-// Persistent threads that walk one function side by side and share out its items.
+// Persistent threads that walk one function side by side and share out its items. Several functions may
+// have a team in turns.
 //
-// The function is a fixed sequence of phases, each a call of `each`. The items of a phase are dealt out
+// A function is a fixed sequence of phases, each a call of `each`. The items of a phase are dealt out
 // in advance, one stretch of them to each thread, and claimed one by one; whoever has done its own takes
 // what others have not begun. A phase ends when its items are done, whoever did them: a thread that the
 // system has put aside holds nobody up unless it was inside its items. It finds the phases it missed
 // closed, and walks on.
 //
-// So outside of items the function may only read what never changes or is atomic: a thread may still be
-// walking when the call of `run` that woke it is long over.
+// So outside of items a function may only read what never changes or is atomic: a thread may still be
+// walking when the call of `run` that woke it is long over. `settle` waits for such.
 //
 // What a phase costs is cache lines that travel between cores. Claims of a thread's own items are on a
 // line that nobody else touches while things go well, and each thread says on one line of its own how
@@ -58,16 +59,21 @@ private:
 
 class Team {
 public:
-    Team(int n, std::function<void(Lane&)> work);  // the thread that calls `run` counts as the first
+    using Walk = std::function<void(Lane&)>;
+
+    explicit Team(int n);  // the thread that calls `run` counts as the first
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
     int size() const { return n_; }
 
-    // Runs work(lane) on every thread that is awake; returns when all phases are done. Rethrows the
-    // first exception of an item.
-    void run();
+    // Runs walk(lane) on every thread that is awake; returns when all phases are done. Rethrows the
+    // first exception of an item. `walk` lives until a `settle` after it.
+    void run(const Walk& walk);
+
+    // Returns when no thread walks any function. Not while one runs.
+    void settle();
 
     // The item with which the stretch of thread i of m begins, of n items.
     static int first(int n, int i, int m) { return int((std::int64_t(n) * i + m - 1) / m); }
@@ -187,6 +193,7 @@ private:
     struct alignas(128) Seat {
         std::atomic<std::uint64_t> claims{0};               // the phase, and how many of its stretch
         alignas(128) std::atomic<std::uint64_t> done{0};    // the phase, and how many items it did
+        alignas(128) std::atomic<bool> walks{false};
     };
 
     template <typename F>
@@ -202,7 +209,7 @@ private:
     int n_;
     int n_spins_;
     const pid_t process_;  // threads do not follow into the child of a fork
-    std::function<void(Lane&)> work_;
+    std::atomic<const Walk*> walk_{nullptr};
     std::unique_ptr<Seat[]> seats_;
     std::vector<std::thread> threads_;
     std::mutex error_lock_;

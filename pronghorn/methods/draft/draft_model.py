@@ -1,0 +1,50 @@
+"""Speculative sampling's drafter (Leviathan et al., 2023, arXiv 2211.17192; Chen et al., 2023,
+arXiv 2302.01318): a smaller model writes the next tokens, which the answering model then checks at once.
+
+Any checkpoint serves. One with another vocabulary too: tokens with equal texts stand for each other, and what
+has no equal is never drafted, so that its share of the chance goes to the others before anything is drawn.
+What is drafted follows the request's own shapers, constraint and temperature.
+
+`stop` ends a chain early, with the likelihood of its tokens in place of SpecDec++'s trained head (Huang et
+al., 2024, arXiv 2405.19715): once the chance that one of them is wrong exceeds it. The token after that is
+not drawn, so that the choice tells nothing of it. With `sample` tokens are drawn at random and go with their
+distributions, for verifiers that reject; without it they are fixed, for those that match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pronghorn.methods.draft._companion import Style, chains, check, companion
+from pronghorn.seq import Seq
+from pronghorn.slots import DraftRoom
+from pronghorn.types import Accept, Draft, Guarantee, Traits
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    model: str  # the model that drafts: a name, folder or file, with `:weight=int8` and the like behind it
+    length: int = 5  # drafted tokens at most
+    stop: float = 0.7  # end a chain once the chance of a wrong token exceeds this; 1: never
+    sample: bool = False  # draw tokens at random and hand their distributions on, for verifiers that reject
+
+    def __post_init__(self) -> None:
+        check("draft-model", self.length, self.stop)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(Guarantee.EXACT, models=(self.model,))
+
+    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
+        style = Style(self.length, self.stop, sample=self.sample)
+        return chains(companion(room, self.model), seqs, k, room, style)
+
+    def observe(
+        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
+        taps: Sequence[dict[str, NDArray[Any]]],
+    ) -> None:  # fmt: skip
+        pass
