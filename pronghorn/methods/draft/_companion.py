@@ -96,9 +96,10 @@ class Chain:
                 at = int(np.searchsorted(total, p.uniform(n, OWN) * total[-1], side="right"))
                 token = at if q[min(at, len(q) - 1)] > 0 else int(q.argmax())
                 self.q.append(q)
+                score = float((q * q).sum())  # says nothing of the token: it may decide whether that stays
             else:
                 token = p.draw(n)
-            score = chance(p, n, token)
+                score = chance(p, n, token)
         except RequestError:  # nothing can follow here
             return False
         self.tokens.append(token)
