@@ -242,8 +242,8 @@ class Scheduler(Protocol):
 class DraftRoom:
     """The step that drafts join. rows: draft rows that it takes at most; base, read: rows that it runs
     without them, and KV rows that those read; cost: what a step costs on this machine; stores: the datastores
-    in use, by the names that traits give, whose tokens are the model's; models: the companions that the engine
-    was started with, by theirs."""
+    in use, by the names that traits give, whose tokens are the model's; models: the companions that the
+    engine was started with, by theirs."""
 
     rows: int = 4096
     base: int = 1
