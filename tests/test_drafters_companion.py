@@ -12,17 +12,19 @@ from pronghorn.compose import parse
 from pronghorn.errors import MethodError
 from pronghorn.llm import LLM
 from pronghorn.methods.draft._companion import OWN, depths
+from pronghorn.methods.draft._trees import KINDS
 from pronghorn.methods.draft.rapid import Rapid
 from pronghorn.methods.draft.self_skip import SelfSkip
 from pronghorn.seq import Request
 from pronghorn.slots import DraftRoom
-from tests.conformance._rig import TableCompanion, sequence
+from tests.conformance._rig import TableCompanion, check_draft, sequence
 from tests.engines import engine, prompt, run_all
 
 DRAFTERS = [
     "draft-model:model=self,stop=1",
     "draft-model:model=self:weight=int4,length=3",
     "draft-model:model=self,sample=true",
+    *(f"draft-model:model=self,tree={kind},nodes=9" for kind in KINDS if kind != "chain"),
     "self-skip:layers=1",
     "self-skip:layers=0m+2a,sample=true",
     "self-skip:layers=odd",
@@ -70,7 +72,9 @@ def test_answers_do_not_change(drafter: str, plain: dict[str, list[list[int]]]) 
     assert e.drafting.reserved == 0
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS[:1] + DRAFTERS[3:4] + DRAFTERS[6:7])
+@pytest.mark.parametrize(
+    "drafter", ["draft-model:model=self,stop=1", "self-skip:layers=1", "s2d:exits=1+2,sure=0.2"]
+)
 def test_answers_do_not_change_on_the_oracle(drafter: str) -> None:
     want = [list(s.new) for s in run_all(engine(["match"], **DEEP), asked()[:2])]
     seqs = run_all(engine([drafter, "match"], **DEEP), asked()[:2])
@@ -143,6 +147,44 @@ def test_chains_end_where_the_drafter_is_unsure() -> None:
         [sequence([0])], [9], DraftRoom(models=models)
     )
     assert draft.n == 6
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "chain"])
+def test_trees_are_drawn_from_the_companion(kind: str) -> None:
+    truth = np.random.default_rng(0).standard_normal((32, 32))
+    d = parse(f"draft-model:model=self,tree={kind},nodes=12,length=3")[1]
+    models = {"self": TableCompanion(truth)}
+    for temperature in (0.0, 0.7):
+        s = sequence([1, 2, 3])
+        s.request = Request(tuple(s.tokens), temperature=temperature)
+        (draft,) = d.propose([s], [9], DraftRoom(models=models))
+        check_draft(draft, 3, 32)
+        assert 6 <= draft.n <= 12
+        assert kind == "best" or draft.depths().max() == 3
+        assert len(draft.q) == (draft.n if temperature and kind != "best" else 0)
+        if kind in ("rsd-c", "rsd-s", "sequoia") and temperature:
+            last = [3 if p < 0 else int(draft.tokens[p]) for p in draft.parent]
+            np.testing.assert_allclose(draft.q, softmax(truth.astype(np.float32)[last], 0.7), atol=1e-6)
+        (short,) = d.propose([s], [1], DraftRoom(rows=5, models=models))
+        assert short.n <= 5
+        assert short.depths().max() == 1
+
+
+def softmax(x: Any, temperature: float) -> Any:
+    e = np.exp(np.asarray(x, np.float64) / temperature)
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("verifier", ["rejection", "siblings"])
+def test_the_model_itself_is_never_refused(verifier: str) -> None:
+    """p and q are the same, so that every token that was drawn stands."""
+    tree = "sequoia,nodes=6" if verifier == "siblings" else "chain"
+    e = engine([f"draft-model:model=self,sample=true,stop=1,tree={tree}", verifier, "batch"], "native")
+    seqs = run_all(e, asked(temperature=0.9))
+    assert all(s.counts.steps < s.n_new / 1.8 for s in seqs)
+    if verifier == "rejection":
+        # but for what comes after an end of text
+        assert all(s.counts.accepted == s.counts.drafted for s in seqs if s.request.ignore_eos)
 
 
 def test_rows_are_shared_out() -> None:

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn import rng
 from pronghorn.companion import Companion, Head
 from pronghorn.errors import MethodError, RequestError
+from pronghorn.methods.draft._trees import Growth, grower, noise
 from pronghorn.nulls import Free
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.target import NodeTarget
 from pronghorn.types import Draft
 
-OWN = 100  # purpose of the random numbers that `sample` draws with
+OWN = rng.DRAFT + 1  # purpose of the random numbers that chains are drawn with; trees have rng.DRAFT
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ class Chain:
         """Add the token after it; whether another may follow."""
         p, n = self.look(row, tokenizer), len(self.tokens)
         try:
-            if style.sample:
+            if style.sample and p.temperature > 0:
                 q = p.probs(n)
                 total = np.cumsum(q)
                 at = int(np.searchsorted(total, p.uniform(n, OWN) * total[-1], side="right"))
-                token = at if q[min(at, len(q) - 1)] > 0 else int(q.argmax())
+                token = at if at < len(q) else int(q.argmax())  # the product can round up to the sum
                 self.q.append(q)
                 score = float((q * q).sum())  # says nothing of the token: it may decide whether that stays
             else:
@@ -148,3 +150,36 @@ def chains(
     for i, c in every:
         out[i] = c.draft()
     return out
+
+
+def trees(
+    model: Companion, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom, kind: str, nodes: int, deep: int
+) -> list[Draft]:  # fmt: skip
+    """Trees of a kind that `_trees` knows, of `nodes` tokens each, no deeper than `deep` or its k."""
+    out = [Draft.empty() for _ in seqs]
+    rows = depths([nodes if d else 0 for d in k], nodes, room)
+    some = [i for i, n in enumerate(rows) if n]
+    live: list[tuple[int, Growth]] = []
+    for i, n in zip(some, model.sync([seqs[i] for i in some]), strict=True):
+        depth = min(deep, k[i], n)
+        if depth:
+            made = grower(kind, rows[i], depth, noise(seqs[i]), seqs[i].request.temperature <= 0)
+            live.append((i, Growth(made, depth)))
+    every = list(live)
+    while live:
+        logits = model.tree([seqs[i] for i, _ in live], [g.draft for _, g in live])
+        live = [(i, g) for (i, g), r in zip(live, logits, strict=True) if _extend(seqs[i], g, r, model)]
+    for i, growth in every:
+        out[i] = growth.done()
+    return out
+
+
+def _extend(seq: Seq, growth: Growth, logits: NDArray[Any], model: Companion) -> bool:
+    """Another level; whether there is a next."""
+    p = NodeTarget(seq, growth.draft, logits, seq.methods.shape, model.tokenizer.n_vocab)
+    try:
+        q = np.stack([p.soft(node + 1) for node in growth.frontier])
+    except RequestError:  # nothing can follow somewhere
+        return False
+    growth.extend(q)
+    return bool(growth.frontier)
