@@ -5,9 +5,9 @@ read. Up to some ten rows a step reads the weights and costs nearly the same wha
 multiplies, and grows with them. Attention adds its reads.
 
 Steps of a shared machine are noisy and what a server runs changes, so the last few steps of every kind (rows
-and reads, by powers of two) are kept, and the curve is fitted to all of them by least absolute relative
-errors: a step that others made three times as slow moves it no more than one a little too slow. What lies
-outside everything seen is taken as no cheaper than in proportion.
+and reads, by powers of two) are kept, and the curve is fitted to all of them, when somebody asks, by least
+absolute relative errors: a step that others made three times as slow moves it no more than one a little too
+slow. What lies outside everything seen is taken as no cheaper than in proportion.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ KNOTS = tuple(1 << i for i in range(13))  # rows between which time is a straigh
 FLAT = 8  # rows that are taken to run at the price of one, until seen
 KEEP = 12  # steps of one kind that are remembered
 EVERY = 64  # observations between two fits, once there are many
+FIRST = 8  # observations each of which is fitted, whatever that takes
+SHARE = 0.03  # of the time of steps that further fits may take
 ROUNDS = 6  # of reweighting: least squares become least absolute errors
 SURE = 3  # steps of a size after which they are believed against what the sizes around it suggest
 FAINT = 1e-3  # weight of what is only supposed, beside a step seen
@@ -43,6 +45,8 @@ class StepCost:
         self._read = 0.0  # seconds for each KV row read
         self._n = 0  # observations
         self._fresh = 0  # of them since the last fit
+        self._seconds = 0.0  # that all steps took
+        self._fits = 0.0  # that fits took
 
     def observe(self, rows: int, read: int, seconds: float) -> None:
         """One step: its rows, the KV rows that they attended to (summed over rows), and what it took."""
@@ -55,14 +59,26 @@ class StepCost:
         self._seen[kind].append((rows, read, seconds))
         self._n += 1
         self._fresh += 1
-        if self._fresh >= min(EVERY, max(1, self._n // 8)):
-            self._fresh = 0
+        self._seconds += seconds
+
+    def _ask(self) -> None:
+        """Fit anew where enough has been seen since, and fits have not taken too much of the time."""
+        if self._fresh < min(EVERY, max(1, self._n // 8)):
+            return
+        if self._n > FIRST and self._fits > SHARE * self._seconds:
+            return
+        start = time.perf_counter()
+        self._fresh = 0
+        for _ in range(1 if self._fits else 3):  # what sizes in between take depends on the price of reads
             self._fit()
+        self._fits += time.perf_counter() - start
 
     def predict(self, rows: int, read: int) -> float:
         """Seconds of a step. Never falls as rows or reads grow."""
         if rows <= 0:
             return 0.0
+        if self._fresh:
+            self._ask()
         if rows >= KNOTS[-1]:
             return self._at[-1] * rows / KNOTS[-1] + self._read * read
         i = rows.bit_length() - 1
@@ -73,6 +89,8 @@ class StepCost:
         """`predict` for a step of `rows` and `read`, and for 1 to `more` further rows that read `each`."""
         if rows + more >= KNOTS[-1]:
             return [self.predict(rows + n, read + n * each) for n in range(more + 1)]
+        if self._fresh:
+            self._ask()
         out: list[float] = []
         at, price = self._at, self._read * each
         first = self._read * read - rows * price

@@ -7,6 +7,7 @@ last is the scheduler's word (`StepPlan.seconds`), and drafts get what the known
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ class Drafting:
     ) -> None:  # fmt: skip
         self.runner, self.cost, self.clip, self.models = runner, cost, clip, models
         self.stores: dict[str, Datastore] = {}
+        self.seconds = 0.0  # that the drafts of the last step took: no part of what its rows cost
 
     def forget(self, seq: Seq) -> None:
         """Free what companions hold of a sequence that ends or waits again."""
@@ -52,6 +54,11 @@ class Drafting:
 
     def draft(self, works: Sequence[Work], seconds: float, most: int) -> None:
         """Give each of `works` its draft, `most` rows in all, as far as a step of `seconds` has room."""
+        start = time.perf_counter()
+        self._draft(works, seconds, most)
+        self.seconds = time.perf_counter() - start
+
+    def _draft(self, works: Sequence[Work], seconds: float, most: int) -> None:
         able, depth = [], []
         for w in sorted(works, key=lambda w: w.rank):
             seq = w.seq

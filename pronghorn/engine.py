@@ -219,7 +219,7 @@ class Engine:
         rows = sum(w.take + w.draft.n for w in works)
         seconds = time.perf_counter() - start
         self.last = StepInfo(rows, len(works), seconds, self.runner.read_bytes)
-        self.cost.observe(rows, read, seconds)
+        self.cost.observe(rows, read, seconds - self.drafting.seconds)
         return events
 
     def _run(self, works: list[Work], joined: list[Seq]) -> list[Event]:

@@ -123,6 +123,8 @@ class NodeTarget:
         best = int(logits[: self.n_tokens].argmax())
         if not math.isfinite(logits[best]):
             return -1
+        if isinstance(self.seq.constraint, Free):
+            return best
         path = [*self.branch(row), best]
         walked = self.seq.constraint.advance(path)
         self.seq.constraint.rollback(walked)
