@@ -29,8 +29,7 @@ KNOTS = tuple(1 << i for i in range(13))  # rows between which time is a straigh
 FLAT = 8  # rows that are taken to run at the price of one, until seen
 KEEP = 12  # steps of one kind that are remembered
 EVERY = 64  # observations between two fits, once there are many
-FIRST = 8  # observations each of which is fitted, whatever that takes
-SHARE = 0.03  # of the time of steps that further fits may take
+SHARE = 0.005  # of the time of steps that fits may take from then on
 ROUNDS = 6  # of reweighting: least squares become least absolute errors
 SURE = 3  # steps of a size after which they are believed against what the sizes around it suggest
 FAINT = 1e-3  # weight of what is only supposed, beside a step seen
@@ -62,10 +61,11 @@ class StepCost:
         self._seconds += seconds
 
     def _ask(self) -> None:
-        """Fit anew where enough has been seen since, and fits have not taken too much of the time."""
-        if self._fresh < min(EVERY, max(1, self._n // 8)):
+        """Fit anew where enough has been seen since, and, after the first ones, fits have not taken too much
+        of the time."""
+        if self._fresh < min(EVERY, max(1, self._n // 4)):
             return
-        if self._n > FIRST and self._fits > SHARE * self._seconds:
+        if self._n > EVERY and self._fits > SHARE * self._seconds:
             return
         start = time.perf_counter()
         self._fresh = 0

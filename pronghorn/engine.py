@@ -110,6 +110,7 @@ class Engine:
         self.cost = StepCost()
         self.drafting = Drafting(runner, self.cost, clip, models)
         self._seconds = math.inf  # what the step under way may last
+        self._ended = math.inf  # when the last step did, if another followed at once
         self.last = StepInfo(0, 0, 0.0)
         self.hidden = any(t.startswith("hidden.") for t in methods.taps)
         self._ids = 0
@@ -219,7 +220,11 @@ class Engine:
         rows = sum(w.take + w.draft.n for w in works)
         seconds = time.perf_counter() - start
         self.last = StepInfo(rows, len(works), seconds, self.runner.read_bytes)
-        self.cost.observe(rows, read, seconds - self.drafting.seconds)
+        # what a caller does between two steps delays the next one, whatever its rows
+        between = start - self._ended
+        late = between if 0 < between < 2 * seconds else 0.0
+        self.cost.observe(rows, read, seconds - self.drafting.seconds + late)
+        self._ended = time.perf_counter() if self.running else math.inf
         return events
 
     def _run(self, works: list[Work], joined: list[Seq]) -> list[Event]:

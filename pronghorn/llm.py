@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT_MODEL = "pronghorn-tiny"
-DEFAULT_USE = ("match", "fcfs", "prefix", "prompt-lookup")
+DEFAULT_USE = ("match", "fcfs", "prefix", "auto")
 BACKENDS = ("native", "ref", "ref64", "torch", "cuda")
 
 THREADS_MAX = 1024  # of the native runner

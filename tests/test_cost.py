@@ -196,7 +196,7 @@ def test_one_slow_step_of_a_size_is_not_believed() -> None:
     for i in range(8):
         cost.observe(1, 108 + i, 1e-3)
     assert cost.predict(4, 400) < 3e-3
-    for _ in range(4):
+    for _ in range(12):
         cost.observe(4, 400, 20e-3)
     assert cost.predict(4, 400) > 15e-3
 

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._merge import FAR, Merged, Mood, prior, shifted
-from pronghorn.methods.draft._value import Ledger, Odds, worth
+from pronghorn.methods.draft._merge import FAR, HOPE, Merged, Mood, prior, shifted
+from pronghorn.methods.draft._value import FAINT, Ledger, Odds, Worth, worth
 from pronghorn.methods.draft.auto import Auto
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft
 from tests.conformance._rig import sequence
+
+
+def mood_of(n: int) -> Mood:
+    return Mood([HOPE] * n, [0] * n, [0] * n)
 
 
 def cost(*points: tuple[int, float]) -> StepCost:
@@ -36,10 +40,10 @@ DEAR = ((1, 1e-3), (8, 8e-3), (64, 64e-3), (512, 512e-3))
 
 def test_nodes_run_as_far_as_they_pay() -> None:
     chances = [0.9, 0.8, 0.7, 0.6, 0.5, 0.04]
-    n, price = worth(chances, 1, DraftRoom(cost=cost(*FLAT)))
+    n, token, row = worth(chances, 1, DraftRoom(cost=cost(*FLAT)))
     assert n == 6
-    assert price == pytest.approx(1.05e-2 / (1 + sum(chances)), rel=0.1)
-    assert worth(chances, 1, DraftRoom(cost=cost(*DEAR)))[0] == 0
+    assert token == pytest.approx(1e-2, rel=0.1) and 0 <= row < 1e-3
+    assert worth(chances, 1, DraftRoom(cost=cost(*DEAR))).n == 0
     assert worth(chances, 1, DraftRoom(rows=2, cost=cost(*FLAT)))[0] == 2
 
 
@@ -71,30 +75,35 @@ def test_odds_come_true_and_forget() -> None:
 
 
 def test_a_sequence_differs_from_what_is_usual() -> None:
-    odds, mood = Odds(prior), Mood(1)
-    for _ in range(30):
+    odds, mood = Odds(prior), mood_of(1)
+    for _ in range(8):
         tree = Merged(mood, odds, False)
         tree.join(0, Draft.chain([7, 8]), 8)
-        draft = tree.draft([0, 1], ["x"])
+        draft = tree.draft(range(len(tree.token)), ["x"])
         mood.learn(draft, Accept([], 9), odds)
     assert -FAR <= mood.shift[0] < 0
-    fresh = Merged(Mood(1), odds, False)
+    fresh = Merged(mood_of(1), odds, False)
     fresh.join(0, Draft.chain([7, 8]), 8)
     worse = Merged(mood, odds, False)
     worse.join(0, Draft.chain([7, 8]), 8)
-    assert worse.chance[0] < fresh.chance[0] < 0.2
+    assert worse.chance[0] < fresh.chance[0] < 0.3
     assert shifted(0.5, 0.0) == 0.5 and shifted(0.5, 2.0) > 0.85
 
 
 def test_who_brings_nothing_rests() -> None:
-    mood = Mood(1)
-    for n in (1, 2, 3):
-        mood.judge(0, False, 1000)
-        assert mood.rest[0] == 1 << n
-    mood.judge(0, False, 5)
+    mood = mood_of(1)
+    mood.judge(0, 1.0, 1000)
+    assert mood.awake() == [0]
+    while mood.gain[0] > 0:
+        assert not mood.rest[0]
+        mood.judge(0, -1.0, 1000)
+    assert mood.rest[0] == 2
+    mood.judge(0, -1.0, 1000)
+    assert mood.rest[0] == 4
+    mood.judge(0, -1.0, 5)
     assert [mood.awake() for _ in range(6)] == [[]] * 5 + [[0]]
-    mood.judge(0, True, 5)
-    assert mood.failed[0] == 0 and mood.awake() == [0]
+    mood.judge(0, 100.0, 5)
+    assert mood.awake() == [0]
 
 
 def test_trials_stay_within_their_share() -> None:
@@ -107,7 +116,7 @@ def test_trials_stay_within_their_share() -> None:
 
 
 def test_anothers_draft_teaches_nothing() -> None:
-    odds, mood = Odds(prior), Mood(1)
+    odds, mood = Odds(prior), mood_of(1)
     tree = Merged(mood, odds, False)
     tree.join(0, Draft.chain([7, 8]), 8)
     tree.draft([0, 1], ["x"])
@@ -132,7 +141,7 @@ def trees(draw: Any) -> Draft:
 @given(st.lists(trees(), min_size=1, max_size=4), st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
 def test_drafts_join_into_one_tree(drafts: list[Draft], most: int) -> None:
-    tree = Merged(Mood(len(drafts)), Odds(prior), False)
+    tree = Merged(mood_of(len(drafts)), Odds(prior), False)
     for d, draft in enumerate(drafts):
         tree.join(d, draft, 64)
     order = sorted(range(len(tree.token)), key=lambda j: (-tree.chance[j], j))[:most]
@@ -149,8 +158,8 @@ def test_drafts_join_into_one_tree(drafts: list[Draft], most: int) -> None:
 
     every = set().union(*(paths(d) for d in drafts))
     assert paths(got) <= every
-    if most >= len(tree.token):
-        assert paths(got) == every
+    if most >= len(tree.token) and min(tree.chance) > 10 * FAINT:
+        assert len(paths(got)) == len(tree.token)
 
 
 def test_a_drafter_that_gains_nothing_costs_little() -> None:
@@ -180,7 +189,11 @@ def test_a_drafter_that_gains_nothing_costs_little() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_tokens_are_those_of_plain_decoding(temperature: float) -> None:
+def test_tokens_are_those_of_plain_decoding(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every node is run, whether it pays or not."""
+    monkeypatch.setattr(
+        "pronghorn.methods.draft.auto.worth", lambda chances, *_: Worth(len(chances), 1.0, 0.0)
+    )
     prompts = [
         "Repeat exactly:\nThe cat sat on the mat. The dog sat on the cat.",
         "Once upon a time",

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pronghorn.methods.draft._value import Kind, Odds
+from pronghorn.methods.draft._value import FAINT, Kind, Odds
 from pronghorn.types import Accept, Draft
 
 PRIOR = 0.5  # chance of a first child whose drafter does not say how sure it is
 RATE = 0.3  # of learning what is particular to a sequence
 FAR = 4.0  # log-odds that a sequence may differ from what is usual, at most
 DOUBLINGS = 8  # of a rest
+RECENT = 0.05  # weight of the last asking
+HOPE = 1e-4  # seconds that asking a drafter is thought to gain at first
 RANKS = 8  # of siblings that are told apart
 # kinds of a drafter's nodes: greedy or sampled, by the child's rank or by how sure the drafter was, by depth
 PER_DRAFTER = 2 * (RANKS + 10) * 4
@@ -25,10 +27,13 @@ class Mood:
 
     asked: drafters that proposed for the last step."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, gain: Sequence[float], failed: Sequence[int], rest: Sequence[int]) -> None:
+        n = len(gain)
         self.shift = [0.0] * n  # log-odds
-        self.rest = [0] * n  # steps that a drafter is not asked in
-        self.failed = [0] * n  # times in a row that it was not worth its time
+        # at first as lately in other sequences
+        self.rest = list(rest)  # steps that a drafter is not asked in
+        self.gain = list(gain)  # seconds that asking it gained, lately
+        self.failed = list(failed)  # times in a row that this was not worth its time
         self.asked: list[int] = []
         self._sent: list[tuple[int, Kind]] = []  # token and kind of each node of the last draft
         self._all = 0  # steps that all rest for
@@ -48,10 +53,12 @@ class Mood:
             self.rest = [rest - least for rest in self.rest]
         return self.asked
 
-    def judge(self, d: int, paid: bool, most: int) -> None:
-        """Let a drafter that was not worth its time rest, for `most` steps at most."""
-        self.failed[d] = 0 if paid else self.failed[d] + 1
-        if not paid:
+    def judge(self, d: int, gain: float, most: int) -> None:
+        """Let a drafter whose asking does not pay rest, for `most` steps at most. gain: seconds that its
+        nodes will save, less those that their rows and asking took."""
+        self.gain[d] += RECENT * (gain - self.gain[d])
+        self.failed[d] = 0 if self.gain[d] > 0 else self.failed[d] + 1
+        if self.failed[d]:
             self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
 
     def send(self, nodes: list[tuple[int, Kind]]) -> None:
@@ -74,7 +81,8 @@ class Mood:
 
 
 class Merged:
-    """One tree of all drafts: a node that several propose is one node with the best chance of any.
+    """One tree of all drafts: a node that several propose is one node with the best chance of any. Nodes with
+    a faint chance are left out.
 
     chance: of each node to stand, its ancestors' included; by: the drafter that gave it that chance."""
 
@@ -89,39 +97,70 @@ class Merged:
 
     def join(self, d: int, draft: Draft, most: int) -> None:
         """Add the first `most` nodes of what drafter d proposes."""
-        tokens, parents, score = draft.tokens.tolist(), draft.parent.tolist(), draft.score.tolist()
-        chances, more = self._odds.known, math.exp(self.mood.shift[d])
+        tokens, parents = draft.tokens.tolist(), draft.parent.tolist()
+        kept, chance, kind = self._weighed(d, parents[:most], draft.score.tolist())
+        if not self.token:  # nothing to be joined with
+            number = {-1: -1}
+            for i in kept:
+                number[i] = len(self.token)
+                self.token.append(tokens[i])
+                self.parent.append(number[parents[i]])
+            self.chance, self.kind, self.by = (
+                [chance[i] for i in kept],
+                [kind[i] for i in kept],
+                [d] * len(kept),
+            )
+            return
+        if not self._at:
+            self._at = {key: j for j, key in enumerate(zip(self.parent, self.token, strict=True))}
+        at = {-1: -1}
+        for i in kept:
+            parent = at[parents[i]]
+            j = self._at.setdefault((parent, tokens[i]), len(self.token))
+            at[i] = j
+            if j == len(self.token):
+                self.token.append(tokens[i])
+                self.parent.append(parent)
+                self.chance.append(chance[i])
+                self.by.append(d)
+                self.kind.append(kind[i])
+            elif chance[i] > self.chance[j]:
+                self.chance[j], self.by[j], self.kind[j] = chance[i], d, kind[i]
+            # where the path to it was likelier than this drafter knew, so is the node
+            if parent >= 0:
+                self.chance[j] = min(self.chance[j], self.chance[parent])
+
+    def _weighed(
+        self, d: int, parents: list[int], score: list[float]
+    ) -> tuple[list[int], list[float], list[Kind]]:
+        """Which nodes of a draft are not faint, and of every node its chance and kind."""
+        known, more = self._odds.known, math.exp(self.mood.shift[d])
         base = (2 * d + self._sampled) * (PER_DRAFTER // 2)
-        at: list[int] = []
+        kept: list[int] = []
+        chance: list[float] = []
+        kind: list[Kind] = []
         depth: list[int] = []
         children: dict[int, int] = {}
-        for i, (token, p) in enumerate(zip(tokens[:most], parents, strict=False)):
-            level = depth[p] + 1 if p >= 0 else 1
+        for i, p in enumerate(parents):
+            if p < 0:
+                level, above = 0, 1.0
+            else:
+                level, above = min(depth[p] + 1, 3), chance[p]
             depth.append(level)
             if score:
                 sure = RANKS + int(10 * min(max(score[i], 0.0), 0.999))
             else:
                 sure = children.get(p, 0)
                 children[p] = min(sure + 1, RANKS - 1)
-            kind = base + 4 * sure + min(level, 4) - 1
-            chance = chances[kind] if kind in chances else self._odds.chance(kind)
-            odds = chance / (1.0000001 - chance) * more
-            chance = odds / (1.0 + odds)
-            parent = at[p] if p >= 0 else -1
-            if parent >= 0:
-                chance *= self.chance[parent]
-            key = parent, token
-            j = self._at.get(key, -1)
-            if j < 0:
-                j = self._at[key] = len(self.token)
-                self.token.append(token)
-                self.parent.append(parent)
-                self.chance.append(chance)
-                self.by.append(d)
-                self.kind.append(kind)
-            elif chance > self.chance[j]:
-                self.chance[j], self.by[j], self.kind[j] = chance, d, kind
-            at.append(j)
+            of = base + 4 * sure + level
+            kind.append(of)
+            alone = known[of] if of in known else self._odds.chance(of)
+            ratio = alone / (1.0000001 - alone) * more
+            path = above * ratio / (1.0 + ratio)
+            chance.append(path)
+            if path >= FAINT:
+                kept.append(i)
+        return kept, chance, kind
 
     def likely(self, d: int) -> list[int]:
         """Nodes of one drafter that a trial runs: the likely ones, parents first, one in any case."""
@@ -148,8 +187,11 @@ class Merged:
         )
 
 
-def prior(kind: Kind) -> float:
-    """The chance of a node of a kind never seen: what its drafter says, else less for each elder sibling."""
+def prior(kind: Kind) -> float | None:
+    """The chance of a first node of a kind never seen: what its drafter says, else less for each elder
+    sibling. None for deeper nodes."""
+    if kind % 4:
+        return None
     sure = kind % (PER_DRAFTER // 2) // 4
     return (sure - RANKS + 0.5) / 10 if sure >= RANKS else PRIOR / (sure + 1) ** 2
 

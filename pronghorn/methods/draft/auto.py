@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import name_of, names, parse
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._merge import Merged, Mood, prior
+from pronghorn.methods.draft._merge import HOPE, RECENT, Merged, Mood, prior
 from pronghorn.methods.draft._value import Ledger, Odds, worth
 from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom
@@ -39,7 +39,7 @@ from pronghorn.types import Accept, Draft, Guarantee, Traits
 class Auto:
     drafters: str = "suffix+token-recycling"  # who is asked, with their options, joined with +
     nodes: int = 32  # rows of one sequence's draft at most
-    spend: float = 0.01  # share of a step's time that a drafter which brings nothing may take
+    spend: float = 0.005  # share of a step's time that a drafter which brings nothing may take
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= 1024:
@@ -48,6 +48,13 @@ class Auto:
             raise MethodError(f"auto: spend is above 0 and at most 1, not {self.spend}")
         if not self._drafters:
             raise MethodError("auto: drafters names nobody")
+
+    def __hash__(self) -> int:
+        return self._hash  # asked several times a step, for every sequence
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.drafters, self.nodes, self.spend))
 
     @property
     def traits(self) -> Traits:
@@ -81,6 +88,12 @@ class Auto:
         return Ledger()
 
     @cached_property
+    def _usual(self) -> Mood:
+        """What sequences lately taught: how a new one begins."""
+        nothing = [0] * len(self._names)
+        return Mood([HOPE] * len(self._names), nothing, nothing)
+
+    @cached_property
     def _proposes(self) -> list[float]:
         """Seconds that each drafter takes to propose for one sequence, lately."""
         return [0.0] * len(self._names)
@@ -91,12 +104,15 @@ class Auto:
         return [0.0] * len(self._names)
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
+        start = time.perf_counter()
         out = [Draft.empty() for _ in seqs]
         moods = [self._mood(s) for s in seqs]
         asked: dict[int, list[int]] = {}
         for i, mood in enumerate(moods):
             for d in mood.awake() if k[i] > 0 else ():
                 asked.setdefault(d, []).append(i)
+        if not asked:
+            return out
         trees: dict[int, Merged] = {}
         for d, of in asked.items():
             begin = time.perf_counter()
@@ -107,28 +123,34 @@ class Auto:
                 if i not in trees:
                     trees[i] = Merged(moods[i], self._odds, seqs[i].request.temperature > 0)
                 trees[i].join(d, draft, self.nodes)
-        if trees:
-            for i, nodes in self._choose(trees, len(seqs), room).items():
+        for i, nodes in self._choose(trees, len(seqs), room).items():
+            if nodes:
                 out[i] = trees[i].draft(nodes, self._names)
+        own = (time.perf_counter() - start) / len(trees) - sum(self._proposes)
+        self._ledger.chooses += 0.1 * (max(own, 0.0) - self._ledger.chooses)
         return out
 
     def _choose(self, trees: dict[int, Merged], n_seqs: int, room: DraftRoom) -> dict[int, list[int]]:
         """Nodes of each tree to run, parents first; and who was not worth its time rests."""
         line = [(-p, i, j) for i, tree in trees.items() for j, p in enumerate(tree.chance)]
         line.sort()
-        n, price = worth([-p for p, _, _ in line], n_seqs, room)
+        n, token, row = worth([-x[0] for x in line], n_seqs, room)
         chosen: dict[int, list[int]] = {i: [] for i in trees}
         brought = {(i, d): 0.0 for i, tree in trees.items() for d in tree.mood.asked}
         for minus, i, j in line[:n]:
             chosen[i].append(j)
-            brought[i, trees[i].by[j]] -= minus
+            brought[i, trees[i].by[j]] -= minus * token + row
         step = room.cost.predict(room.base, room.read)
         self._ledger.steps += step
-        for (i, d), tokens in brought.items():
+        for (i, d), saved in brought.items():
             tree = trees[i]
             seconds = self._proposes[d] + self._learns[d]
-            most = int(seconds / (self.spend * step)) if step > 0 else 0
-            tree.mood.judge(d, tokens * price > seconds, most)
+            if d in tree.by:
+                seconds += (self._ledger.chooses + self._ledger.learns) / len(tree.mood.asked)
+            most = int(seconds * n_seqs / (self.spend * step)) if step > 0 else 0
+            tree.mood.judge(d, saved - seconds, most)
+            self._usual.gain[d] += RECENT * (saved - seconds - self._usual.gain[d])
+            self._usual.failed[d], self._usual.rest[d] = tree.mood.failed[d], tree.mood.rest[d]
             if not chosen[i] and d in tree.by:
                 probe = tree.likely(d)[: room.rows - n]
                 if self._ledger.affords(len(probe) * step / room.base, self.spend):
@@ -139,13 +161,19 @@ class Auto:
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
+        start = time.perf_counter()
         asked: dict[int, list[int]] = {}
         for i, seq in enumerate(seqs):
             mood = self._mood(seq)
+            if not mood.asked:
+                continue
             if drafts[i].n:
                 mood.learn(drafts[i], accepts[i], self._odds)
             for d in mood.asked:
                 asked.setdefault(d, []).append(i)
+        if asked:
+            own = (time.perf_counter() - start) / max(len(of) for of in asked.values())
+            self._ledger.learns += 0.1 * (own - self._ledger.learns)
         for d, of in asked.items():
             begin = time.perf_counter()
             self._drafters[d].observe(
@@ -157,6 +185,6 @@ class Auto:
     def _mood(self, seq: Seq) -> Mood:
         memory = seq.memory(self)
         if "mood" not in memory:
-            memory["mood"] = Mood(len(self._names))
+            memory["mood"] = Mood(self._usual.gain, self._usual.failed, self._usual.rest)
         mood: Mood = memory["mood"]
         return mood
