@@ -28,7 +28,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "speculation.md"
 PEERS = "openvino,llama-server,transformers"
 ONE = ("--batch", "1", "--temperature", "0")
 RUNS: dict[str, tuple[str, ...]] = {
-    "tiny": ("pronghorn-tiny",),
+    "tiny": ("pronghorn-tiny", "--batch", "1", "--prompts", "8", "--rounds", "3"),
+    "tiny-batches": (
+        "pronghorn-tiny", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "3",
+        "--draft", "auto", "--draft", "prompt-lookup", "--draft", "suffix",
+    ),
     "tiny-peers": (
         "pronghorn-tiny", *ONE, "--prompts", "8", "--draft", "auto", "--against", PEERS, "--draft-model",
         "pronghorn-tiny-draft",

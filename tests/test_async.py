@@ -521,7 +521,7 @@ def test_a_loop_that_is_closed_over_a_stream_is_forgotten():
 
 def test_receipts_say_what_happened_and_give_way():
     async def main():
-        async with AsyncLLM(receipts=2) as llm:
+        async with AsyncLLM(use=["prompt-lookup"], receipts=2) as llm:
             ids = []
             for i in range(3):
                 async with llm.stream(LONG, max_tokens=30, ignore_eos=True) as stream:

@@ -495,7 +495,7 @@ def test_output_that_goes_nowhere(command):
 
 def test_the_native_runner_answers(call):
     pytest.importorskip("pronghorn.ops.cpu._native")
-    data = call("run", "--threads", "1", "-n", "30", "--raw", "--json", LOOP).data
+    data = call("run", "--draft", "prompt-lookup", "--threads", "1", "-n", "30", "--raw", "--json", LOOP).data
     assert data["stats"]["accepted"] > 0
     plain = call("run", "--threads", "1", "-n", "30", "--raw", "--json", "--plain", LOOP).data
     assert data["tokens"] == plain["tokens"]

@@ -269,7 +269,7 @@ def test_a_step_cut_short_ends_the_branches_that_started_in_it(monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(e, "_observe", interrupt)
+        m.setattr(e.drafting, "observe", interrupt)
         with pytest.raises(KeyboardInterrupt):
             e.step()
     assert [s.finish for s in seqs] == ["cancelled"] * 3

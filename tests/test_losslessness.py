@@ -9,14 +9,21 @@ import random
 
 import pytest
 
-from pronghorn.compose import parse
+from pronghorn.compose import names, parse
 from pronghorn.llm import BUNDLED, DEFAULT_MODEL, LLM
 from pronghorn.model.tokenizer import load_tokenizer
 from pronghorn.seq import Request
 from pronghorn.types import Guarantee
-from tests.small import specs
+from tests.small import spec
 
-LOSSLESS = [s for s in specs("verify") if parse(s)[1].traits.guarantee is not Guarantee.APPROXIMATE]
+LOSSLESS = [
+    v
+    for v in names()["verify"]
+    if parse(f"verify.{v}")[1].traits.guarantee is not Guarantee.APPROXIMATE and v != "match"
+]
+# every drafter with the default verifier, and every other verifier with a drafter of chains and one of trees
+CASES = [("match", d) for d in names()["draft"]]
+CASES += [(v, d) for v in LOSSLESS for d in ("prompt-lookup", "token-recycling")]
 WORDS = [
     "river",
     "gate",
@@ -60,7 +67,7 @@ def prompts(n: int = 200) -> list[str]:
 
 
 def answers(use: list[str]) -> tuple[list[list[int]], int, int]:
-    m = LLM(use=["weight.fp32", *use], threads=1)
+    m = LLM(use=["weight.fp32", *use], threads=1, defaults=("match", "fcfs"))
     requests = [
         Request(tuple(m.tokenizer.chat([{"role": "user", "content": p}])), 128, ignore_eos=True)
         for p in prompts()
@@ -77,21 +84,14 @@ def answers(use: list[str]) -> tuple[list[list[int]], int, int]:
 
 @pytest.fixture(scope="module")
 def plain() -> list[list[int]]:
-    from pronghorn import llm
-
-    held = llm.DEFAULT_USE
-    try:
-        llm.DEFAULT_USE = ("match", "fcfs")
-        return answers([])[0]
-    finally:
-        llm.DEFAULT_USE = held
+    return answers([])[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drafter", specs("draft", load_tokenizer(BUNDLED / DEFAULT_MODEL, {})))
-@pytest.mark.parametrize("verifier", LOSSLESS)
-def test_greedy_identity(plain: list[list[int]], drafter: str, verifier: str):
-    got, accepted, steps = answers([drafter, verifier])
+@pytest.mark.parametrize(("verifier", "drafter"), CASES)
+def test_greedy_identity(plain: list[list[int]], verifier: str, drafter: str):
+    tokenizer = load_tokenizer(BUNDLED / DEFAULT_MODEL, {})
+    got, accepted, steps = answers([spec(drafter, "draft", tokenizer), f"verify.{verifier}"])
     assert len(got) == 200
     assert all(len(g) == 128 for g in got)
     assert got == plain

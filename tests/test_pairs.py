@@ -46,7 +46,7 @@ def run(use: list[str], temperature: float) -> list[list[int]]:
 
 @cache
 def plain(asked: tuple[str, ...], temperature: float) -> list[list[int]]:
-    return run([*asked, "match"], temperature)
+    return run([*asked, *(() if any(a.startswith("verify.") for a in asked) else ("match",))], temperature)
 
 
 def traits(slot: str, name: str) -> Traits:
@@ -72,8 +72,11 @@ def outcome(a: tuple[str, str], b: tuple[str, str]) -> str:
     except PronghornError as e:
         assert len(str(e)) > 20
         return f"refused: {e}"
-    # an exact method changes nothing, beside an approximate one neither
-    exact = {(s, n) for s, n in chosen if s not in ASKING and traits(s, n).guarantee is Guarantee.EXACT}
+    # an exact method changes nothing, beside an approximate one neither; but drafts decide what those
+    # verifiers let stand that do not keep the target's own draws
+    free = any(s == "verify" and traits(s, n).guarantee is not Guarantee.EXACT for s, n in chosen)
+    asking = (*ASKING, "draft") if free else ASKING
+    exact = {(s, n) for s, n in chosen if s not in asking and traits(s, n).guarantee is Guarantee.EXACT}
     if exact:
         rest = tuple(spec(name, slot) for slot, name in chosen if (slot, name) not in exact)
         assert got == plain(rest, temperature)

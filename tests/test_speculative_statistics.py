@@ -504,6 +504,11 @@ def test_goodness_of_fit(verifier: Any, kind: str) -> None:
     assert distance <= most, f"total variation {distance:.4f} above {most:.4f}"
 
 
+def _said(part: Any) -> str:
+    """The same name in every process."""
+    return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
+
+
 FAULTS = [
     (NoResidual(), "rsd-c", Numbers),
     (Siblings(replace=True), "rsd-c", Numbers),
@@ -519,7 +524,7 @@ FAULTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("verifier", "kind", "numbers"), FAULTS, ids=str)
+@pytest.mark.parametrize(("verifier", "kind", "numbers"), FAULTS, ids=_said)
 def test_planted_faults_fail(verifier: Any, kind: str, numbers: type[Numbers]) -> None:
     p, distance, most = fit(counts(verifier, kind, numbers))
     print(f"total variation {distance:.4f} (at most {most:.4f}), p {p:.1g}")

@@ -60,7 +60,7 @@ class Ledger:
 
 
 class Worth(NamedTuple):
-    """n: nodes to run; token: seconds that a token takes without drafts; row: those that a node's row adds."""
+    """n: nodes to run; token: seconds that a token takes without drafts; row: what a node's row adds."""
 
     n: int
     token: float
