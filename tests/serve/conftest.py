@@ -13,7 +13,7 @@ import pytest
 
 from pronghorn.serve.app import create_app
 from pronghorn.serve.bind import bind
-from pronghorn.serve.pool import Pool
+from pronghorn.serve.pool import Pool, Spec
 from pronghorn.serve.server import Server
 from pronghorn.serve.settings import Settings
 
@@ -52,7 +52,8 @@ def serving(pool: Pool, settings: Settings) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
-    made = Pool({MODEL: MODEL})
+    # a drafter that drafts whatever a busy machine makes of it
+    made = Pool({MODEL: Spec(MODEL, use=("prompt-lookup",))})
     made.load(MODEL)
     yield made
     asyncio.run(made.close())
