@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from pronghorn.compose import name_of
-from pronghorn.cost import StepCost, reads
+from pronghorn.cost import StepCost
 from pronghorn.datastore import Datastore
 from pronghorn.errors import RequestError
 from pronghorn.run.base import Runner
@@ -52,13 +52,14 @@ class Drafting:
         for model in self.models.values():
             model.close()
 
-    def draft(self, works: Sequence[Work], seconds: float, most: int) -> None:
-        """Give each of `works` its draft, `most` rows in all, as far as a step of `seconds` has room."""
+    def draft(self, works: Sequence[Work], seconds: float, most: int, read: int) -> None:
+        """Give each of `works` its draft, as far as a step of `seconds` and `most` rows has room. read: KV
+        rows that the step reads without drafts."""
         start = time.perf_counter()
-        self._draft(works, seconds, most)
+        self._draft(works, seconds, most, read)
         self.seconds = time.perf_counter() - start
 
-    def _draft(self, works: Sequence[Work], seconds: float, most: int) -> None:
+    def _draft(self, works: Sequence[Work], seconds: float, most: int, read: int) -> None:
         able, depth = [], []
         for w in sorted(works, key=lambda w: w.rank):
             seq = w.seq
@@ -71,7 +72,7 @@ class Drafting:
             depth.append(max(left, 0))
         if not able:
             return
-        room = self._room(works, seconds, most)
+        room = self._room(sum(w.take for w in works), read, seconds, most)
         for drafter, at in _by_drafter(able):
             drafts = drafter.propose([able[i].seq for i in at], [depth[i] for i in at], room)
             for i, draft in zip(at, drafts, strict=True):
@@ -86,9 +87,7 @@ class Drafting:
             if w.draft.n:
                 count(w, int(w.draft.depths().max()), 0)
 
-    def _room(self, works: Sequence[Work], seconds: float, most: int) -> DraftRoom:
-        base = sum(w.take for w in works)
-        read = sum(reads(w.take, w.seq.kv.length) for w in works)
+    def _room(self, base: int, read: int, seconds: float, most: int) -> DraftRoom:
         rows = most - base
         if seconds < math.inf:
             rows = min(rows, self.cost.rows_within(seconds, base, read, read // max(1, base)))

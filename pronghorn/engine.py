@@ -211,7 +211,7 @@ class Engine:
         read = sum(reads(w.take, w.seq.kv.length) for w in works)
         joined: list[Seq] = []  # branches that start in this step
         try:
-            events = self._run(works, joined)
+            events = self._run(works, read, joined)
         except BaseException:  # Ctrl-C included: rows may be booked that were never written
             for seq in [*(w.seq for w in works), *joined]:
                 seq.torn = True
@@ -227,8 +227,8 @@ class Engine:
         self._ended = time.perf_counter() if self.running else math.inf
         return events
 
-    def _run(self, works: list[Work], joined: list[Seq]) -> list[Event]:
-        self.drafting.draft(works, self._seconds, STEP_ROWS)
+    def _run(self, works: list[Work], read: int, joined: list[Seq]) -> list[Event]:
+        self.drafting.draft(works, self._seconds, STEP_ROWS, read)
         self.memory.make_room(room_of(len(works), sum(w.take for w in works)))
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]

@@ -30,7 +30,7 @@ from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft
 from tests.conformance._rig import check_draft, sequence
 from tests.engines import byte_tokenizer, engine, prompt
-from tests.test_losslessness import prompts
+from tests.test_losslessness import answers, prompts
 
 V = 6  # tokens of the small texts
 
@@ -551,24 +551,9 @@ def test_options_out_of_range(make: Any, words: str):
 M, N = 10, 48  # prompts, tokens of each answer
 
 
-def answers(use: list[str], temperature: float, asked: list[str]) -> tuple[list[list[int]], int, int]:
-    """New tokens of each prompt; drafted tokens that stood; steps."""
-    m = LLM(use=["weight.fp32", "match", *use], threads=1, defaults=("fcfs",))
-    chats = [m.tokenizer.chat([{"role": "user", "content": p}]) for p in asked]
-    requests = [Request(tuple(c), N, temperature, seed=i, ignore_eos=True) for i, c in enumerate(chats)]
-    out, accepted, steps = [], 0, 0
-    for i in range(0, len(requests), 5):
-        for (seq,) in m.engine.run(requests[i : i + 5]):
-            out.append(list(seq.new))
-            accepted += seq.counts.accepted
-            steps += seq.counts.steps
-    m.close()
-    return out, accepted, steps
-
-
 @pytest.fixture(scope="module")
 def plain() -> dict[float, list[list[int]]]:
-    return {t: answers([], t, prompts(M))[0] for t in (0.0, 0.8)}
+    return {t: answers([], prompts(M), N, t)[0] for t in (0.0, 0.8)}
 
 
 @pytest.fixture(scope="module")
@@ -597,22 +582,21 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_are_those_of_plain_decoding(plain: Any, corpora: Any, name: str, temperature: float):
-    got, accepted, steps = answers([SPECS[name].format(**corpora)], temperature, prompts(M))
+    got, accepted, steps = answers([SPECS[name].format(**corpora)], prompts(M), N, temperature)
     assert got == plain[temperature]
     assert accepted > 0, "the drafter never helped: the test compares nothing"
     assert steps < M * N
 
 
 def test_a_datastore_of_the_answers_saves_most_steps(corpora: Any):
-    _, _, steps = answers([SPECS["rest"].format(**corpora)], 0.0, prompts(M))
+    _, _, steps = answers([SPECS["rest"].format(**corpora)], prompts(M), N)
     assert steps < M * N / 4
 
 
 def test_fusion_is_no_worse_than_its_parts_on_copies():
     copies = [p for p in prompts(40) if p.startswith(("Copy", "Rename"))]
     steps = {
-        use: answers([use], 0.0, copies)[2]
-        for use in ("token-recycling", "prompt-lookup:max_ngram=16", "rasd")
+        use: answers([use], copies, N)[2] for use in ("token-recycling", "prompt-lookup:max_ngram=16", "rasd")
     }
     assert steps["rasd"] <= min(steps.values())
 

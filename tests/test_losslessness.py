@@ -66,15 +66,16 @@ def prompts(n: int = 200) -> list[str]:
     return out
 
 
-def answers(use: list[str]) -> tuple[list[list[int]], int, int]:
+def answers(
+    use: list[str], asked: list[str], n: int = 128, temperature: float = 0.0, at_once: int = 8
+) -> tuple[list[list[int]], int, int]:
+    """n new tokens for each prompt; drafted tokens that stood; steps."""
     m = LLM(use=["weight.fp32", *use], threads=1, defaults=("match", "fcfs"))
-    requests = [
-        Request(tuple(m.tokenizer.chat([{"role": "user", "content": p}])), 128, ignore_eos=True)
-        for p in prompts()
-    ]
+    chats = [m.tokenizer.chat([{"role": "user", "content": p}]) for p in asked]
+    requests = [Request(tuple(c), n, temperature, seed=i, ignore_eos=True) for i, c in enumerate(chats)]
     out, accepted, steps = [], 0, 0
-    for i in range(0, len(requests), 8):
-        for (seq,) in m.engine.run(requests[i : i + 8]):
+    for i in range(0, len(requests), at_once):
+        for (seq,) in m.engine.run(requests[i : i + at_once]):
             out.append(list(seq.new))
             accepted += seq.counts.accepted
             steps += seq.counts.steps
@@ -84,14 +85,14 @@ def answers(use: list[str]) -> tuple[list[list[int]], int, int]:
 
 @pytest.fixture(scope="module")
 def plain() -> list[list[int]]:
-    return answers([])[0]
+    return answers([], prompts())[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("verifier", "drafter"), CASES)
 def test_greedy_identity(plain: list[list[int]], verifier: str, drafter: str):
     tokenizer = load_tokenizer(BUNDLED / DEFAULT_MODEL, {})
-    got, accepted, steps = answers([spec(drafter, "draft", tokenizer), f"verify.{verifier}"])
+    got, accepted, steps = answers([spec(drafter, "draft", tokenizer), f"verify.{verifier}"], prompts())
     assert len(got) == 200
     assert all(len(g) == 128 for g in got)
     assert got == plain

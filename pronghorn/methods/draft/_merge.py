@@ -35,7 +35,7 @@ class Mood:
         self.gain = list(gain)  # seconds that asking it gained, lately
         self.failed = list(failed)  # times in a row that this was not worth its time
         self.asked: list[int] = []
-        self._sent: list[tuple[int, Kind]] = []  # token and kind of each node of the last draft
+        self.sent: list[tuple[int, Kind]] = []  # token and kind of each node of the last draft
         self._all = 0  # steps that all rest for
 
     def awake(self) -> list[int]:
@@ -61,12 +61,9 @@ class Mood:
         if self.failed[d]:
             self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
 
-    def send(self, nodes: list[tuple[int, Kind]]) -> None:
-        self._sent = nodes
-
     def learn(self, draft: Draft, accept: Accept, odds: Odds) -> None:
         """From the children of the nodes that stood: one of them did, or none."""
-        sent, self._sent = self._sent, []
+        sent, self.sent = self.sent, []
         tokens, parents = draft.tokens.tolist(), draft.parent.tolist()
         if tokens != [token for token, _ in sent[: len(tokens)]]:
             return  # the constraint's own draft took its place
@@ -105,11 +102,9 @@ class Merged:
                 number[i] = len(self.token)
                 self.token.append(tokens[i])
                 self.parent.append(number[parents[i]])
-            self.chance, self.kind, self.by = (
-                [chance[i] for i in kept],
-                [kind[i] for i in kept],
-                [d] * len(kept),
-            )
+            self.chance = [chance[i] for i in kept]
+            self.kind = [kind[i] for i in kept]
+            self.by = [d] * len(kept)
             return
         if not self._at:
             self._at = {key: j for j, key in enumerate(zip(self.parent, self.token, strict=True))}
@@ -126,8 +121,7 @@ class Merged:
                 self.kind.append(kind[i])
             elif chance[i] > self.chance[j]:
                 self.chance[j], self.by[j], self.kind[j] = chance[i], d, kind[i]
-            # where the path to it was likelier than this drafter knew, so is the node
-            if parent >= 0:
+            if parent >= 0:  # another drafter's chance of the path: no node is likelier than its parent
                 self.chance[j] = min(self.chance[j], self.chance[parent])
 
     def _weighed(
@@ -178,7 +172,7 @@ class Merged:
     def draft(self, nodes: Sequence[int], names: Sequence[str]) -> Draft:
         """The draft of some nodes, parents first, and note it down for `Mood.learn`."""
         number = {-1: -1} | {j: i for i, j in enumerate(nodes)}
-        self.mood.send([(self.token[j], self.kind[j]) for j in nodes])
+        self.mood.sent = [(self.token[j], self.kind[j]) for j in nodes]
         by = "+".join(names[d] for d in sorted({self.by[j] for j in nodes}))
         return Draft(
             np.array([self.token[j] for j in nodes], np.int32),

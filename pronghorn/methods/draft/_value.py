@@ -75,10 +75,6 @@ def worth(chances: Sequence[float], n_seqs: int, room: DraftRoom) -> Worth:
     runs prompts too takes the nodes whose rows cost less.
     """
     cost, most = room.cost, min(len(chances), room.rows)
-    for n in range(most):
-        if chances[n] < FAINT:
-            most = n
-            break
     each = room.read // max(1, room.base)
     alone = cost.line(n_seqs, n_seqs * each, most, each)
     if alone[0] <= 0:  # nothing measured yet
