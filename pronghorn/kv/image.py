@@ -6,8 +6,8 @@ holds. All numbers are little-endian. Nothing in an image is believed: both part
 is checked against the bytes that are there before anything is allocated, and the tables must fit each other.
 
     head   HEAD, fixed size
-    tables tokens, positions of open pages, then for each group: fills and positions of sealed pages, then what
-           is noted of rows: names, and each one's numbers for each group
+    tables tokens, positions of open pages, then for each group: fills and positions of sealed pages, then the
+           notes of rows: names, and each one's numbers for each group
     data   open pages, then the sealed pages of each group, as they lie in memory
 """
 
@@ -148,7 +148,8 @@ def start(kv: SeqKV, at: int) -> tuple[int, int]:
     sealed = int(np.searchsorted(ends, min(at, kv.n_sealed), side="right"))
     held = int(ends[sealed - 1]) if sealed else 0
     n_open = max(0, at - kv.n_sealed)
-    if kv.dropped or any(s.notes for s in kv.sealed) or at > kv.length or held + n_open != at or n_open % PAGE:
+    whole = kv.dropped or any(s.notes for s in kv.sealed)  # not to be cut
+    if whole or at > kv.length or held + n_open != at or n_open % PAGE:
         raise ImageError(f"no page begins at row {at}")
     return n_open // PAGE, sealed
 
@@ -175,8 +176,8 @@ def parse(head: bytes, size: int) -> Head:
 
 @dataclass(frozen=True)
 class Tables:
-    """ids: of the image's rows; open_pos; for each group: pages before its own, fills, positions; what is noted
-    of its rows."""
+    """ids: of the image's rows; open_pos; for each group: pages before its own, fills, positions; notes of
+    its rows."""
 
     ids: Ints
     open_pos: Ints

@@ -31,9 +31,7 @@ class Look(IntEnum):
 
 
 class Looks(Protocol):
-    def __call__(
-        self, kv: SeqKV, layer: int, q: NDArray[Any], pos: Ints, what: Look
-    ) -> NDArray[Any]:
+    def __call__(self, kv: SeqKV, layer: int, q: NDArray[Any], pos: Ints, what: Look) -> NDArray[Any]:
         """q (n_heads, r, dim) rotated queries at positions pos (r,); n is that of the head with most rows."""
         ...
 

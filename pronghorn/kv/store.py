@@ -281,8 +281,8 @@ class Store:
             if g in plan.keep:
                 s.notes = {name: s.noted(name, plan.keep[g], len(members)) for name in s.notes}
 
-    def _rewritten(self, a: Array, rows: Ints, new: Ints, values: NDArray[Any]) -> Array:
-        """a (len(rows), dim), which this changes, with the values of the rows `new`, all of them in `rows`."""
+    def _rewritten(self, a: Array, rows: Ints, new: Ints, values: Array) -> Array:
+        """a (len(rows), dim), which this changes, with new values of the rows `new`, which are in `rows`."""
         at = np.searchsorted(rows, new)
         if not np.array_equal(rows[np.minimum(at, len(rows) - 1)], new):
             raise ValueError("a plan rewrites rows that it does not keep")
@@ -530,7 +530,7 @@ class Store:
             kv.table[g] = (s.addr.ctypes.data, s.fill.ctypes.data, s.pos.ctypes.data, len(s.blocks))
 
     def _place_bias(self, s: Sealed, members: int) -> None:
-        """The note that attention reads, by slot. Forks keep one array for as long as their rows are alike."""
+        """The note that attention reads, by slot. Forks keep one array while their rows are alike."""
         if not len(s.notes.get(BIAS, ())):
             s.bias = np.zeros((0, 0), np.float32)
             return

@@ -157,7 +157,7 @@ class KVView:
         return KVPlan(keep)
 
     def plan(self, scored: Scored, budget: int | Ints) -> KVPlan | None:
-        """Keep the best rows of each group, as many as `budget` says (see `keep_top`), and write the notes."""
+        """Keep the best rows of each group, as many as `budget` says (see `keep_top`); write the notes."""
         plan = self.keep_top(scored.rows, budget, scored.always)
         if all(len(rows) == self._rows(g) for g, rows in plan.keep.items()):
             plan.keep.clear()

@@ -124,8 +124,8 @@ def rotate(ops: Ops, x: Array, cos: Array, sin: Array) -> Array:
 
 
 def scores(
-    ops: Ops, q: Array, k: Array, visible: Array, scale: float, softcap: float, bias: Array
-) -> Array:
+    ops: Ops, q: Array, k: Array, visible: Array, scale: float, softcap: float, bias: Array = ()
+) -> Array:  # fmt: skip
     """One KV head. q (n, g, d), k (m, d), visible (n, m) bool, bias (m,) or empty -> logits (n, g, m), -inf
     where a row is not visible."""
     xp = ops.xp
@@ -149,7 +149,7 @@ def softmax(ops: Ops, s: Array) -> Array:
 
 
 def attend(
-    ops: Ops, q: Array, k: Array, v: Array, visible: Array, scale: float, softcap: float, bias: Array
+    ops: Ops, q: Array, k: Array, v: Array, visible: Array, scale: float, softcap: float, bias: Array = ()
 ) -> tuple[Array, Array]:
     """One KV head. q (n, g, d), k, v (m, d), visible (n, m) bool, bias (m,) or empty -> out (n, g, d), lse
     (n, g); a row that sees nothing gives out 0 and lse -inf."""

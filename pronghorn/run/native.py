@@ -9,6 +9,7 @@ float32 over a float32 store; over bfloat16 its products take queries and weight
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -244,8 +245,8 @@ class NativeRunner:
         scale, window, softcap = self.store.attention[layer]
         out = room(kv, q, what, np.float32)
         self.exe.look(
-            kv, layer, np.ascontiguousarray(q, np.float32), np.ascontiguousarray(pos, np.int32), scale, softcap,
-            window, int(what), out.reshape((-1, out.shape[-1])),
+            kv, layer, np.ascontiguousarray(q, np.float32), np.ascontiguousarray(pos, np.int32), scale,
+            softcap, window, int(what), out.reshape((math.prod(out.shape[:-1]), out.shape[-1])),
         )  # fmt: skip
         return out
 
