@@ -60,6 +60,11 @@ class StepCost:
         self._fresh += 1
         self._seconds += seconds
 
+    def seen(self, rows: int) -> int:
+        """Steps of about so many rows that are remembered."""
+        size = (rows - 1).bit_length()
+        return sum(len(steps) for (rows_, _), steps in self._seen.items() if rows_ == size)
+
     def _ask(self) -> None:
         """Fit anew where enough has been seen since, and, after the first ones, fits have not taken too much
         of the time."""

@@ -85,7 +85,7 @@ class Drafting:
             w.draft = w.draft.clip(k).head(left)
             left -= w.draft.n
             if w.draft.n:
-                count(w, int(w.draft.depths().max()), 0)
+                count(w, max(w.draft.levels()), 0)
 
     def _room(self, base: int, read: int, seconds: float, most: int) -> DraftRoom:
         rows = most - base

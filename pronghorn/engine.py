@@ -409,16 +409,13 @@ class Engine:
         except (RequestError, MethodError) as e:  # what one request asked for harms no other
             seq.error = str(e)
             return Accept([], -1), Event(seq, [], [], "", "error")
-        new = [int(w.draft.tokens[i]) for i in accept.path] + [accept.bonus]
+        new = [*w.draft.tokens[accept.path].tolist(), accept.bonus]
         at = [0, *(i + 1 for i in accept.path)]  # logits row that gave each token
         text, finish, taken = "", "", 0
         stream = self.texts[seq.id]
         for token, row in zip(new, at, strict=True):
             seq.tokens.append(token)
             taken += 1
-            drafted = Origin.FORCED if w.forced else Origin.DRAFTED
-            seq.origins.append(drafted if taken <= len(accept.path) else Origin.MODEL)
-            seq.constraint.advance([token])
             if seq.request.logprobs:
                 seq.logprobs.append(logprob(logits[row], token))
                 if seq.request.top:
@@ -435,11 +432,14 @@ class Engine:
                 break
         if finish:
             text += stream.flush()
+        tokens, stood = new[:taken], min(taken, len(accept.path))
+        seq.constraint.advance(tokens)
+        origins = [Origin.FORCED if w.forced else Origin.DRAFTED] * stood + [Origin.MODEL] * (taken - stood)
+        seq.origins += origins
         seq.counts.steps += 1
-        if accept.path:
-            count(w, 0, min(taken, len(accept.path)))
-        tokens = new[:taken]
-        return accept, Event(seq, tokens, seq.origins[-taken:], text, finish)
+        if stood:
+            count(w, 0, stood)
+        return accept, Event(seq, tokens, origins, text, finish)
 
     def _end(self, seq: Seq, finish: str) -> None:
         seq.finish = finish

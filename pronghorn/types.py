@@ -117,21 +117,25 @@ class Draft(NamedTuple):
     def n(self) -> int:
         return len(self.tokens)
 
-    def depths(self) -> Ints:
+    def levels(self) -> list[int]:
         """Depth of each node, children of the last token at 1."""
-        depth = np.zeros(len(self.tokens), np.int32)
-        for i, p in enumerate(self.parent):
-            depth[i] = 1 if p < 0 else depth[p] + 1
+        depth: list[int] = []
+        for p in self.parent.tolist():
+            depth.append(1 if p < 0 else depth[p] + 1)
         return depth
+
+    def depths(self) -> Ints:
+        """`levels` as an array."""
+        return np.array(self.levels(), np.int32)
 
     def clip(self, max_depth: int) -> Draft:
         """The nodes no deeper than `max_depth`."""
-        if not self.n:
+        if self.n <= max_depth:
             return self
-        depth = self.depths()
-        if depth.max() <= max_depth:
+        levels = self.levels()
+        if max(levels, default=0) <= max_depth:
             return self
-        return self.only(np.flatnonzero(depth <= max_depth))
+        return self.only(np.flatnonzero(np.array(levels) <= max_depth))
 
     def head(self, n: int) -> Draft:
         """The first n nodes."""
@@ -151,8 +155,8 @@ class Draft(NamedTuple):
         """From the last token go to the child that holds what is chosen there, for as long as there is
         one. choose: row (0 the last token, i + 1 node i) -> token; of equal siblings the first counts."""
         child: dict[tuple[int, int], int] = {}
-        for i in range(self.n):
-            child.setdefault((int(self.parent[i]), int(self.tokens[i])), i)
+        for i, key in enumerate(zip(self.parent.tolist(), self.tokens.tolist(), strict=True)):
+            child.setdefault(key, i)
         path: list[int] = []
         node = -1
         while True:
