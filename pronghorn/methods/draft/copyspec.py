@@ -14,17 +14,15 @@ there is no draft: beside a draft model, that one drafts then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._single import Fixed, Single
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 PRIME = (1 << 61) - 1  # hashes are numbers below it
 BASE = 1_000_003
@@ -64,7 +62,7 @@ class _Copy:
 
 
 @dataclass(frozen=True)
-class Copyspec:
+class Copyspec(Single, Fixed):
     key: int = 3  # tokens that must agree before anything is copied
     length: int = 10  # drafted tokens at most
 
@@ -75,18 +73,8 @@ class Copyspec:
             if not 1 <= getattr(self, name) <= top:
                 raise MethodError(f"copyspec: {name} is from 1 to {top}, not {getattr(self, name)}")
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass
-
-    def _one(self, seq: Seq, length: int) -> Draft:
-        if length < 1:
-            return Draft.empty()
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
+        length = min(depth, self.length)
         copy: _Copy = seq.memory(self).setdefault("copy", _Copy(self.key))
         tokens = seq.tokens
         copy.read(tokens)

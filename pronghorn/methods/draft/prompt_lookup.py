@@ -10,20 +10,17 @@ but a map from n-gram to its last end that grows with the text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._single import Fixed, Single
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 
 @dataclass(frozen=True)
-class PromptLookup:
+class PromptLookup(Single, Fixed):
     max_ngram: int = 3  # longest suffix to look for
     min_ngram: int = 2  # shortest; one token recurs everywhere, and each wrong row costs time on a CPU
     length: int = 10  # drafted tokens at most
@@ -40,21 +37,11 @@ class PromptLookup:
         if not 1 <= self.length <= 4096:
             raise MethodError(f"prompt-lookup: length is from 1 to 4096, not {self.length}")
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass
-
-    def _one(self, seq: Seq, length: int) -> Draft:
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
+        length = min(depth, self.length)
         ends = self._index(seq)
         tokens = seq.tokens
         n = len(tokens)
-        if length < 1:
-            return Draft.empty()
         for size in range(min(self.max_ngram, n), self.min_ngram - 1, -1):
             end = ends.get(tuple(tokens[n - size :]))
             if end is not None:
