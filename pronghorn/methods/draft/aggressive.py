@@ -104,4 +104,4 @@ class Aggressive(Single, Fixed):
             return Draft.empty()
         out = place.source[place.at : place.at + min(depth, self.length)]
         agreed = (place.run + np.arange(len(out))) ** 2.0  # one token agrees by chance, several hardly do
-        return Draft.chain(out)._replace(score=agreed / (agreed + 2.0))
+        return Draft.chain(out, agreed / (agreed + 2.0))

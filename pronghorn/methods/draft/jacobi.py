@@ -82,7 +82,7 @@ class Jacobi(Single):
             guesses.append(self._next(last, last))
             last = guesses[-1][0]
         score = np.array([sure for _, sure in guesses[:length]])
-        return Draft.chain([token for token, _ in guesses[:length]])._replace(score=score)
+        return Draft.chain([token for token, _ in guesses[:length]], score)
 
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
