@@ -37,6 +37,7 @@ from pronghorn.types import Accept, Ints, Origin, Rows
 
 if TYPE_CHECKING:
     from pronghorn.companion import Companion
+    from pronghorn.datastore import Datastore
     from pronghorn.model.tokenizer import Tokenizer
 
 STEP_ROWS = 4096  # rows of one step, at most
@@ -79,7 +80,7 @@ class Engine:
     """Runs requests over one model, one store and one composition.
 
     kv_rows: rows of KV that may be held in all. clip=False lets steps cross barriers; only the test that
-    shows why the rule exists sets it. companions: further models, for drafters.
+    shows why the rule exists sets it. companions, stores: further models and datastores, for drafters.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class Engine:
         methods: Composition,
         tokenizer: Tokenizer,
         kv_rows: int,
-        eos: Sequence[int] = (),
-        clip: bool = True,
-        companions: Mapping[str, Companion] | None = None,
+        eos: Sequence[int],
+        clip: bool,
+        companions: Mapping[str, Companion],
+        stores: Mapping[str, Datastore],
     ) -> None:
         self.bound, self.runner, self.store, self.methods = bound, runner, store, methods
         self.tokenizer, self.kv_rows, self.clip = tokenizer, kv_rows, clip
@@ -102,13 +104,12 @@ class Engine:
         self.siblings: dict[int, list[Seq]] = {}  # sequence id -> branches that wait for its prompt
         self.texts: dict[int, TextStream] = {}
         varies = any(r.varies for r in bound.ropes)
-        models = dict(companions or {})
-        self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies, tuple(models))
+        self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies, tuple(companions))
         seals = methods.kvfmt.group > 0 or not methods.select.dense
         # a row whose rotation depends on the prompt's length is of no use to another prompt
         self.memory = Memory(store, methods, kv_rows, seals, not varies)
         self.cost = StepCost()
-        self.drafting = Drafting(runner, self.cost, clip, models)
+        self.drafting = Drafting(runner, self.cost, clip, companions, stores)
         self._seconds = math.inf  # what the step under way may last
         self._ended = math.inf  # when the last step did, if another followed at once
         self.last = StepInfo(0, 0, 0.0)

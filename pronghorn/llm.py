@@ -471,8 +471,7 @@ def make_engine(
     for companion in companions.values():
         companion.limit(kv_rows)
     eos = sorted({*checkpoint.eos, *tokenizer.eos})
-    engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip, companions)
-    engine.drafting.stores = stores
+    engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip, companions, stores)
     mark = fingerprint(checkpoint, methods, backend, arithmetic, dtype)
     methods.reuse.open(store, mark, engine.cost.prefill)
     return engine

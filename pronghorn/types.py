@@ -97,6 +97,9 @@ class StepOut(NamedTuple):
     taps: dict[str, NDArray[Any]]
 
 
+_NONE = np.zeros(0)
+
+
 class Draft(NamedTuple):
     """A tree of proposed tokens in topological order.
 
@@ -110,7 +113,7 @@ class Draft(NamedTuple):
     tokens: Ints
     parent: Ints
     q: NDArray[Any] = np.zeros((0, 0))
-    score: NDArray[Any] = np.zeros(0)
+    score: NDArray[Any] = _NONE
     by: str = ""
 
     @property
@@ -167,13 +170,16 @@ class Draft(NamedTuple):
             path.append(node)
 
     @staticmethod
-    def chain(tokens: Any) -> Draft:
+    def chain(tokens: Any, score: NDArray[Any] = _NONE) -> Draft:
         ids = np.asarray(tokens, np.int32)
-        return Draft(ids, np.arange(-1, len(ids) - 1, dtype=np.int32))
+        return Draft(ids, np.arange(-1, len(ids) - 1, dtype=np.int32), score=score)
 
     @staticmethod
     def empty() -> Draft:
-        return Draft(np.zeros(0, np.int32), np.zeros(0, np.int32))
+        return _EMPTY
+
+
+_EMPTY = Draft(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 class Accept(NamedTuple):
