@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cli
@@ -21,6 +22,7 @@ from pronghorn.types import Origin
 
 RUN = ("run", "--backend", "ref")
 GATE = "The code of the river gate is 52817. What is the code of the river gate?"
+PATTERN = r" three four\. one two three[a-z. ]+"  # its beginning is forced
 LOOP = "one two three four. one two three four. one two three four. one two"
 COMMANDS = ("run", "chat", "info", "methods", "explain", "verify", "convert")
 
@@ -89,6 +91,32 @@ def test_run_json(call):
     assert data["stats"]["accepted"] > 0
     assert data["stats"]["guarantee"] == "exact"
     assert sorted(m.partition(":")[0] for m in data["stats"]["methods"]) == sorted(DEFAULT_USE)
+
+
+def test_run_tells_who_drafted(call):
+    given = (*RUN, "-n", "30", "--raw", "--draft", "prompt-lookup", "--regex", PATTERN, LOOP)
+    stats = call(*given, "--json").data["stats"]
+    by = stats["drafters"]
+    assert set(by) == {"forced", "prompt-lookup"}
+    assert {k: sum(n[k] for n in by.values()) for k in ("drafted", "accepted")} == {
+        "drafted": stats["drafted"], "accepted": stats["accepted"],
+    }  # fmt: skip
+    line = call(*given).err
+    assert f"drafted {stats['drafted']}, accepted {stats['accepted']} (" in line
+    for who, n in by.items():
+        assert f"{who} {n['accepted']}/{n['drafted']}" in line
+
+
+def test_drafts_of_several_answers():
+    def stats(**by: tuple[int, int]):
+        sums = {k: sum(n[i] for n in by.values()) for i, k in enumerate(("drafted", "accepted"))}
+        return replace(done.stats, drafters=by, **sums)
+
+    done = LLM(backend="ref", defaults=("match", "fcfs")).generate("Hi", max_tokens=1)
+    assert paint.drafts([]) == "drafted 0, accepted 0"
+    assert paint.drafts([stats(suffix=(9, 4))]) == "drafted 9, accepted 4 (suffix)"
+    both = [stats(suffix=(9, 4), rest=(2, 2)), stats(rest=(10, 5))]
+    assert paint.drafts(both) == "drafted 21, accepted 11 (rest 7/12, suffix 4/9)"
 
 
 def test_plain_has_no_drafter_and_the_same_tokens(call):
@@ -612,6 +640,7 @@ def test_chat_from_a_pipe(call):
     two = llm.chat(messages, max_tokens=8).text
     assert result.out == f"{one}\n{two}\n"
     assert "2 answers" in result.err
+    assert "drafted" in result.err.splitlines()[-1]
     assert "reused" in result.err.splitlines()[1]  # the second turn starts from the first one's rows
 
 
