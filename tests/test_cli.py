@@ -83,14 +83,16 @@ def test_run_streams_what_generate_returns(call):
 
 
 def test_run_json(call):
-    result = call(*RUN, "-n", "20", "--raw", "--json", LOOP)
+    result = call(*RUN, "-n", "20", "--raw", "--json", "--draft", "prompt-lookup", LOOP)
     data = result.data
     assert result.err == ""
     assert data["finish"] in ("stop", "length")
     assert len(data["tokens"]) == data["stats"]["new_tokens"] == 20
     assert data["stats"]["accepted"] > 0
     assert data["stats"]["guarantee"] == "exact"
-    assert sorted(m.partition(":")[0] for m in data["stats"]["methods"]) == sorted(DEFAULT_USE)
+    assert sorted(m.partition(":")[0] for m in data["stats"]["methods"]) == sorted(
+        {*DEFAULT_USE, "prompt-lookup"} - {"auto"}
+    )
 
 
 def test_run_tells_who_drafted(call):
@@ -120,10 +122,10 @@ def test_drafts_of_several_answers():
 
 
 def test_plain_has_no_drafter_and_the_same_tokens(call):
-    fast = call(*RUN, "-n", "30", "--raw", "--json", LOOP).data
+    fast = call(*RUN, "-n", "30", "--raw", "--json", "--draft", "prompt-lookup", LOOP).data
     plain = call(*RUN, "-n", "30", "--raw", "--json", "--plain", LOOP).data
     assert plain["stats"]["drafted"] == 0 < fast["stats"]["drafted"]
-    assert "prompt-lookup" not in plain["stats"]["methods"]
+    assert not {"prompt-lookup", "auto"} & set(plain["stats"]["methods"])
     assert plain["tokens"] == fast["tokens"]
 
 
@@ -573,7 +575,7 @@ class _Terminal:
 
 
 def test_drafted_tokens_are_coloured_and_the_text_is_unchanged(monkeypatch):
-    llm = LLM(backend="ref")
+    llm = LLM(use=["prompt-lookup"], backend="ref")
     stream = llm.stream(LOOP, max_tokens=40)
     items = list(stream)
     terminal = _Terminal()
