@@ -555,6 +555,20 @@ def test_start_imports_no_heavy_library():
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_an_answer_waits_for_no_import_of_numpy_s():
+    """NumPy imports some of its parts when a function first needs them; one of those takes 7 ms."""
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    code = (
+        "import sys\nfrom pronghorn.llm import LLM\nllm = LLM(threads=1)\n"
+        f"assert len(llm.generate({LOOP!r}, max_tokens=40).tokens) == 40\nllm.close()\n"
+        "print('numpy.ma' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "False\n"
+
+
 # ---------------------------------------------------------------------------------- colours
 
 
