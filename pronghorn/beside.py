@@ -215,6 +215,10 @@ class Beside(Companion):
         return self.store.row_bytes
 
     @property
+    def held(self) -> int:
+        return self.store.held
+
+    @property
     def reserved(self) -> int:
         return self.store.reserved
 
