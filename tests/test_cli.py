@@ -109,6 +109,13 @@ def test_run_tells_who_drafted(call):
         assert f"{who} {n['accepted']}/{n['drafted']}" in line
 
 
+@pytest.mark.parametrize("without", [("--draft", "none"), ("--plain",)])
+def test_without_a_drafter_forced_tokens_are_drafted(call, without):
+    stats = call(*RUN, "-n", "30", "--raw", "--json", *without, "--regex", PATTERN, LOOP).data["stats"]
+    assert set(stats["drafters"]) == {"forced"}
+    assert stats["drafters"]["forced"]["accepted"] > 3
+
+
 def test_drafts_of_several_answers():
     def stats(**by: tuple[int, int]):
         sums = {k: sum(n[i] for n in by.values()) for i, k in enumerate(("drafted", "accepted"))}
