@@ -51,6 +51,11 @@ class _Held:
     waited: bool = False  # for rows that another stores
 
     @property
+    def coming(self) -> bool:
+        """Whether rows of what came are missing."""
+        return self.rows < len(self.came)
+
+    @property
     def size(self) -> int:
         return len(self.head[0]) + len(self.seq.tokens) - self.head[1]
 
@@ -95,7 +100,7 @@ class Beside(Companion):
         jobs: list[tuple[_Held, list[int], int]] = []
         out: list[int] = []
         for h in every:
-            h.waited = any(self._serves(other, len(ids), h) for other, ids, _ in jobs)
+            h.waited = h.coming and any(self._serves(other, len(ids), h) for other, ids, _ in jobs)
             if h.waited:
                 out.append(0)
                 continue
@@ -110,9 +115,9 @@ class Beside(Companion):
         if jobs:
             rows = self._store(self.runner, [(h, ids) for h, ids, _ in jobs])
             for (h, ids, last), logits in zip(jobs, rows, strict=True):
-                came = h.rows < len(h.came)
+                coming = h.coming
                 h.n, h.rows, h.logits = last, h.rows + len(ids), logits.copy()
-                if came:
+                if coming:
                     self._offer(h, self.store.fork(h.kv))
         return out
 
@@ -193,7 +198,7 @@ class Beside(Companion):
         """Whether `other`, which is about to store `more` rows, has rows for `h` from the next round on."""
         if not h.n and h.branch_of(other):
             return True
-        if len(h.came) - h.rows <= LEAST:
+        if not other.coming:  # it stores no more, and what it stored is not to be had: nobody waits for ever
             return False
         alike = self.reuse.overlap(h.came, other.came)
         return min(alike, other.rows + more, len(h.came) - 1) - h.rows >= LEAST

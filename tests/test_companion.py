@@ -15,7 +15,9 @@ from pronghorn.companion import Borrowed, Companion
 from pronghorn.compose import Facts, check, compose
 from pronghorn.engine import Engine
 from pronghorn.errors import MethodError
+from pronghorn.kv.store import SeqKV
 from pronghorn.llm import LLM
+from pronghorn.methods.reuse.prefix import Prefix
 from pronghorn.model.checkpoint import Checkpoint, Tensors
 from pronghorn.model.sublayers import sublayers, without
 from pronghorn.model.tokenizer import Tokenizer
@@ -227,6 +229,21 @@ def test_those_who_begin_alike_wait_for_the_first() -> None:
     assert [list(s.new) for s in seqs] == [
         generate(engine(["match"], "native"), s.request.ids, 12) for s in seqs
     ]
+
+
+class Forgetful(Prefix):
+    slot = "reuse"
+
+    def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
+        kv.free()
+
+
+def test_nobody_waits_for_rows_that_are_not_to_be_had() -> None:
+    e = engine(["draft-model:model=self", "match", "batch", Forgetful()])
+    seqs = start(e, *(Request(p, max_tokens=30, ignore_eos=True) for p in alike(3, 600, 20)))
+    while e.busy:
+        e.step()
+    assert all(s.counts.drafted > 10 for s in seqs)
 
 
 def test_stored_rows_give_way_and_are_freed() -> None:
