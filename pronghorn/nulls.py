@@ -109,6 +109,9 @@ class NoReuse:
 
     def open(self, store: Store, fingerprint: str, seconds: Callable[[int, int], float]) -> None: ...
 
+    def fresh(self) -> NoReuse:
+        return self
+
     def shrink(self) -> bool:
         return False
 

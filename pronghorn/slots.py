@@ -125,6 +125,11 @@ class Reuse(Protocol):
         the tokens before it; seconds(rows, context): what so many rows of a prompt take behind `context`."""
         ...
 
+    def fresh(self) -> Reuse:
+        """Another one with the same options that holds nothing: for the rows of a companion, which stay in
+        memory alone."""
+        ...
+
     def shrink(self) -> bool:
         """Memory is short: free the least valuable state. False when none would free anything: nothing is
         held, or only what running sequences hold too."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -573,5 +574,30 @@ def test_the_live_view_shows_what_runs():
                 await stream.cancel()
             await until(lambda: not llm.state()["running"])
             assert llm.state()["totals"]["requests"] == 3
+
+    run(main())
+
+
+def test_what_companions_hold_is_told_by_model():
+    from pronghorn.serve.exposition import Engines
+
+    draft, cut = "pronghorn-tiny-draft", "self:skip=1a"
+
+    async def main():
+        async with AsyncLLM(use=[f"auto:drafters=draft-model:model={draft}+self-skip:layers=1a"]) as llm:
+            await llm.stream("hi", max_tokens=1).result()  # it has begun, and now rests
+            text: Any = SimpleNamespace(id=1, tokens=[*range(1, 200)], n_prompt=199, request=None)
+            llm.llm.engine.drafting.models[draft].sync([text])
+            least = 199 * llm.llm.engine.drafting.models[draft].row_bytes
+            await until(lambda: llm.state()["kv"]["companions"][draft] > least)
+            told = llm.state()["kv"]["companions"]
+            assert told[cut] == 0
+            counted = {
+                (s.labels["model"], s.labels["companion"]): s.value
+                for family in Engines(lambda: {"a": llm}).collect()
+                for s in family.samples
+                if s.name == "pronghorn_companion_kv_held_bytes"
+            }
+            assert counted == {("a", name): n for name, n in told.items()}
 
     run(main())

@@ -33,7 +33,8 @@ Draft = Annotated[
     str,
     typer.Option(
         "--draft", metavar="DRAFTER[:KEY=VALUE,...]",
-        help="Who drafts: auto picks what pays (the default), none, or one of `pronghorn methods`.",
+        help="Who drafts: auto picks what pays (the default), one of `pronghorn methods`, or none, which "
+        "leaves the tokens that a grammar or schema forces.",
     ),
 ]  # fmt: skip
 Plain = Annotated[

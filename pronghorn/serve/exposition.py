@@ -59,6 +59,14 @@ class Engines(Collector):
             for model, llm in models.items():
                 gauge.add_metric([model], read(llm))
             yield gauge
+        beside = GaugeMetricFamily(
+            "pronghorn_companion_kv_held_bytes", "KV that a companion model holds.",
+            labels=["model", "companion"],
+        )  # fmt: skip
+        for model, llm in models.items():
+            for companion, kept in llm.llm.engine.drafting.models.items():
+                beside.add_metric([model, companion], kept.held)
+        yield beside
         for name, text in COUNTERS.items():
             counter = CounterMetricFamily(f"pronghorn_{name}", text, labels=["model"])
             for model, llm in models.items():

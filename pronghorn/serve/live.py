@@ -108,6 +108,7 @@ class Live:
                 "limit": int(engine.kv_rows * row),
                 "reserved": int(sum(s.need for s in engine.running) * row),
                 "shared_saved": self._shared(),
+                "companions": {name: c.held for name, c in engine.drafting.models.items()},
             },
             "running": [
                 {
