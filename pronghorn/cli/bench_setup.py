@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from pronghorn.cli import show
-from pronghorn.cli.options import MODEL
+from pronghorn.cli.options import MODEL, weight_first
 from pronghorn.errors import RequestError
 
 Model = Annotated[
@@ -81,14 +81,6 @@ def subject(
     place = home / shape if shape else locate(find_model(model or MODEL))
     where = Path(peers) if peers else environments()
     return Subject(shape or model or MODEL, place, use, names, precision, where, home)
-
-
-def weight_first(spec: str) -> str:
-    """Of a name that is a format of weights and something else too, the format is meant here."""
-    from pronghorn.compose import names
-
-    name = spec.partition(":")[0]
-    return f"weight.{spec}" if name in names()["weight"] else spec
 
 
 def writable(*files: str) -> None:

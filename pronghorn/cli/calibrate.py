@@ -60,8 +60,7 @@ def skip_set(
       pronghorn run --model org/name --draft self-skip:layers=3m+5a "Tell a story."
     """
     from pronghorn.calibrate.trial import trial
-    from pronghorn.cli.bench import weight_first
-    from pronghorn.cli.options import open_model
+    from pronghorn.cli.options import open_model, weight_first
 
     use = [weight_first(u) for u in use]
     found, material = _search(model, text, use, places, threads, as_json)
