@@ -70,9 +70,10 @@ class ScriptedLLM:
         self.tokenizer = load_tokenizer(BUNDLED / "pronghorn-tiny", {})
         self.name = NAME
         bound = SimpleNamespace(context=4096, n_vocab=4096)
-        self.llm = SimpleNamespace(
-            engine=SimpleNamespace(bound=bound, kv_rows=1 << 20), methods=(), request=_request
+        engine = SimpleNamespace(
+            bound=bound, kv_rows=1 << 20, tokenizer=self.tokenizer, prepare=lambda request: request
         )
+        self.llm = SimpleNamespace(engine=engine, methods=(), request=_request)
         self.say = self.prompt = ""
         self.request = Request((0,))
 
