@@ -14,6 +14,7 @@ from pronghorn.seq import Request
 from pronghorn.serve.settings import Settings
 
 NAME = "scripted"
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
 
 
 class ScriptedStream:
