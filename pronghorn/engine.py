@@ -113,6 +113,7 @@ class Engine:
         self._seconds = math.inf  # what the step under way may last
         self._ended = math.inf  # when the last step did, if another followed at once
         self.last = StepInfo(0, 0, 0.0)
+        self.prompt_rows = 0  # of all steps so far
         self.hidden = any(t.startswith("hidden.") for t in methods.taps)
         self._ids = 0
         self._buffer = np.zeros((6, 256), np.int32)
@@ -350,7 +351,9 @@ class Engine:
                 np.maximum(pos[at:end] + 1, seq.n_prompt, out=span[at:end])
             at = end
             if first < seq.n_prompt:
-                seq.counts.prompt_rows += min(w.take, seq.n_prompt - first)
+                here = min(w.take, seq.n_prompt - first)
+                seq.counts.prompt_rows += here
+                self.prompt_rows += here
                 taps = taps or first + w.take > seq.n_prompt - seq.methods.q_rows
             seq.counts.recomputed += max(0, min(first + w.take, seq.lost) - first)
         return Rows(*rows), taps

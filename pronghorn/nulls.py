@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,9 @@ class NoReuse:
 
     def tree(self) -> list[Node]:
         return []
+
+    def disk_counts(self) -> Mapping[str, int]:
+        return {}
 
     def close(self) -> None: ...
 

@@ -139,6 +139,11 @@ class Reuse(Protocol):
         """What is held, for people; parents come first."""
         ...
 
+    def disk_counts(self) -> Mapping[str, int]:
+        """What happened to records on a disk since `open`, "damaged" among it; empty where none are kept. Any
+        thread may ask."""
+        ...
+
     def close(self) -> None:
         """Free everything held."""
         ...

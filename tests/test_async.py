@@ -25,6 +25,8 @@ from pronghorn.errors import (
 )
 from pronghorn.nulls import EXACT
 from pronghorn.seq import Request
+from pronghorn.serve.delta import Mailbox
+from pronghorn.serve.wake import PACE, Bell
 from pronghorn.types import Origin
 
 T = TypeVar("T")
@@ -309,6 +311,40 @@ def test_nobody_wakes_a_loop_for_every_token():
                 *(read(llm.stream(p, max_tokens=100, ignore_eos=True)) for p in PROMPTS for _ in range(4))
             )
             assert calls <= llm.stats.steps + 2 * 16 + 8  # a step's, and for the accepted and the ends
+
+    run(main())
+
+
+def test_a_loop_that_reads_is_called_once():
+    async def main():
+        loop, box = asyncio.get_running_loop(), Mailbox()
+        bell, calls = Bell(loop), 0
+        plain_call = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return plain_call(*args, **more)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+
+        async def told(urgent: bool = False) -> None:
+            box.waiter = loop.create_future()
+            bell.mark(box, urgent)
+            assert bell.ring() and bell.ring()
+            await box.waiter
+
+        for _ in range(5):  # the second and later ones find a round under way
+            await told()
+        assert calls == 1
+        await told(urgent=True)  # does not wait for it
+        assert calls == 2
+        await told()
+        assert calls == 2
+        await asyncio.sleep(3 * PACE)  # nobody wrote: the rounds end
+        assert calls == 2
+        await told()
+        assert calls == 3
 
     run(main())
 
