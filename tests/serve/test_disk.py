@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,11 +29,14 @@ def client(*use: str):
 
 
 def seen(client: httpx.Client) -> dict[str, int]:
-    """What happened to records, as both views tell it."""
-    found = re.findall(r"^pronghorn_disk_records_total{(.*)} (\S+)$", client.get("/metrics").text, re.M)
-    counts = {re.search(r'what="(\w+)"', labels)[1]: int(float(n)) for labels, n in found}
-    assert client.get("/pronghorn/state").json()["cache"]["disk"] == counts
-    return counts
+    """What happened to records, as both views tell it once nothing happens between the two looks."""
+    for _ in range(100):
+        found = re.findall(r"^pronghorn_disk_records_total{(.*)} (\S+)$", client.get("/metrics").text, re.M)
+        counts = {re.search(r'what="(\w+)"', labels)[1]: int(float(n)) for labels, n in found}
+        if (told := client.get("/pronghorn/state").json()["cache"]["disk"]) == counts:
+            return counts
+        time.sleep(0.05)  # records are written behind the answer's back
+    raise AssertionError(f"the state says {told}, the metrics {counts}")
 
 
 def test_damaged_records_are_counted(tmp_path: Path):
