@@ -2,6 +2,9 @@
 
 Rows of accepted tokens stay; a chain of drafted ones is stored behind them, and what of it did not stand is
 cut off when the text goes on. A tree is run in the tail and leaves nothing.
+
+What texts begin with in common is run once. A reuse method like the engine's stores the rows of prompts as
+they come in, and those of a whole text when it ends, until others need the room.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.vocab_map import VocabMap
 from pronghorn.run.base import Runner
+from pronghorn.slots import Reuse
 from pronghorn.types import Draft, Ints
 
 if TYPE_CHECKING:
@@ -26,21 +30,30 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # rows of one text that a call feeds, at most: no step of others waits for a long prompt
 FEED = 2048  # rows that it feeds of all texts
+LEAST = 32  # rows worth taking from another text, or waiting for
 
 
 @dataclass(eq=False)
 class _Held:
-    """Of one text. n: tokens of it that are stored, `rows` rows; drafted: tokens stored behind them, and rows
-    up to the end of each; logits: after the last token of the text."""
+    """Of one text. came: an array of its own ids when it came; n: tokens of it that are stored, `rows` rows;
+    drafted: tokens stored behind them, and rows up to the end of each; logits: after the last token of the
+    text."""
 
     seq: Seq
     head: Head
     kv: SeqKV
+    came: Any = ()
     n: int = 0
     rows: int = 0
     drafted: list[tuple[int, int]] = field(default_factory=list)
     logits: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.float32))
     used: int = 0
+    waited: bool = False  # for rows that another stores
+
+    @property
+    def coming(self) -> bool:
+        """Whether rows of what came are missing."""
+        return self.rows < len(self.came)
 
     @property
     def size(self) -> int:
@@ -62,16 +75,17 @@ class _Held:
 class Beside(Companion):
     """A model with a store of its own.
 
-    draft: what runs drafted tokens, where that is not the runner that takes in texts (it writes to the same
-    store); what it stored is then run again once it stands.
+    reuse: of its own, not opened yet. draft: what runs drafted tokens, where that is not the runner that
+    takes in texts (it writes to the same store); what it stored is then run again once it stands.
     """
 
     def __init__(
-        self, runner: Runner, store: Store, n_vocab: int, tokenizer: Tokenizer, context: int,
+        self, runner: Runner, store: Store, reuse: Reuse, n_vocab: int, tokenizer: Tokenizer, context: int,
         vocab: VocabMap | None = None, draft: Runner | None = None,
     ) -> None:  # fmt: skip
         super().__init__(runner, n_vocab, tokenizer)
-        self.store, self.context, self.vocab = store, context, vocab
+        self.store, self.reuse, self.context, self.vocab = store, reuse, context, vocab
+        self.reuse.open(store, "", self.cost.prefill)
         self.draft = draft or runner
         self._most = 1 << 60
         self._held: dict[tuple[int, int], _Held] = {}
@@ -86,8 +100,9 @@ class Beside(Companion):
         jobs: list[tuple[_Held, list[int], int]] = []
         out: list[int] = []
         for h in every:
-            if not h.n and any(h.branch_of(other) for other, _, _ in jobs):
-                out.append(0)  # the other's rows of the prompt serve it from the next round on
+            h.waited = h.coming and any(self._serves(other, len(ids), h) for other, ids, _ in jobs)
+            if h.waited:
+                out.append(0)
                 continue
             last = min(h.size, h.n + min(CHUNK, left))
             ids = self._ids(h, last)
@@ -100,7 +115,10 @@ class Beside(Companion):
         if jobs:
             rows = self._store(self.runner, [(h, ids) for h, ids, _ in jobs])
             for (h, ids, last), logits in zip(jobs, rows, strict=True):
+                coming = h.coming
                 h.n, h.rows, h.logits = last, h.rows + len(ids), logits.copy()
+                if coming:
+                    self._offer(h, self.store.fork(h.kv))
         return out
 
     def tree(self, seqs: Sequence[Seq], trees: Sequence[Draft]) -> list[NDArray[Any]]:
@@ -129,8 +147,11 @@ class Beside(Companion):
         if h is None or h.seq is not seq or h.head != head:
             self._free(key)
             h = self._held[key] = _Held(seq, head, self.store.new())
+            h.came = np.asarray(self._feed(h, 0, h.size), np.int32)
         if not h.n:
             self._share(h)
+        if not h.n or h.waited:
+            self._attach(h)
         h.used = self._clock
         if self.draft is self.runner:
             right = h.text(h.n, h.n + len(h.drafted))
@@ -150,6 +171,45 @@ class Beside(Companion):
                 h.rows = len(self._feed(h, 0, h.n))
                 self.store.cut(h.kv, h.rows)
                 return
+
+    def _attach(self, h: _Held) -> None:
+        """Go on from stored rows, where they are more than it has. Of what came the last row is run in any
+        case, for its logits."""
+        span = self.reuse.match(h.came.tolist(), len(h.came) - 1)
+        if span is None:
+            return
+        n, rows = self._whole(h, span.n)
+        if rows - h.rows < LEAST:
+            return
+        kv = self.store.fork(span.kv)
+        self.store.cut(kv, rows)
+        h.kv.free()
+        h.kv, h.n, h.rows = kv, n, rows
+
+    def _whole(self, h: _Held, rows: int) -> tuple[int, int]:
+        """Tokens of a text whose own ids are among the first `rows`, and how many ids those are."""
+        if self.vocab is None:
+            return rows, rows
+        ends = np.cumsum([len(self._feed(h, i, i + 1)) for i in range(h.size - 1)])
+        n = int(np.searchsorted(ends, rows, side="right"))
+        return n, int(ends[n - 1]) if n else 0
+
+    def _serves(self, other: _Held, more: int, h: _Held) -> bool:
+        """Whether `other`, which is about to store `more` rows, has rows for `h` from the next round on."""
+        if not h.n and h.branch_of(other):
+            return True
+        if not other.coming:  # it stores no more, and what it stored is not to be had: nobody waits for ever
+            return False
+        alike = self.reuse.overlap(h.came, other.came)
+        return min(alike, other.rows + more, len(h.came) - 1) - h.rows >= LEAST
+
+    def _offer(self, h: _Held, kv: SeqKV) -> None:
+        """Hand over the rows of the text, unless a call that was cut short left others."""
+        ids = self._feed(h, 0, h.n)
+        if len(ids) == kv.length:
+            self.reuse.store(ids, kv, PAGE)
+        else:
+            kv.free()
 
     def _ids(self, h: _Held, last: int) -> list[int]:
         return self._feed(h, h.n, last) if h.n < last else []
@@ -191,9 +251,12 @@ class Beside(Companion):
     # ------------------------------------------------------------------ room
 
     def _fits(self, rows: int) -> bool:
-        """Whether so many more rows fit; what was not asked for in this call gives way, oldest first."""
+        """Whether so many more rows fit; what is stored gives way, then what was not asked for in this call,
+        oldest first."""
         need = (rows + PAGE) * self.store.row_bytes
         while self.store.held + need > self._most:
+            if self.reuse.shrink():
+                continue
             old = [(h.used, key) for key, h in self._held.items() if h.used < self._clock and h.rows]
             if not old:
                 return False
@@ -208,11 +271,18 @@ class Beside(Companion):
     def drop(self, seq_id: int) -> None:
         self._current.pop(seq_id, None)
         for key in [k for k in self._held if k[0] == seq_id]:
-            self._free(key)
+            h = self._held.pop(key)
+            if h.kv.length > h.rows:
+                self.store.cut(h.kv, h.rows)
+            self._offer(h, h.kv)
 
     @property
     def row_bytes(self) -> float:
         return self.store.row_bytes
+
+    @property
+    def held(self) -> int:
+        return self.store.held
 
     @property
     def reserved(self) -> int:
@@ -225,3 +295,4 @@ class Beside(Companion):
         for key in list(self._held):
             self._free(key)
         self._current.clear()
+        self.reuse.close()

@@ -84,6 +84,11 @@ class Companion:
         return 0.0
 
     @property
+    def held(self) -> int:
+        """Bytes of KV in use."""
+        return 0
+
+    @property
     def reserved(self) -> int:
         """Bytes of KV taken from the system."""
         return 0

@@ -60,6 +60,11 @@ class StepCost:
         self._fresh += 1
         self._seconds += seconds
 
+    def seen(self, rows: int) -> int:
+        """Steps of about so many rows that are remembered."""
+        size = (rows - 1).bit_length()
+        return sum(len(steps) for (rows_, _), steps in self._seen.items() if rows_ == size)
+
     def _ask(self) -> None:
         """Fit anew where enough has been seen since, and, after the first ones, fits have not taken too much
         of the time."""
@@ -70,7 +75,10 @@ class StepCost:
         start = time.perf_counter()
         self._fresh = 0
         for _ in range(1 if self._fits else 3):  # what sizes in between take depends on the price of reads
+            price = self._read
             self._fit()
+            if self._read == price:
+                break
         self._fits += time.perf_counter() - start
 
     def predict(self, rows: int, read: int) -> float:
@@ -142,9 +150,7 @@ class StepCost:
         group = np.ceil(np.log2(rows))
         there, times = np.unique(group, return_counts=True)
         known = there[times >= SURE] if times.max() >= SURE else there
-        sizes, typical = np.array(
-            [(np.median(rows[group == g]), np.median(pure[group == g])) for g in known]
-        ).T
+        sizes, typical = np.array([(_middle(rows[group == g]), _middle(pure[group == g])) for g in known]).T
         knots = np.array(KNOTS, float)
         doubt = np.isin(np.log2(knots), there) & ~np.isin(np.log2(knots), known)
         likely = np.interp(knots, sizes, typical)
@@ -169,6 +175,12 @@ class StepCost:
 def reads(n: int, context: int = 0) -> int:
     """KV rows that n rows of one text read from position `context` on, each its own included."""
     return n * context + n * (n + 1) // 2
+
+
+def _middle(of: NDArray[Any]) -> float:
+    """The median. NumPy's own imports its masked arrays at first, which takes 7 ms: a short answer's time."""
+    low, high = np.sort(of)[[(len(of) - 1) // 2, len(of) // 2]]
+    return float(low + high) / 2
 
 
 def _columns(rows: NDArray[Any], read: NDArray[Any]) -> NDArray[np.float64]:

@@ -32,10 +32,10 @@ class Drafting:
     """clip: drafts end at barriers. models, stores: see `DraftRoom`."""
 
     def __init__(
-        self, runner: Runner, cost: StepCost, clip: bool, models: Mapping[str, Companion]
+        self, runner: Runner, cost: StepCost, clip: bool, models: Mapping[str, Companion],
+        stores: Mapping[str, Datastore],
     ) -> None:  # fmt: skip
-        self.runner, self.cost, self.clip, self.models = runner, cost, clip, models
-        self.stores: dict[str, Datastore] = {}
+        self.runner, self.cost, self.clip, self.models, self.stores = runner, cost, clip, models, stores
         self.seconds = 0.0  # that the drafts of the last step took: no part of what its rows cost
 
     def forget(self, seq: Seq) -> None:
@@ -85,7 +85,7 @@ class Drafting:
             w.draft = w.draft.clip(k).head(left)
             left -= w.draft.n
             if w.draft.n:
-                count(w, int(w.draft.depths().max()), 0)
+                count(w, max(w.draft.levels()), 0)
 
     def _room(self, base: int, read: int, seconds: float, most: int) -> DraftRoom:
         rows = most - base

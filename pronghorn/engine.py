@@ -37,6 +37,7 @@ from pronghorn.types import Accept, Ints, Origin, Rows
 
 if TYPE_CHECKING:
     from pronghorn.companion import Companion
+    from pronghorn.datastore import Datastore
     from pronghorn.model.tokenizer import Tokenizer
 
 STEP_ROWS = 4096  # rows of one step, at most
@@ -79,7 +80,7 @@ class Engine:
     """Runs requests over one model, one store and one composition.
 
     kv_rows: rows of KV that may be held in all. clip=False lets steps cross barriers; only the test that
-    shows why the rule exists sets it. companions: further models, for drafters.
+    shows why the rule exists sets it. companions, stores: further models and datastores, for drafters.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class Engine:
         methods: Composition,
         tokenizer: Tokenizer,
         kv_rows: int,
-        eos: Sequence[int] = (),
-        clip: bool = True,
-        companions: Mapping[str, Companion] | None = None,
+        eos: Sequence[int],
+        clip: bool,
+        companions: Mapping[str, Companion],
+        stores: Mapping[str, Datastore],
     ) -> None:
         self.bound, self.runner, self.store, self.methods = bound, runner, store, methods
         self.tokenizer, self.kv_rows, self.clip = tokenizer, kv_rows, clip
@@ -102,16 +104,16 @@ class Engine:
         self.siblings: dict[int, list[Seq]] = {}  # sequence id -> branches that wait for its prompt
         self.texts: dict[int, TextStream] = {}
         varies = any(r.varies for r in bound.ropes)
-        models = dict(companions or {})
-        self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies, tuple(models))
+        self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies, tuple(companions))
         seals = methods.kvfmt.group > 0 or not methods.select.dense
         # a row whose rotation depends on the prompt's length is of no use to another prompt
         self.memory = Memory(store, methods, kv_rows, seals, not varies)
         self.cost = StepCost()
-        self.drafting = Drafting(runner, self.cost, clip, models)
+        self.drafting = Drafting(runner, self.cost, clip, companions, stores)
         self._seconds = math.inf  # what the step under way may last
         self._ended = math.inf  # when the last step did, if another followed at once
         self.last = StepInfo(0, 0, 0.0)
+        self.prompt_rows = 0  # of all steps so far
         self.hidden = any(t.startswith("hidden.") for t in methods.taps)
         self._ids = 0
         self._buffer = np.zeros((6, 256), np.int32)
@@ -351,7 +353,9 @@ class Engine:
                 np.maximum(pos[at:end] + 1, seq.n_prompt, out=span[at:end])
             at = end
             if first < seq.n_prompt:
-                seq.counts.prompt_rows += min(w.take, seq.n_prompt - first)
+                here = min(w.take, seq.n_prompt - first)
+                seq.counts.prompt_rows += here
+                self.prompt_rows += here
                 taps = taps or first + w.take > seq.n_prompt - seq.methods.q_rows
             seq.counts.recomputed += max(0, min(first + w.take, seq.lost) - first)
         return Rows(*rows), taps
@@ -415,16 +419,13 @@ class Engine:
         except (RequestError, MethodError) as e:  # what one request asked for harms no other
             seq.error = str(e)
             return Accept([], -1), Event(seq, [], [], "", "error")
-        new = [int(w.draft.tokens[i]) for i in accept.path] + [accept.bonus]
+        new = [*w.draft.tokens[accept.path].tolist(), accept.bonus]
         at = [0, *(i + 1 for i in accept.path)]  # logits row that gave each token
         text, finish, taken = "", "", 0
         stream = self.texts[seq.id]
         for token, row in zip(new, at, strict=True):
             seq.tokens.append(token)
             taken += 1
-            drafted = Origin.FORCED if w.forced else Origin.DRAFTED
-            seq.origins.append(drafted if taken <= len(accept.path) else Origin.MODEL)
-            seq.constraint.advance([token])
             if seq.request.logprobs:
                 seq.logprobs.append(logprob(logits[row], token))
                 if seq.request.top:
@@ -441,11 +442,14 @@ class Engine:
                 break
         if finish:
             text += stream.flush()
+        tokens, stood = new[:taken], min(taken, len(accept.path))
+        seq.constraint.advance(tokens)
+        origins = [Origin.FORCED if w.forced else Origin.DRAFTED] * stood + [Origin.MODEL] * (taken - stood)
+        seq.origins += origins
         seq.counts.steps += 1
-        if accept.path:
-            count(w, 0, min(taken, len(accept.path)))
-        tokens = new[:taken]
-        return accept, Event(seq, tokens, seq.origins[-taken:], text, finish)
+        if stood:
+            count(w, 0, stood)
+        return accept, Event(seq, tokens, origins, text, finish)
 
     def _end(self, seq: Seq, finish: str) -> None:
         seq.finish = finish

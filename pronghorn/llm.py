@@ -38,7 +38,7 @@ class Stats:
     """How an answer came about: the receipt.
 
     Times in seconds. first: submission to first token; rate: new tokens after the first step's per
-    second;
+    second; drafters: tokens drafted and accepted, by who drafted them;
     accepted_length: new tokens per step; kv_bytes: held at the end; kv_full: what the plain path would
     have held.
     """
@@ -52,6 +52,7 @@ class Stats:
     steps: int
     drafted: int
     accepted: int
+    drafters: dict[str, tuple[int, int]]
     accepted_length: float
     kv_bytes: int
     kv_full: int
@@ -364,7 +365,8 @@ def receipt(engine: Engine, seq: Seq, seconds: float, first: float, later: int) 
     return Stats(
         prompt_tokens=seq.n_prompt, new_tokens=n, reused_tokens=c.reused, seconds=seconds, first=first,
         rate=later / after if later and after > 0 else 0.0, steps=c.steps, drafted=c.drafted,
-        accepted=c.accepted, accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=seq.kv_bytes,
+        accepted=c.accepted, drafters=dict(c.drafters),
+        accepted_length=n / c.steps if c.steps else 0.0, kv_bytes=seq.kv_bytes,
         kv_full=engine.store.full_bytes(len(seq.tokens) - 1), guarantee=seq.methods.guarantee.value,
         methods=tuple(describe(m) for _, m in seq.methods.each() if name_of(m)),
     )  # fmt: skip
@@ -473,8 +475,7 @@ def make_engine(
     for companion in companions.values():
         companion.limit(kv_rows)
     eos = sorted({*checkpoint.eos, *tokenizer.eos})
-    engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip, companions)
-    engine.drafting.stores = stores
+    engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip, companions, stores)
     mark = fingerprint(checkpoint, methods, backend, arithmetic, dtype)
     methods.reuse.open(store, mark, engine.cost.prefill)
     return engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +109,17 @@ class NoReuse:
 
     def open(self, store: Store, fingerprint: str, seconds: Callable[[int, int], float]) -> None: ...
 
+    def fresh(self) -> NoReuse:
+        return self
+
     def shrink(self) -> bool:
         return False
 
     def tree(self) -> list[Node]:
         return []
+
+    def disk_counts(self) -> Mapping[str, int]:
+        return {}
 
     def close(self) -> None: ...
 

@@ -16,7 +16,7 @@ from pronghorn.model.bind import Bound, bind
 from pronghorn.model.sublayers import parallel, without
 from pronghorn.model.tape import Tape
 from pronghorn.model.vocab_map import mapped
-from pronghorn.nulls import Dense, ExactKV
+from pronghorn.nulls import Dense, ExactKV, NoReuse
 from pronghorn.ops.ref import Ops
 from pronghorn.run.base import Runner
 
@@ -135,7 +135,9 @@ def _open(what: Name, model: Model, home: Home, runners: list[Runner]) -> Compan
     made, store = runner(tape, None)
     fuzzy = runner(parallel(tape, what.block), store)[0] if what.block > 1 else made
     vocab = None if own else mapped(tokenizer, model.tokenizer, n_vocab)
-    return Beside(made, store, n_vocab, tokenizer, tape.context, vocab, fuzzy)
+    # a row whose rotation depends on the prompt's length is of no use to another prompt
+    reuse = NoReuse() if any(r.varies for r in tape.ropes) else home.methods.reuse.fresh()
+    return Beside(made, store, reuse, n_vocab, tokenizer, tape.context, vocab, fuzzy)
 
 
 def load(name: str) -> Model:

@@ -2,7 +2,8 @@
 
 Every random number is keyed by (seed, branch, position, purpose), so a seed gives the same text whatever
 the batch, the drafter or the order in which positions are visited. The generator is Philox-4x64 (Salmon
-et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") as NumPy implements it.
+et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") as NumPy implements it; single numbers come from
+native code that does the same.
 
 No number may serve twice: what decides whether a drafted token stands must know nothing of how it was
 drafted. So whoever takes numbers has purposes of his own: 0 the target's draw, from 1 on the verifiers',
@@ -15,13 +16,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from pronghorn.ops.cpu import _native
+
+MASK = (1 << 64) - 1
 DRAW = 0  # purpose of the target's own draw; methods use 1 and above
 DRAFT = 1 << 32  # purposes of drafters
 
 
 def uniform(seed: int, branch: int, pos: int, purpose: int) -> float:
     """A number in [0, 1) with 53 random bits."""
-    return float(int(_philox(seed, branch, pos, purpose).random_raw()) >> 11) * 2.0**-53
+    return _native.uniform(int(seed) & MASK, branch, int(pos) & MASK, purpose)
 
 
 def stream(seed: int, branch: int, pos: int, purpose: int) -> np.random.Generator:
@@ -31,8 +35,6 @@ def stream(seed: int, branch: int, pos: int, purpose: int) -> np.random.Generato
 
 
 def _philox(seed: int, branch: int, pos: int, purpose: int) -> np.random.Philox:
-    mask = (1 << 64) - 1
-    seed, pos = int(seed), int(pos)
     # as uint64: a list with a number of 2**63 or more would become float64 and lose its low bits
-    counter = np.array([0, pos & mask, purpose, branch], np.uint64)
-    return np.random.Philox(counter=counter, key=np.array([seed & mask, 0], np.uint64))
+    counter = np.array([0, int(pos) & MASK, purpose, branch], np.uint64)
+    return np.random.Philox(counter=counter, key=np.array([int(seed) & MASK, 0], np.uint64))

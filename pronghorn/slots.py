@@ -125,6 +125,11 @@ class Reuse(Protocol):
         the tokens before it; seconds(rows, context): what so many rows of a prompt take behind `context`."""
         ...
 
+    def fresh(self) -> Reuse:
+        """Another one with the same options that holds nothing: for the rows of a companion, which stay in
+        memory alone."""
+        ...
+
     def shrink(self) -> bool:
         """Memory is short: free the least valuable state. False when none would free anything: nothing is
         held, or only what running sequences hold too."""
@@ -132,6 +137,11 @@ class Reuse(Protocol):
 
     def tree(self) -> list[Node]:
         """What is held, for people; parents come first."""
+        ...
+
+    def disk_counts(self) -> Mapping[str, int]:
+        """What happened to records on a disk since `open`, "damaged" among it; empty where none are kept. Any
+        thread may ask."""
         ...
 
     def close(self) -> None:

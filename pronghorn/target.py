@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pronghorn.errors import RequestError
 from pronghorn.nulls import Free
 from pronghorn.ops.cpu import _native
-from pronghorn.rng import DRAW, uniform
+from pronghorn.rng import DRAW, MASK, uniform
 from pronghorn.seq import Seq
 from pronghorn.types import Draft
 
@@ -100,7 +100,22 @@ class NodeTarget:
     def soft(self, row: int) -> NDArray[np.float64]:
         return softmax(self.shaped(row))
 
+    @cached_property
+    def _drawn(self) -> dict[int, int]:
+        """Rows that sampling and matching visits, and their tokens, where nothing changes the logits: all in
+        one call."""
+        logits, draft, request = self.logits, self.draft, self.seq.request
+        if self.shapers or not isinstance(self.seq.constraint, Free) or logits.dtype != np.float32:
+            return {}
+        rows, tokens = _native.walk(
+            np.ascontiguousarray(logits), self.n_tokens, draft.tokens, draft.parent, self.temperature,
+            int(request.seed) & MASK, self.seq.branch, len(self.seq.tokens),
+        )  # fmt: skip
+        return dict(zip(rows, tokens, strict=True))
+
     def draw(self, row: int) -> int:
+        if row in self._drawn:
+            return self._drawn[row]
         if self.temperature <= 0:
             best = -1 if self.shapers else self._largest(row)
             return best if best >= 0 else int(self.shaped(row).argmax())

@@ -47,6 +47,9 @@ class TextStream:
         return self._give(self._detok.flush(), last=True)
 
     def _give(self, new: str, last: bool) -> str:
+        if not self._stops:
+            self.text += new
+            return new
         text = self._held + new
         found = [i for s in self._stops if (i := text.find(s)) >= 0]
         if found:

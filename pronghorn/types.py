@@ -101,6 +101,9 @@ class StepOut(NamedTuple):
     taps: dict[str, NDArray[Any]]
 
 
+_NONE = np.zeros(0)
+
+
 class Draft(NamedTuple):
     """A tree of proposed tokens in topological order.
 
@@ -114,28 +117,32 @@ class Draft(NamedTuple):
     tokens: Ints
     parent: Ints
     q: NDArray[Any] = np.zeros((0, 0))
-    score: NDArray[Any] = np.zeros(0)
+    score: NDArray[Any] = _NONE
     by: str = ""
 
     @property
     def n(self) -> int:
         return len(self.tokens)
 
-    def depths(self) -> Ints:
+    def levels(self) -> list[int]:
         """Depth of each node, children of the last token at 1."""
-        depth = np.zeros(len(self.tokens), np.int32)
-        for i, p in enumerate(self.parent):
-            depth[i] = 1 if p < 0 else depth[p] + 1
+        depth: list[int] = []
+        for p in self.parent.tolist():
+            depth.append(1 if p < 0 else depth[p] + 1)
         return depth
+
+    def depths(self) -> Ints:
+        """`levels` as an array."""
+        return np.array(self.levels(), np.int32)
 
     def clip(self, max_depth: int) -> Draft:
         """The nodes no deeper than `max_depth`."""
-        if not self.n:
+        if self.n <= max_depth:
             return self
-        depth = self.depths()
-        if depth.max() <= max_depth:
+        levels = self.levels()
+        if max(levels, default=0) <= max_depth:
             return self
-        return self.only(np.flatnonzero(depth <= max_depth))
+        return self.only(np.flatnonzero(np.array(levels) <= max_depth))
 
     def head(self, n: int) -> Draft:
         """The first n nodes."""
@@ -155,8 +162,8 @@ class Draft(NamedTuple):
         """From the last token go to the child that holds what is chosen there, for as long as there is
         one. choose: row (0 the last token, i + 1 node i) -> token; of equal siblings the first counts."""
         child: dict[tuple[int, int], int] = {}
-        for i in range(self.n):
-            child.setdefault((int(self.parent[i]), int(self.tokens[i])), i)
+        for i, key in enumerate(zip(self.parent.tolist(), self.tokens.tolist(), strict=True)):
+            child.setdefault(key, i)
         path: list[int] = []
         node = -1
         while True:
@@ -167,13 +174,16 @@ class Draft(NamedTuple):
             path.append(node)
 
     @staticmethod
-    def chain(tokens: Any) -> Draft:
+    def chain(tokens: Any, score: NDArray[Any] = _NONE) -> Draft:
         ids = np.asarray(tokens, np.int32)
-        return Draft(ids, np.arange(-1, len(ids) - 1, dtype=np.int32))
+        return Draft(ids, np.arange(-1, len(ids) - 1, dtype=np.int32), score=score)
 
     @staticmethod
     def empty() -> Draft:
-        return Draft(np.zeros(0, np.int32), np.zeros(0, np.int32))
+        return _EMPTY
+
+
+_EMPTY = Draft(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 class Accept(NamedTuple):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,8 @@ from pronghorn.errors import (
 )
 from pronghorn.nulls import EXACT
 from pronghorn.seq import Request
+from pronghorn.serve.delta import Mailbox
+from pronghorn.serve.wake import PACE, Bell
 from pronghorn.types import Origin
 
 T = TypeVar("T")
@@ -312,6 +315,40 @@ def test_nobody_wakes_a_loop_for_every_token():
     run(main())
 
 
+def test_a_loop_that_reads_is_called_once():
+    async def main():
+        loop, box = asyncio.get_running_loop(), Mailbox()
+        bell, calls = Bell(loop), 0
+        plain_call = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return plain_call(*args, **more)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+
+        async def told(urgent: bool = False) -> None:
+            box.waiter = loop.create_future()
+            bell.mark(box, urgent)
+            assert bell.ring() and bell.ring()
+            await box.waiter
+
+        for _ in range(5):  # the second and later ones find a round under way
+            await told()
+        assert calls == 1
+        await told(urgent=True)  # does not wait for it
+        assert calls == 2
+        await told()
+        assert calls == 2
+        await asyncio.sleep(3 * PACE)  # nobody wrote: the rounds end
+        assert calls == 2
+        await told()
+        assert calls == 3
+
+    run(main())
+
+
 # ---------------------------------------------------------------------- what is wrong
 
 
@@ -573,5 +610,30 @@ def test_the_live_view_shows_what_runs():
                 await stream.cancel()
             await until(lambda: not llm.state()["running"])
             assert llm.state()["totals"]["requests"] == 3
+
+    run(main())
+
+
+def test_what_companions_hold_is_told_by_model():
+    from pronghorn.serve.exposition import Engines
+
+    draft, cut = "pronghorn-tiny-draft", "self:skip=1a"
+
+    async def main():
+        async with AsyncLLM(use=[f"auto:drafters=draft-model:model={draft}+self-skip:layers=1a"]) as llm:
+            await llm.stream("hi", max_tokens=1).result()  # it has begun, and now rests
+            text: Any = SimpleNamespace(id=1, tokens=[*range(1, 200)], n_prompt=199, request=None)
+            llm.llm.engine.drafting.models[draft].sync([text])
+            least = 199 * llm.llm.engine.drafting.models[draft].row_bytes
+            await until(lambda: llm.state()["kv"]["companions"][draft] > least)
+            told = llm.state()["kv"]["companions"]
+            assert told[cut] == 0
+            counted = {
+                (s.labels["model"], s.labels["companion"]): s.value
+                for family in Engines(lambda: {"a": llm}).collect()
+                for s in family.samples
+                if s.name == "pronghorn_companion_kv_held_bytes"
+            }
+            assert counted == {("a", name): n for name, n in told.items()}
 
     run(main())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cli
@@ -21,6 +22,7 @@ from pronghorn.types import Origin
 
 RUN = ("run", "--backend", "ref")
 GATE = "The code of the river gate is 52817. What is the code of the river gate?"
+PATTERN = r" three four\. one two three[a-z. ]+"  # its beginning is forced
 LOOP = "one two three four. one two three four. one two three four. one two"
 COMMANDS = ("run", "chat", "info", "methods", "explain", "verify", "convert")
 
@@ -81,21 +83,56 @@ def test_run_streams_what_generate_returns(call):
 
 
 def test_run_json(call):
-    result = call(*RUN, "-n", "20", "--raw", "--json", LOOP)
+    result = call(*RUN, "-n", "20", "--raw", "--json", "--draft", "prompt-lookup", LOOP)
     data = result.data
     assert result.err == ""
     assert data["finish"] in ("stop", "length")
     assert len(data["tokens"]) == data["stats"]["new_tokens"] == 20
     assert data["stats"]["accepted"] > 0
     assert data["stats"]["guarantee"] == "exact"
-    assert sorted(m.partition(":")[0] for m in data["stats"]["methods"]) == sorted(DEFAULT_USE)
+    assert sorted(m.partition(":")[0] for m in data["stats"]["methods"]) == sorted(
+        {*DEFAULT_USE, "prompt-lookup"} - {"auto"}
+    )
+
+
+def test_run_tells_who_drafted(call):
+    given = (*RUN, "-n", "30", "--raw", "--draft", "prompt-lookup", "--regex", PATTERN, LOOP)
+    stats = call(*given, "--json").data["stats"]
+    by = stats["drafters"]
+    assert set(by) == {"forced", "prompt-lookup"}
+    assert {k: sum(n[k] for n in by.values()) for k in ("drafted", "accepted")} == {
+        "drafted": stats["drafted"], "accepted": stats["accepted"],
+    }  # fmt: skip
+    line = call(*given).err
+    assert f"drafted {stats['drafted']}, accepted {stats['accepted']} (" in line
+    for who, n in by.items():
+        assert f"{who} {n['accepted']}/{n['drafted']}" in line
+
+
+@pytest.mark.parametrize("without", [("--draft", "none"), ("--plain",)])
+def test_without_a_drafter_forced_tokens_are_drafted(call, without):
+    stats = call(*RUN, "-n", "30", "--raw", "--json", *without, "--regex", PATTERN, LOOP).data["stats"]
+    assert set(stats["drafters"]) == {"forced"}
+    assert stats["drafters"]["forced"]["accepted"] > 3
+
+
+def test_drafts_of_several_answers():
+    def stats(**by: tuple[int, int]):
+        sums = {k: sum(n[i] for n in by.values()) for i, k in enumerate(("drafted", "accepted"))}
+        return replace(done.stats, drafters=by, **sums)
+
+    done = LLM(backend="ref", defaults=("match", "fcfs")).generate("Hi", max_tokens=1)
+    assert paint.drafts([]) == "drafted 0, accepted 0"
+    assert paint.drafts([stats(suffix=(9, 4))]) == "drafted 9, accepted 4 (suffix)"
+    both = [stats(suffix=(9, 4), rest=(2, 2)), stats(rest=(10, 5))]
+    assert paint.drafts(both) == "drafted 21, accepted 11 (rest 7/12, suffix 4/9)"
 
 
 def test_plain_has_no_drafter_and_the_same_tokens(call):
-    fast = call(*RUN, "-n", "30", "--raw", "--json", LOOP).data
+    fast = call(*RUN, "-n", "30", "--raw", "--json", "--draft", "prompt-lookup", LOOP).data
     plain = call(*RUN, "-n", "30", "--raw", "--json", "--plain", LOOP).data
     assert plain["stats"]["drafted"] == 0 < fast["stats"]["drafted"]
-    assert "prompt-lookup" not in plain["stats"]["methods"]
+    assert not {"prompt-lookup", "auto"} & set(plain["stats"]["methods"])
     assert plain["tokens"] == fast["tokens"]
 
 
@@ -525,6 +562,20 @@ def test_start_imports_no_heavy_library():
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_an_answer_waits_for_no_import_of_numpy_s():
+    """NumPy imports some of its parts when a function first needs them; one of those takes 7 ms."""
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    code = (
+        "import sys\nfrom pronghorn.llm import LLM\nllm = LLM(threads=1)\n"
+        f"assert len(llm.generate({LOOP!r}, max_tokens=40).tokens) == 40\nllm.close()\n"
+        "print('numpy.ma' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "False\n"
+
+
 # ---------------------------------------------------------------------------------- colours
 
 
@@ -545,7 +596,7 @@ class _Terminal:
 
 
 def test_drafted_tokens_are_coloured_and_the_text_is_unchanged(monkeypatch):
-    llm = LLM(backend="ref")
+    llm = LLM(use=["prompt-lookup"], backend="ref")
     stream = llm.stream(LOOP, max_tokens=40)
     items = list(stream)
     terminal = _Terminal()
@@ -612,6 +663,7 @@ def test_chat_from_a_pipe(call):
     two = llm.chat(messages, max_tokens=8).text
     assert result.out == f"{one}\n{two}\n"
     assert "2 answers" in result.err
+    assert "drafted" in result.err.splitlines()[-1]
     assert "reused" in result.err.splitlines()[1]  # the second turn starts from the first one's rows
 
 

@@ -15,7 +15,9 @@ from pronghorn.companion import Borrowed, Companion
 from pronghorn.compose import Facts, check, compose
 from pronghorn.engine import Engine
 from pronghorn.errors import MethodError
+from pronghorn.kv.store import SeqKV
 from pronghorn.llm import LLM
+from pronghorn.methods.reuse.prefix import Prefix
 from pronghorn.model.checkpoint import Checkpoint, Tensors
 from pronghorn.model.sublayers import sublayers, without
 from pronghorn.model.tokenizer import Tokenizer
@@ -168,6 +170,139 @@ def test_branches_share_the_rows_of_their_prompt() -> None:
     assert len(model._held) == 4
     pages = model.store.held / model.store.open_layout.block
     assert pages <= 10 + 4 * 2, "160 rows once, and two pages for each branch"
+
+
+# ------------------------------------------------------------------------------------ stored prefixes
+
+
+def fed(model: Any) -> list[int]:
+    """Rows of each step that the companion runs from now on."""
+    out: list[int] = []
+    real = model.runner.run
+    model.runner.run = lambda rows, kvs, taps: out.append(rows.n) or real(rows, kvs, taps)
+    return out
+
+
+def alike(n: int, shared: int, each: int) -> list[tuple[int, ...]]:
+    """Prompts that begin with the same tokens, and go on with their own."""
+    return [(*prompt(shared), *prompt(each, 7 + i)) for i in range(n)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["self", "small", "small:block=2", "pronghorn-tiny-draft"])
+def test_rows_behind_a_stored_prefix_equal_a_prefill(backend: str, name: str, small: Path) -> None:
+    """T-KV: the second text starts from rows of the first, the third from rows of both."""
+    draft = f"draft-model:model={name.replace('small', str(small))},stop=1"
+    e, fresh = (engine([draft, "match", *more], backend) for more in (["prefix"], []))
+    model, again = only(e), only(fresh)
+    prompts = alike(2, 100, 20)
+    for i, ids in enumerate([*prompts, (*prompts[1], *prompt(9, 3))]):
+        (seq,) = start(e, Request(ids, max_tokens=30, ignore_eos=True))
+        ran = fed(model)
+        while seq.n_new < 25:
+            e.step()
+        if i:
+            assert max(ran) < 60, "the prefix was run again"
+        model.sync([seq])
+        copy: Any = SimpleNamespace(id=seq.id, tokens=[*seq.tokens], n_prompt=seq.n_prompt, request=0)
+        again.sync([copy])
+        for a, b in zip(rows(model, seq), rows(again, copy), strict=True):
+            assert a.shape == b.shape
+            assert np.abs(a - b).max() < (1e-12 if backend == "ref64" else 1e-6)
+        again.drop(seq.id)
+        while e.busy:
+            e.step()
+        assert list(seq.new) == generate(engine(["match"], backend), ids, 30)
+
+
+def test_those_who_begin_alike_wait_for_the_first() -> None:
+    """Also where a prompt comes in parts: its rows are run once, whoever asks for them meanwhile."""
+    e = engine(["draft-model:model=self", "match", "batch", "prefix"], "native")
+    model = only(e)
+    ran = fed(model)
+    seqs = start(e, *(Request(p, max_tokens=12, ignore_eos=True) for p in alike(5, 1200, 20)))
+    while e.busy:
+        e.step()
+    assert all(s.counts.drafted for s in seqs)
+    drafts = sum(s.counts.drafted + s.n_new for s in seqs)
+    assert 1200 + 5 * 20 <= sum(ran) < 1200 + 5 * 20 + 3 * drafts
+    assert [list(s.new) for s in seqs] == [
+        generate(engine(["match"], "native"), s.request.ids, 12) for s in seqs
+    ]
+
+
+class Forgetful(Prefix):
+    slot = "reuse"
+
+    def store(self, ids: Sequence[int], kv: SeqKV, grid: int) -> None:
+        kv.free()
+
+
+def test_nobody_waits_for_rows_that_are_not_to_be_had() -> None:
+    e = engine(["draft-model:model=self", "match", "batch", Forgetful()])
+    seqs = start(e, *(Request(p, max_tokens=30, ignore_eos=True) for p in alike(3, 600, 20)))
+    while e.busy:
+        e.step()
+    assert all(s.counts.drafted > 10 for s in seqs)
+
+
+def test_stored_rows_give_way_and_are_freed() -> None:
+    e = engine(["draft-model:model=self", "match", "prefix"])
+    model = only(e)
+    for n in range(6):
+        (seq,) = start(e, Request(prompt(80, n), max_tokens=8, ignore_eos=True))
+        while e.busy:
+            e.step()
+    held = model.store.held
+    assert held > 6 * 80 * model.row_bytes
+    model.limit(200)  # room for one text and a little more
+    (seq,) = start(e, Request(prompt(90, 9), max_tokens=30, ignore_eos=True))
+    while e.busy:
+        e.step()
+        assert model.store.held <= max(held, 200 * model.row_bytes)
+        held = min(held, model.store.held)
+    assert seq.counts.drafted
+    assert model.held == model.store.held <= 200 * model.row_bytes
+    e.close()
+    assert model.held == model.reserved == 0
+
+
+def test_a_call_cut_short_stores_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C where rows are booked and not written."""
+    e = engine(["draft-model:model=self", "match", "prefix"])
+    model, ids = only(e), prompt(80)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(model.runner, "commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            generate(e, ids, 30)
+    assert model.store.held == 0
+    (seq,) = start(e, Request(ids, max_tokens=30, ignore_eos=True))
+    while e.busy:
+        e.step()
+    assert seq.counts.accepted == seq.counts.drafted > 10
+
+
+def test_without_a_reuse_method_nothing_is_stored() -> None:
+    e = engine(["draft-model:model=self", "match"])
+    generate(e, prompt(80), 8)
+    ran = fed(only(e))
+    generate(e, prompt(80), 8)
+    assert max(ran) >= 80
+
+
+def test_rows_that_depend_on_the_prompt_s_length_serve_no_other() -> None:
+    class Scaling(dict[str, Any]):
+        __hash__ = object.__hash__  # type: ignore[assignment]  # the engine's model is kept by its config
+
+    rope = Scaling({"rope_type": "dynamic", "factor": 2.0})
+    e = engine(["draft-model:model=self", "match", "prefix"], rope_scaling=rope)
+    assert e.facts.rope_varies
+    generate(e, prompt(80), 8)
+    assert only(e).store.held == 0
 
 
 def test_a_batch_is_one_step_of_the_companion() -> None:

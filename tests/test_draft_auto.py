@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._merge import FAR, HOPE, Merged, Mood, prior, shifted
-from pronghorn.methods.draft._value import FAINT, Ledger, Odds, Worth, worth
+from pronghorn.methods.draft._mood import HOPE, Mood
+from pronghorn.methods.draft._value import Ledger, Worth, worth
 from pronghorn.methods.draft.auto import Auto
+from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft
 from tests.conformance._rig import sequence
+
+
+def tree_of(mood: Mood, odds: Odds, *drafts: Draft) -> Forest:
+    forest = Forest(odds)
+    assert forest.add(mood.shift, False) == 0
+    for d, draft in enumerate(drafts):
+        forest.join(0, d, draft.tokens, draft.parent, draft.score, 64)
+    return forest
 
 
 def mood_of(n: int) -> Mood:
@@ -33,7 +42,8 @@ def cost(*points: tuple[int, float]) -> StepCost:
     return made
 
 
-A = 7  # a kind of node
+A = 0  # the first child, drafted greedily
+FAINT, FAR = 0.02, 3.0  # chances that are left out; log-odds that a sequence may differ at most
 FLAT = ((1, 1e-2), (8, 1.02e-2), (64, 1.1e-2), (512, 8e-2))
 DEAR = ((1, 1e-3), (8, 8e-3), (64, 64e-3), (512, 512e-3))
 
@@ -63,7 +73,7 @@ def test_beside_a_prompt_rows_cost_what_they_add() -> None:
 
 
 def test_odds_come_true_and_forget() -> None:
-    odds = Odds(lambda kind: 0.5)
+    odds = Odds(1)
     r = np.random.default_rng(0)
     assert odds.chance(A) == 0.5
     for _ in range(400):
@@ -75,19 +85,74 @@ def test_odds_come_true_and_forget() -> None:
 
 
 def test_a_sequence_differs_from_what_is_usual() -> None:
-    odds, mood = Odds(prior), mood_of(1)
+    odds, mood, chain = Odds(1), mood_of(1), Draft.chain([7, 8])
     for _ in range(8):
-        tree = Merged(mood, odds, False)
-        tree.join(0, Draft.chain([7, 8]), 8)
-        draft = tree.draft(range(len(tree.token)), ["x"])
-        mood.learn(draft, Accept([], 9), odds)
+        mood.shift = tree_of(mood, odds, chain).learn(0, [9])
     assert -FAR <= mood.shift[0] < 0
-    fresh = Merged(mood_of(1), odds, False)
-    fresh.join(0, Draft.chain([7, 8]), 8)
-    worse = Merged(mood, odds, False)
-    worse.join(0, Draft.chain([7, 8]), 8)
-    assert worse.chance[0] < fresh.chance[0] < 0.3
-    assert shifted(0.5, 0.0) == 0.5 and shifted(0.5, 2.0) > 0.85
+    fresh = tree_of(mood_of(1), odds, chain).falling()
+    worse = tree_of(mood, odds, chain).falling()
+    assert worse[0] < fresh[0] < 0.3
+    better = mood_of(1)
+    for _ in range(40):
+        better.shift = tree_of(better, odds, chain).learn(0, [7, 8, 9])
+    assert tree_of(better, odds, chain).falling()[0] > 0.85
+    for _ in range(500):  # with nothing new to say, a sequence becomes like any other
+        better.shift = tree_of(better, odds).learn(0, [9])
+    assert abs(better.shift[0]) < 0.05
+
+
+def test_nodes_that_were_not_run_teach_too() -> None:
+    """Children of what came: of the first level 5 did and 6 did not, behind 5 nothing stood, behind 6 nobody
+    knows."""
+    odds = Odds(1)
+    tree = Draft(np.array([5, 6, 7, 8], np.int32), np.array([-1, -1, 0, 1], np.int32))
+    before = [odds.chance(kind) for kind in (0, 4, 1)]
+    tree_of(mood_of(1), odds, tree).learn(0, [5, 9])
+    first, second, behind = (odds.chance(kind) for kind in (0, 4, 1))
+    assert first > before[0] and second < before[1] and behind < first
+    known = odds.chance(1)
+    tree_of(mood_of(1), odds, tree).learn(0, [6])
+    assert odds.chance(1) == known
+
+
+def test_siblings_and_sure_drafters_are_told_apart() -> None:
+    odds, mood = Odds(1), mood_of(1)
+    star = Draft(np.array([1, 2, 3], np.int32), np.full(3, -1, np.int32))
+    chances = [c for *_, c in tree_of(mood, odds, star).nodes(0)]
+    assert chances == pytest.approx([0.5, 0.125, 0.5 / 9], rel=1e-5)
+    says = star._replace(score=np.array([0.2, 0.97, float("nan")]))
+    chances = [c for *_, c in tree_of(mood, odds, says).nodes(0)]
+    assert chances == pytest.approx([0.25, 0.95, 0.05], rel=1e-5)
+
+
+def test_what_is_taken_saves_what_its_chances_say() -> None:
+    odds, mood = Odds(2), mood_of(2)
+    forest = tree_of(mood, odds, Draft.chain([5, 6]), Draft.chain([5, 7]))
+    assert [(t, p) for t, p, *_ in forest.nodes(0)] == [(5, -1), (6, 0), (7, 0)]
+    falling = forest.falling()
+    assert falling == sorted(falling, reverse=True)
+    chosen, saved = forest.take(2, 10.0, 1.0)
+    assert chosen == [[0, 1]]
+    assert sum(saved[0]) == pytest.approx(10 * sum(falling[:2]) - 2)
+    assert forest.likely(0, 0) == [0] and forest.likely(0, 1) == []
+
+
+def test_what_cannot_be_joined_is_refused() -> None:
+    forest = tree_of(mood_of(1), Odds(1))
+    chain, none = Draft.chain([1, 2]), np.zeros(0)
+    with pytest.raises(ValueError, match="not there"):
+        forest.join(1, 0, chain.tokens, chain.parent, none, 8)
+    with pytest.raises(ValueError, match="not there"):
+        forest.join(0, 1, chain.tokens, chain.parent, none, 8)
+    with pytest.raises(ValueError, match="parents come before"):
+        forest.join(0, 0, chain.tokens, np.array([1, -1], np.int32), none, 8)
+    with pytest.raises(ValueError, match="as many parents"):
+        forest.join(0, 0, chain.tokens, chain.parent, np.zeros(1), 8)
+    forest.join(0, 0, chain.tokens, chain.parent, none, 8)
+    with pytest.raises(ValueError, match="node that is not there"):
+        forest.draft(0, [9])
+    with pytest.raises(ValueError, match="parents come before"):
+        forest.draft(0, [1])
 
 
 def test_who_brings_nothing_rests() -> None:
@@ -115,15 +180,6 @@ def test_trials_stay_within_their_share() -> None:
     assert 0 < spent <= 10.0
 
 
-def test_anothers_draft_teaches_nothing() -> None:
-    odds, mood = Odds(prior), mood_of(1)
-    tree = Merged(mood, odds, False)
-    tree.join(0, Draft.chain([7, 8]), 8)
-    tree.draft([0, 1], ["x"])
-    mood.learn(Draft.chain([1, 2]), Accept([0, 1], 3), odds)
-    assert mood.shift == [0.0]
-
-
 @st.composite
 def trees(draw: Any) -> Draft:
     n = draw(st.integers(1, 12))
@@ -141,11 +197,11 @@ def trees(draw: Any) -> Draft:
 @given(st.lists(trees(), min_size=1, max_size=4), st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
 def test_drafts_join_into_one_tree(drafts: list[Draft], most: int) -> None:
-    tree = Merged(mood_of(len(drafts)), Odds(prior), False)
-    for d, draft in enumerate(drafts):
-        tree.join(d, draft, 64)
-    order = sorted(range(len(tree.token)), key=lambda j: (-tree.chance[j], j))[:most]
-    got = tree.draft(order, [str(d) for d in range(len(drafts))])
+    mood = mood_of(len(drafts))
+    forest = tree_of(mood, Odds(len(drafts)), *drafts)
+    nodes = forest.nodes(0)
+    assert len(forest.falling()) == len(nodes)
+    got = Draft(*forest.draft(0, forest.take(most, 1.0, 0.0)[0][0])[:2])
     assert (got.parent < np.arange(got.n)).all()  # parents first, whatever the cut
     pairs = list(zip(got.parent.tolist(), got.tokens.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)
@@ -158,8 +214,9 @@ def test_drafts_join_into_one_tree(drafts: list[Draft], most: int) -> None:
 
     every = set().union(*(paths(d) for d in drafts))
     assert paths(got) <= every
-    if most >= len(tree.token) and min(tree.chance) > 10 * FAINT:
-        assert len(paths(got)) == len(tree.token)
+    assert min(c for *_, c in nodes) >= FAINT if nodes else True
+    if most >= len(nodes):
+        assert len(paths(got)) == len(nodes)
 
 
 def test_a_drafter_that_gains_nothing_costs_little() -> None:
@@ -173,7 +230,7 @@ def test_a_drafter_that_gains_nothing_costs_little() -> None:
         def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
             nonlocal calls
             calls += 1
-            made._proposes[0] = 1e-3  # as long as a step takes
+            made._proposes[0].seconds = 1e-3  # as long as a step takes
             return [Draft.chain([1, 2, 3]) for _ in seqs]
 
         def observe(self, *_: Any) -> None: ...

@@ -10,7 +10,6 @@ import pytest
 from pronghorn import rng
 from pronghorn.compose import parse
 from pronghorn.errors import MethodError
-from pronghorn.llm import LLM
 from pronghorn.methods.draft._companion import OWN, depths
 from pronghorn.methods.draft._trees import KINDS
 from pronghorn.methods.draft.rapid import Rapid
@@ -240,18 +239,3 @@ def test_ranges(bad: str) -> None:
 def test_models_that_cannot_be_cut_so(bad: str) -> None:
     with pytest.raises(MethodError):
         engine([bad, "match"])
-
-
-def test_the_search_finds_sublayers_to_skip() -> None:
-    from pronghorn.bench.skips import gain, search
-
-    text = " ".join(f"The code of the {a} {b} is {i * 37}." for i, a in enumerate(["river", "gate", "amber"])
-                    for b in ["stone", "lamp", "fox", "cedar"])  # fmt: skip
-    found = search("pronghorn-tiny", [text * 2], places=32, threads=1)
-    assert found.layers
-    assert 0 < found.share < 1
-    assert 0 < found.agree <= 1
-    assert found.gain == gain(found.agree, found.share)
-    llm = LLM(use=[f"self-skip:layers={found.layers}"], threads=1)
-    assert llm.generate("Once upon a time", max_tokens=16).stats.drafted > 0
-    llm.close()

@@ -18,6 +18,7 @@ from pronghorn.methods.draft.aggressive import Aggressive
 from pronghorn.methods.draft.copyspec import Copyspec
 from pronghorn.methods.draft.jacobi import Jacobi
 from pronghorn.methods.draft.lookahead import Lookahead
+from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.methods.draft.suffix import Suffix
 from pronghorn.seq import Request, Seq
 from pronghorn.slots import DraftRoom
@@ -27,8 +28,8 @@ from tests.engines import engine, prompt
 from tests.test_losslessness import prompts
 
 MANY = 1_000_000
-EVERY = (Aggressive, Copyspec, Jacobi, Lookahead, Suffix)
-COPIERS = (Aggressive, Copyspec, Suffix)
+EVERY = (Aggressive, Copyspec, Jacobi, Lookahead, PromptLookup, Suffix)
+COPIERS = (Aggressive, Copyspec, PromptLookup, Suffix)
 
 
 def step(
@@ -123,11 +124,36 @@ def test_trail_is_bounded_and_known_by_the_text() -> None:
     assert trail.get([8, 8, 4], 3, -1) == -1
 
 
+# ------------------------------------------------------------------------------------ prompt-lookup
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (2, 3), (1, 5)])
+def test_prompt_lookup_finds_what_a_scan_finds(least: int, most: int) -> None:
+    def scan(text: list[int], length: int) -> list[int]:
+        n = len(text)
+        for size in range(min(most, n), least - 1, -1):
+            for end in range(n - 1, size - 1, -1):
+                if text[end - size : end] == text[n - size :]:
+                    return [text[end + i % (n - end)] for i in range(length)]
+        return []
+
+    d, r, found = PromptLookup(most, least, 6), np.random.default_rng(8), 0
+    for case in range(100):
+        s = sequence(r.integers(0, 7, int(r.integers(1, 30))).tolist(), number=case)
+        for _ in range(8):
+            depth = int(r.integers(0, 8))
+            for _twice in range(2):  # nothing is learned from being asked
+                draft = d.propose([s], [depth], DraftRoom())[0].tokens.tolist()
+                assert draft == scan(s.tokens, min(depth, 6))
+            found += bool(draft)
+            s.tokens += r.integers(0, 7, int(r.integers(1, 4))).tolist()
+    assert 200 < found < 780
+
+
 # ----------------------------------------------------------------------------------------- copyspec
 
 
-def test_copyspec_compares_tokens_when_hashes_collide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copyspec, "PRIME", 7)
+def test_copyspec_follows_a_place_that_ends_as_the_text_does() -> None:
     d, r, hits = Copyspec(key=2, length=4), np.random.default_rng(4), 0
     for case in range(100):
         s = sequence(r.integers(0, 9, 12).tolist(), number=case)
@@ -139,21 +165,20 @@ def test_copyspec_compares_tokens_when_hashes_collide(monkeypatch: pytest.Monkey
                 stood = [
                     i for i in range(2, n) if text[i - 2 : i] == text[n - 2 : n] and text[i : i + 4] == draft
                 ]
-                assert stood, "the draft follows a place that ends as the text does"
+                assert stood
                 hits += 1
             s.tokens += r.integers(0, 9, int(r.integers(1, 4))).tolist()
     assert hits > 50
 
 
-def test_copyspec_rolls_as_a_hash_made_anew() -> None:
-    text = words(5, 300, 40)
-    rolled = copyspec._Copy(3)
+def test_copyspec_reads_in_pieces_as_at_once() -> None:
+    text = words(5, 300, 16)
+    pieces = copyspec._Copy(3)
     for n in range(1, 300, 7):
-        rolled.read(text[:n])
-        fresh = 0
-        for token in text[max(0, n - 3) : n]:
-            fresh = (fresh * copyspec.BASE + token + 1) % copyspec.PRIME
-        assert rolled.hash == fresh
+        pieces.read(text[:n])
+        once = copyspec._Copy(3)
+        once.read(text[:n])
+        assert vars(pieces) == vars(once)
 
 
 def test_copyspec_stays_with_the_place_that_agreed() -> None:

@@ -56,6 +56,7 @@ def test_a_restart_changes_no_token(tmp_path: Path) -> None:
     got, reused, llm = answers([folder])
     assert got == want
     assert reused[0] == 0
+    assert llm.methods.reuse.disk_counts()["damaged"] > 0
     llm.close()
 
 

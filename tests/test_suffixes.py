@@ -41,6 +41,13 @@ def test_the_longest_end_that_occurred_before(text: Text) -> None:
     assert len(out) == len(text)
 
 
+def drafted(
+    out: Suffixes, place: tuple[int, int], most: int, depth: int, least: int
+) -> tuple[list[int], list[int], list[float]]:
+    _, tokens, parents, shares = out.draft(place, most, depth, least, 0.0, 0)
+    return tokens.tolist(), parents.tolist(), shares.tolist()
+
+
 @given(st.lists(short, min_size=1, max_size=4), short)
 @settings(max_examples=300, deadline=None)
 def test_following_finds_the_longest_end_that_is_there(texts: list[Text], asked: Text) -> None:
@@ -53,7 +60,7 @@ def test_following_finds_the_longest_end_that_is_there(texts: list[Text], asked:
 def test_shares_are_those_of_all_occurrences(texts: list[Text], asked: Text) -> None:
     out = made(texts)
     place = out.follow((0, 0), asked)
-    tokens, parents, shares = out.draft(place, 100, 3, 1, 0.0)
+    tokens, parents, shares = drafted(out, place, 100, 3, 1)
     assert len(set(zip(parents, tokens, strict=True))) == len(tokens)
     if not place[1]:
         assert not tokens
@@ -68,21 +75,31 @@ def test_shares_are_those_of_all_occurrences(texts: list[Text], asked: Text) -> 
     assert best == sorted(best, reverse=True)
 
 
+def test_a_run_seen_once_is_no_certainty() -> None:
+    out = Suffixes()
+    out.extend([1, 2, 3, 4, 1, 2, 3, 5, 1, 2])
+    worth, tokens, parents, scores = out.draft(out.repeated(), 3, 10, 1, 0.1, 2)
+    assert (tokens.tolist(), parents.tolist()) == ([3, 5, 4], [-1, 0, 0])
+    assert scores == pytest.approx([2 / 3, 3 / 8, 3 / 8])  # matched 2, then 3
+    assert worth == pytest.approx(2 / 3 + 2 * 2 / 3 * 3 / 8)
+    assert out.draft(out.repeated(), 3, 10, 1, 0.3, 2)[1].tolist() == [3], "fainter once discounted"
+
+
 def test_limits_of_a_draft() -> None:
     out = Suffixes()
     out.extend([1, 2, 3, 4, 5, 6, 7, 1, 2])
     place = out.repeated()
     assert place[1] == 2
-    assert out.draft(place, 3, 10, 2, 0.0) == ([3, 4, 5], [-1, 0, 1], [1.0, 1.0, 1.0])
-    assert out.draft(place, 10, 2, 2, 0.0)[0] == [3, 4]
-    assert out.draft(place, 10, 10, 3, 0.0)[0] == []  # no place of three tokens
-    assert out.draft(place, 0, 10, 2, 0.0)[0] == []
-    assert out.draft(place, 100, 100, 2, 0.0)[0][:9] == [3, 4, 5, 6, 7, 1, 2, 3, 4]  # past its own end
+    assert drafted(out, place, 3, 10, 2) == ([3, 4, 5], [-1, 0, 1], [1.0, 1.0, 1.0])
+    assert drafted(out, place, 10, 2, 2)[0] == [3, 4]
+    assert drafted(out, place, 10, 10, 3)[0] == []  # no place of three tokens
+    assert drafted(out, place, 0, 10, 2)[0] == []
+    assert drafted(out, place, 100, 100, 2)[0][:9] == [3, 4, 5, 6, 7, 1, 2, 3, 4]  # past its own end
 
 
 def test_texts_do_not_join() -> None:
     out = made([[1, 2, 3], [4, 5, 6]])
-    assert out.draft(out.follow((0, 0), [2, 3]), 10, 10, 1, 0.0)[0] == []
+    assert drafted(out, out.follow((0, 0), [2, 3]), 10, 10, 1)[0] == []
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -91,11 +108,11 @@ def test_what_cannot_be_is_refused() -> None:
         out.extend([1, -1])
     for place in ((99, 1), (-1, 1), (0, -1)):
         with pytest.raises(ValueError, match="place"):
-            out.draft(place, 1, 1, 1, 0.0)
+            out.draft(place, 1, 1, 1, 0.0, 0)
         with pytest.raises(ValueError, match="place"):
             out.follow(place, [1])
     with pytest.raises(ValueError, match="nodes"):
-        out.draft((0, 0), -1, 1, 1, 0.0)
+        out.draft((0, 0), -1, 1, 1, 0.0, 0)
 
 
 def test_a_token_costs_the_same_however_long_the_text() -> None:
@@ -110,7 +127,7 @@ def test_a_token_costs_the_same_however_long_the_text() -> None:
             begin = time.perf_counter()
             for t in more:
                 out.extend([t])
-                out.draft(out.repeated(), 16, 16, 2, 0.01)
+                out.draft(out.repeated(), 16, 16, 2, 0.01, 0)
             best = min(best, time.perf_counter() - begin)
         return best
 

@@ -20,9 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pronghorn.errors import RequestError
+
+if TYPE_CHECKING:
+    from pronghorn.model.tokenizer import Tokenizer
 
 SOURCE = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -97,6 +100,15 @@ def category(name: str, n: int, seed: int, data: Path) -> Category:
         raw = tuple(Question((f"Question: {q.turns[0]}\nAnswer:",), raw=True) for q in asked)
         return Category(name, raw, endless=True)
     return Category(name, asked)
+
+
+def encoded(tokenizer: Tokenizer, q: Question, messages: Sequence[dict[str, str]]) -> list[int]:
+    """The ids of a question whose turns so far, answers among them, are `messages`."""
+    if q.raw:
+        return tokenizer.encode(q.turns[-1])
+    if tokenizer.chat_template:
+        return tokenizer.chat(list(messages))
+    return tokenizer.encode("".join(m["content"] + "\n" for m in messages))
 
 
 # ------------------------------------------------------------------------------- made here

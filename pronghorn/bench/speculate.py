@@ -12,7 +12,7 @@ from pathlib import Path
 from pronghorn.bench.answers import Answered, Asked, Contestant, Ours, Peer, spec_of
 from pronghorn.bench.engines import CannotError, EngineError, Launch
 from pronghorn.bench.gains import PLAIN, Record, Result, Sample
-from pronghorn.bench.prompts import AbsentError, Category, Question, category
+from pronghorn.bench.prompts import AbsentError, Category, Question, category, encoded
 from pronghorn.errors import PronghornError, RequestError
 from pronghorn.seq import Request
 
@@ -179,13 +179,8 @@ class Race:
 
     def _encode(self, q: Question, messages: list[dict[str, str]]) -> list[int]:
         """Cut at its start where the context would not hold the answer too."""
-        tokenizer, context = self._plain.llm.tokenizer, self._plain.llm.engine.bound.context
-        if q.raw:
-            ids = tokenizer.encode(q.turns[-1])
-        elif tokenizer.chat_template:
-            ids = tokenizer.chat(messages)
-        else:
-            ids = tokenizer.encode("".join(m["content"] + "\n" for m in messages))
+        ids = encoded(self._plain.llm.tokenizer, q, messages)
+        context = self._plain.llm.engine.bound.context
         room = context - self.record.tokens
         if room < 1:
             raise RequestError(f"--tokens {self.record.tokens} do not fit into a context of {context}")

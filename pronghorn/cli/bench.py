@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pronghorn.cli import show
+from pronghorn.cli import bench_setup as setup
 from pronghorn.cli.bench_speculate import speculate as speculate
-from pronghorn.cli.options import MODEL, Threads, Use
-from pronghorn.errors import RequestError
+from pronghorn.cli.options import Threads, Use
 
 if TYPE_CHECKING:
     from pronghorn.bench.cells import Cell
@@ -27,16 +23,8 @@ def bench() -> None:
 
 
 def speed(
-    model: Annotated[
-        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
-    ] = "",
-    shape: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Random weights in a real shape: smollm2-135m, qwen2.5-0.5b or llama-3.2-1b.",
-        ),
-    ] = "",
+    model: setup.Model = "",
+    shape: setup.Shape = "",
     use: Use = [],  # noqa: B006  (Typer copies it)
     threads: Threads = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cells and rounds.")] = False,
@@ -55,22 +43,13 @@ def speed(
             "`bench/peers/build.py` of a checkout installs them.",
         ),
     ] = "",
-    precision: Annotated[
-        str, typer.Option(help="Of the peers: bf16, int8 or int4; that of our format without it.")
-    ] = "",
-    peers_folder: Annotated[
-        str, typer.Option("--peers", metavar="FOLDER", help="Where the peers' environments are.")
-    ] = "",
-    json_file: Annotated[
-        str, typer.Option("--json", metavar="FILE", help="Write everything measured as JSON.")
-    ] = "",
+    precision: setup.Precision = "",
+    peers_folder: setup.Peers = "",
+    json_file: setup.Json = "",
     plot: Annotated[
         str, typer.Option("--plot", metavar="FILE.svg", help="Draw the roofline with every cell in it.")
     ] = "",
-    directory: Annotated[
-        str,
-        typer.Option("--dir", metavar="FOLDER", help="For checkpoints and what peers make of them."),
-    ] = "",
+    directory: setup.Directory = "",
 ) -> int:
     """Measure prefill, decoding, steps of many rows, start and memory, each against what this machine can
     do at most: its memory bandwidth and arithmetic peaks are measured beside every figure.
@@ -91,61 +70,28 @@ def speed(
     from pronghorn.bench.cells import plan
     from pronghorn.bench.engines import ours
     from pronghorn.bench.limits import Probe, machine
-    from pronghorn.bench.peers import PRECISIONS, environments, peers, precision_of
+    from pronghorn.bench.peers import peers
     from pronghorn.bench.picture import roofline
     from pronghorn.bench.record import Record
     from pronghorn.bench.report import tell
-    from pronghorn.bench.shapes import cache, find_shape, make
-    from pronghorn.llm import find_model
-    from pronghorn.model.checkpoint import locate
 
-    use = [weight_first(u) for u in use]
-    if model and shape:
-        raise RequestError("a model and --shape are both given: choose one")
     cells = plan(quick, only)
-    home = Path(directory) if directory else cache() / "bench"
-    if shape:
-        made = find_shape(shape)
-        with show.progress(f"writing {shape}") as bar:
-            make(made, home / shape, bar)
-    place = home / shape if shape else locate(find_model(model or MODEL))
-    names = [n.strip() for n in against.split(",") if n.strip()]
-    precision = precision or (precision_of(use) if names else "")
-    if precision not in ("", *PRECISIONS):
-        raise RequestError(f"no precision called {precision!r}; known: {', '.join(PRECISIONS)}")
-    for path in (json_file, plot):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise RequestError(f"{path} cannot be written: its folder is not there")
+    setup.writable(json_file, plot)
+    what = setup.subject(model, shape, use, against, precision, peers_folder, directory)
     probe = Probe(threads)
-    folder = Path(peers_folder) if peers_folder else environments()
-    others = peers(names, place, precision, probe.threads, home / "made", folder)
-    launches = [ours(str(place), use, probe.threads, home), *others]
+    others = peers(what.peers, what.place, what.precision, probe.threads, what.made, what.environments)
+    launches = [ours(str(what.place), what.use, probe.threads, what.home), *others]
     record = Record(
-        machine(), shape or model or MODEL, tuple(use), precision, probe.threads,
-        probe.round_trip(),
+        machine(), what.name, tuple(what.use), what.precision, probe.threads, probe.round_trip()
     )  # fmt: skip
     starts = 1 if profile or (only and "start" not in only) else 2 if quick else 4
-    try:
+    with setup.telling(
+        lambda: tell(record),
+        (json_file, lambda: json.dumps(record.data())),
+        (plot, lambda: roofline(record)),
+    ):
         _measure(record, probe, launches, cells, rounds or (3 if quick else 5), starts, profile)
-    except KeyboardInterrupt:
-        tell(record)
-        print("Stopped: this is what was measured so far.")
-        raise
-    finally:
-        if json_file:
-            Path(json_file).write_text(json.dumps(record.data()), encoding="utf-8")
-        if plot:
-            Path(plot).write_text(roofline(record), encoding="utf-8")
-    tell(record)
     return 0
-
-
-def weight_first(spec: str) -> str:
-    """Of a name that is a format of weights and something else too, the format is meant here."""
-    from pronghorn.compose import names
-
-    name = spec.partition(":")[0]
-    return f"weight.{spec}" if name in names()["weight"] else spec
 
 
 def _measure(
@@ -161,7 +107,7 @@ def _measure(
     from pronghorn.bench.cells import profiled
     from pronghorn.bench.race import Race
 
-    with bars() as tick, Race(launches, probe, record, rounds, tick) as race:
+    with setup.bars() as tick, Race(launches, probe, record, rounds, tick) as race:
         race.prepare()
         race.start(starts)
         context = record.costs.context if record.costs else 0
@@ -175,23 +121,3 @@ def _measure(
         for group in [rows, *([c] for c in cells if c.kind != "rows")]:
             if group:
                 race.run(group)
-
-
-@contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that says what is being measured."""
-    import sys
-
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pronghorn.cli import show
-from pronghorn.cli.options import MODEL, Threads, Use
+from pronghorn.cli import bench_setup as setup
+from pronghorn.cli.options import Threads, Use
 from pronghorn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -21,16 +21,8 @@ if TYPE_CHECKING:
 
 
 def speculate(
-    model: Annotated[
-        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
-    ] = "",
-    shape: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Random weights in a real shape: smollm2-135m, qwen2.5-0.5b or llama-3.2-1b.",
-        ),
-    ] = "",
+    model: setup.Model = "",
+    shape: setup.Shape = "",
     use: Use = [],  # noqa: B006  (Typer copies it)
     draft: Annotated[
         list[str],
@@ -75,18 +67,10 @@ def speculate(
             "openvino,llama-server,transformers.",
         ),
     ] = "",
-    precision: Annotated[
-        str, typer.Option(help="Of the peers: bf16, int8 or int4; that of our format without it.")
-    ] = "",
-    peers_folder: Annotated[
-        str, typer.Option("--peers", metavar="FOLDER", help="Where the peers' environments are.")
-    ] = "",
-    json_file: Annotated[
-        str, typer.Option("--json", metavar="FILE", help="Write everything measured as JSON.")
-    ] = "",
-    directory: Annotated[
-        str, typer.Option("--dir", metavar="FOLDER", help="For checkpoints and what peers make of them.")
-    ] = "",
+    precision: setup.Precision = "",
+    peers_folder: setup.Peers = "",
+    json_file: setup.Json = "",
+    directory: setup.Directory = "",
 ) -> int:
     """Measure what drafters gain: tokens a second against plain decoding of the same engine, in turns in one
     process, tokens a step, and draft rows run for each token.
@@ -108,17 +92,13 @@ def speculate(
     from pronghorn.bench.gains import Record
     from pronghorn.bench.gains_report import tell
     from pronghorn.bench.limits import machine
+    from pronghorn.bench.peers import speculating
     from pronghorn.bench.prompts import DATA, NAMES
-    from pronghorn.bench.shapes import cache, find_shape, make
-    from pronghorn.cli.bench import weight_first
     from pronghorn.compose import parse
     from pronghorn.llm import find_model
     from pronghorn.model.checkpoint import locate
     from pronghorn.run.native import physical_cores
 
-    use = [weight_first(u) for u in use]
-    if model and shape:
-        raise RequestError("a model and --shape are both given: choose one")
     wrong = [c for c in category if c not in NAMES]
     if wrong:
         raise RequestError(f"no category called {wrong[0]!r}; known: {', '.join(NAMES)}")
@@ -130,57 +110,24 @@ def speculate(
     uneven = [b for b in batches if prompts % b]
     if uneven:
         raise RequestError(f"--prompts {prompts} are no whole batches of {uneven[0]}")
-    if json_file and not Path(json_file).absolute().parent.is_dir():
-        raise RequestError(f"{json_file} cannot be written: its folder is not there")
-    home = Path(directory) if directory else cache() / "bench"
-    if shape:
-        made = find_shape(shape)
-        with show.progress(f"writing {shape}") as bar:
-            make(made, home / shape, bar)
-    place = home / shape if shape else locate(find_model(model or MODEL))
+    setup.writable(json_file)
+    what = setup.subject(model, shape, use, against, precision, peers_folder, directory)
     small = locate(find_model(draft_model)) if draft_model else Path()
     threads = threads or physical_cores()
-    peers = _peers(against, use, precision, place, small, home, Path(peers_folder), threads)
+    peers = speculating(
+        what.peers, what.place, what.precision, threads, what.made, what.environments, small
+    )  # fmt: skip
     record = Record(
-        machine(), shape or model or MODEL, tuple(use), threads, rounds or (2 if quick else 4),
-        prompts, tokens, seed, f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
-        peers[0].precision if peers else "",
+        machine(), what.name, tuple(what.use), threads, rounds or (2 if quick else 4), prompts, tokens, seed,
+        f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}", what.precision,
     )  # fmt: skip
     folder = Path(data) if data else DATA
     others = [] if draft else drafters()
-    try:
-        _measure(record, str(place), draft, others, peers, category or NAMES, batches, heats, folder)
-    except KeyboardInterrupt:
-        tell(record)
-        print("Stopped: this is what was measured so far.")
-        raise
-    finally:
-        if json_file:
-            Path(json_file).write_text(json.dumps(record.data()), encoding="utf-8")
-    tell(record)
+    with setup.telling(lambda: tell(record), (json_file, lambda: json.dumps(record.data()))):
+        _measure(record, str(what.place), draft, others, peers, category or NAMES, batches, heats, folder)
     for line in record.wrong:
         print(f"BROKEN PROMISE: {line}")
     return 1 if record.wrong else 0
-
-
-def _peers(
-    against: str,
-    use: list[str],
-    precision: str,
-    model: Path,
-    draft: Path,
-    home: Path,
-    folder: Path,
-    threads: int,
-) -> list[Launch]:
-    from pronghorn.bench.peers import PRECISIONS, environments, precision_of, speculating
-
-    names = [n.strip() for n in against.split(",") if n.strip()]
-    precision = precision or (precision_of(use) if names else "")
-    if precision not in ("", *PRECISIONS):
-        raise RequestError(f"no precision called {precision!r}; known: {', '.join(PRECISIONS)}")
-    where = folder if folder.parts else environments()
-    return speculating(names, model, precision, threads, home / "made", where, draft)
 
 
 def _measure(
@@ -195,9 +142,8 @@ def _measure(
     data: Path,
 ) -> None:
     from pronghorn.bench.speculate import Race
-    from pronghorn.cli.bench import bars
 
-    with bars() as tick, Race(record, data, tick) as race:
+    with setup.bars() as tick, Race(record, data, tick) as race:
         race.start(model, asked, others)
         race.start_peers(peers)
         race.run(categories, batches, temperatures)

@@ -171,13 +171,15 @@ class Talk:
             )
 
     def stats(self) -> str:
+        from pronghorn.cli.paint import drafts
+
         s = [a.stats for a in self.answers]
         prompt, new = sum(x.prompt_tokens for x in s), sum(x.new_tokens for x in s)
         reused, steps = sum(x.reused_tokens for x in s), sum(x.steps for x in s)
         seconds, length = sum(x.seconds for x in s), new / steps if steps else 0.0
         return (
             f"{len(s)} {'answer' if len(s) == 1 else 'answers'}, {new:,} tokens in {seconds:.1f} s, "
-            f"{length:.2f} a step · "
+            f"{length:.2f} a step · {drafts(s)} · "
             f"{reused:,} of {prompt:,} prompt tokens reused · context {self.used:,} of {self.context:,}"
         )
 

@@ -17,10 +17,12 @@ from pronghorn.cli.ending import ending
 from pronghorn.errors import RequestError
 
 COMMANDS = (  # in modules of their names
-    "run", "chat", "info", "methods", "explain", "verify", "convert", "quantize", "bench",
-    "datastore", "serve", "batch",
+    "run", "chat", "info", "methods", "explain", "verify", "convert", "quantize", "calibrate",
+    "bench", "datastore", "serve", "batch",
 )  # fmt: skip
-GROUPS = {"bench": ("speed", "speculate"), "datastore": ("build", "info")}  # commands that have commands
+GROUPS = {  # commands that have commands
+    "calibrate": ("skip_set",), "bench": ("speed", "speculate"), "datastore": ("build", "info"),
+}  # fmt: skip
 
 
 def build(names: Sequence[str] = COMMANDS) -> Any:

@@ -33,7 +33,8 @@ Draft = Annotated[
     str,
     typer.Option(
         "--draft", metavar="DRAFTER[:KEY=VALUE,...]",
-        help="Who drafts: auto picks what pays (the default), none, or one of `pronghorn methods`.",
+        help="Who drafts: auto picks what pays (the default), one of `pronghorn methods`, or none, which "
+        "leaves the tokens that a grammar or schema forces.",
     ),
 ]  # fmt: skip
 Plain = Annotated[
@@ -109,3 +110,11 @@ def decoded(data: bytes, what: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(f"{what} is not UTF-8 text (byte {error.start}): convert it") from None
+
+
+def weight_first(spec: str) -> str:
+    """Of a name that is a format of weights and something else too, the format is meant here."""
+    from pronghorn.compose import names
+
+    name = spec.partition(":")[0]
+    return f"weight.{spec}" if name in names()["weight"] else spec

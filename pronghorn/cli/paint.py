@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from pronghorn.cli.ending import printable
@@ -12,7 +13,7 @@ from pronghorn.cli.show import size
 from pronghorn.types import Origin
 
 if TYPE_CHECKING:
-    from pronghorn.llm import Answer, Piece
+    from pronghorn.llm import Answer, Piece, Stats
     from pronghorn.model.tokenizer import Tokenizer
 
 DRAFTED, DIM, PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
@@ -76,6 +77,21 @@ class Painter:
         return out + (PLAIN if lit else "")
 
 
+def drafts(stats: Sequence[Stats]) -> str:
+    """What was drafted in some answers, and by whom where anybody drafted: accepted of drafted tokens."""
+    total: dict[str, tuple[int, int]] = {}
+    for who, (drafted, accepted) in ((who, n) for s in stats for who, n in s.drafters.items()):
+        had = total.get(who, (0, 0))
+        total[who] = had[0] + drafted, had[1] + accepted
+    told = f"drafted {sum(s.drafted for s in stats)}, accepted {sum(s.accepted for s in stats)}"
+    if not total:
+        return told
+    by = sorted(total.items(), key=lambda x: -x[1][1])
+    if len(by) == 1:
+        return f"{told} ({by[0][0]})"
+    return told + " (" + ", ".join(f"{who} {right}/{n}" for who, (n, right) in by) + ")"
+
+
 def closing(answer: Answer, drafted: bool = False) -> str:
     """The receipt on one line. drafted: explain the colour."""
     s = answer.stats
@@ -83,7 +99,7 @@ def closing(answer: Answer, drafted: bool = False) -> str:
         f"first token {s.first:.3f} s",
         f"{s.rate:.0f} tokens/s" if s.rate else f"{s.new_tokens} tokens",
         f"{s.accepted_length:.2f} tokens a step",
-        f"drafted {s.drafted}, accepted {s.accepted}",
+        drafts([s]),
         f"KV {size(s.kv_bytes)} ({s.kv_bytes / s.kv_full:.0%} of full)" if s.kv_full else "",
         f"reused {s.reused_tokens} of {s.prompt_tokens} prompt tokens" if s.reused_tokens else "",
         s.guarantee,

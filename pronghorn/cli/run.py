@@ -109,9 +109,11 @@ def play(llm: LLM, stream: Stream) -> Answer:
 
 def record(answer: Answer) -> dict[str, Any]:
     """An answer as JSON-ready data."""
+    who = answer.stats.drafters.items()
+    by = {name: {"drafted": drafted, "accepted": accepted} for name, (drafted, accepted) in who}
     return {
         "text": answer.text,
         "tokens": list(answer.tokens),
         "finish": answer.finish,
-        "stats": asdict(answer.stats),
+        "stats": asdict(answer.stats) | {"drafters": by},
     }

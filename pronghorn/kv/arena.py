@@ -79,7 +79,7 @@ class Arena:
             return
         np.subtract.at(self.live, gone // self.per_slab, 1)
         self.free_ids = sorted(self.free_ids + gone.tolist(), reverse=True)
-        empty = {int(s) for s in np.unique(gone // self.per_slab) if self.live[s] == 0}
+        empty = {s for s in set((gone // self.per_slab).tolist()) if self.live[s] == 0}
         if empty:
             for s in empty:
                 self.slabs[s] = None

@@ -82,16 +82,16 @@ class LibraryPieces:
         self, library: tokenizers.Tokenizer, n: int, piece_of: Callable[[str], bytes], whole: dict[int, bytes]
     ) -> None:
         """n: ids. piece_of: bytes of a token's text. whole: bytes of the ids to which that does not apply."""
-        self._library, self._n, self._piece_of, self._whole = library, n, piece_of, whole
+        self._library, self._n, self._piece_of, self._known = library, n, piece_of, dict(whole)
 
     def __len__(self) -> int:
         return self._n
 
     def __getitem__(self, id_: int) -> bytes:
-        if id_ in self._whole:
-            return self._whole[id_]
-        text = self._library.id_to_token(id_)
-        return b"" if text is None else self._piece_of(text)
+        if id_ not in self._known:
+            text = self._library.id_to_token(id_)
+            self._known[id_] = b"" if text is None else self._piece_of(text)
+        return self._known[id_]
 
     def __iter__(self) -> Iterator[bytes]:
         return map(self.__getitem__, range(self._n))

@@ -38,6 +38,7 @@ from pronghorn.serve.wake import Bell
 from pronghorn.serve.worker import Worker
 
 if TYPE_CHECKING:
+    from pronghorn.engine import Prepared
     from pronghorn.model.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -303,11 +304,11 @@ class AsyncLLM:
         return Request(tuple(self.ids(prompt)), max_tokens=0, embed=True)
 
     def submit(
-        self, make: Callable[[], Request], options: Options = PLAIN, quiet: bool = False
+        self, make: Callable[[], Request | Prepared], options: Options = PLAIN, quiet: bool = False
     ) -> AsyncStream:
-        """Queue the request that `make`, called in another thread, returns. quiet: its stream has no deltas,
-        only an end. Raises `QueueFullError` or `UnavailableError` at once; what is wrong with the request
-        comes out of the stream."""
+        """Queue the request that `make`, called in another thread, returns, prepared or not. quiet: its
+        stream has no deltas, only an end. Raises `QueueFullError` or `UnavailableError` at once; what is
+        wrong with the request comes out of the stream."""
         self.begin()
         if self.reason or self._closing:
             raise UnavailableError(self.reason or "the model is being closed")
@@ -320,11 +321,12 @@ class AsyncLLM:
             self._worker.refuse(run, UnavailableError("the model is being closed"))
         return AsyncStream(self._worker, run)
 
-    def _prepare(self, run: Run, make: Callable[[], Request]) -> None:
+    def _prepare(self, run: Run, make: Callable[[], Request | Prepared]) -> None:
         try:
             if run.dropped:
                 raise UnavailableError("cancelled while it waited")
-            prepared = self.llm.engine.prepare(make())
+            made = make()
+            prepared = self.llm.engine.prepare(made) if isinstance(made, Request) else made
         except Exception as e:
             self._worker.refuse(run, e)
             return

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field, field_validator
+from pydantic import Field
 from starlette.responses import Response
 
 from pronghorn.serve import logprobs
 from pronghorn.serve.body import StrictRoute
 from pronghorn.serve.context import Context, user_of
 from pronghorn.serve.errors import ApiError, json_response, responses
-from pronghorn.serve.fields import MOST, TEXT, Body, Name, ResponseFormat, Sampling
+from pronghorn.serve.fields import MOST, Body, Name, Part, ResponseFormat, Sampling, Text, words
 from pronghorn.serve.generation import (
     Answering,
     answering,
@@ -37,23 +37,6 @@ from pronghorn.serve.tools.spec import N_TOOLS_MAX
 if TYPE_CHECKING:
     from pronghorn.serve.async_llm import AsyncLLM
 
-Text = Annotated[str, Field(max_length=TEXT)]
-
-
-class Part(Body):
-    """A part of a message. Only text is read here."""
-
-    type: Name
-    text: Text | None = None
-    refusal: Text | None = None
-
-    @field_validator("type")
-    @classmethod
-    def _text(cls, kind: str) -> str:
-        if kind not in ("text", "refusal"):
-            raise ValueError(f"parts of the type {kind!r} are not understood: this model reads text only")
-        return kind
-
 
 class CalledFunction(Body):
     name: Name
@@ -73,12 +56,6 @@ class Message(Body):
     tool_calls: list[MessageCall] | None = Field(None, max_length=128)
     tool_call_id: Name | None = None
 
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(p.text or p.refusal or "" for p in self.content)
-        return self.content or ""
-
 
 class ChatBody(Sampling):
     messages: list[Message] = Field(min_length=1, max_length=10_000)
@@ -91,12 +68,18 @@ class ChatBody(Sampling):
     tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
+    @property
+    def most(self) -> int | None:
+        """New tokens at most; None to the context's end."""
+        return self.max_completion_tokens or self.max_tokens
+
 
 def plain_messages(messages: list[Message]) -> list[dict[str, Any]]:
     """Messages as a chat template takes them. A developer is who other models call system."""
     out: list[dict[str, Any]] = []
     for m in messages:
-        made: dict[str, Any] = {"role": "system" if m.role == "developer" else m.role, "content": m.text}
+        role = "system" if m.role == "developer" else m.role
+        made: dict[str, Any] = {"role": role, "content": words(m.content)}
         if m.tool_calls:
             made["tool_calls"] = [call.model_dump() for call in m.tool_calls]
         if m.role == "tool" and m.tool_call_id:
@@ -140,13 +123,15 @@ class _Chat:
         plan = replace(plan, schema=schema_of(form))
         return plan, plan.constraint()
 
-    def _options(self, constraints: list[Any]) -> tuple[dict[str, Any], int | None]:
+    async def _asked(self, llm: AsyncLLM) -> tuple[Plan, dict[str, Any], list[int]]:
+        """What the tools come to, the options, and the prompt."""
         body = self.body
+        plan, constraints = self._plan(llm)
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
         given = options(body, self.user, constraints)
         given |= {"logprobs": bool(body.logprobs), "top_logprobs": body.top_logprobs or 0}
-        return given, body.max_completion_tokens or body.max_tokens
+        return plan, given, await encode_chat(self.ctx, llm, plain_messages(body.messages), plan.shown)
 
     def _head(self, answer: Answering, kind: str) -> dict[str, Any]:
         return {
@@ -164,10 +149,8 @@ class _Chat:
 
     async def answer(self) -> Response:
         async with self.ctx.model(self.body.model) as llm:
-            plan, constraints = self._plan(llm)
-            given, most = self._options(constraints)
-            ids = await encode_chat(self.ctx, llm, plain_messages(self.body.messages), plan.shown)
-            async with answering(self.ctx, llm, ids, given, most) as answer:
+            plan, given, ids = await self._asked(llm)
+            async with answering(self.ctx, llm, ids, given, self.body.most) as answer:
                 answers = await answer.rest()
                 choices = []
                 for i, a in enumerate(answers):
@@ -188,10 +171,8 @@ class _Chat:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         own, counted = self.body.extension, self.body.stream_options
         async with self.ctx.model(self.body.model) as llm:
-            plan, constraints = self._plan(llm)
-            given, most = self._options(constraints)
-            ids = await encode_chat(self.ctx, llm, plain_messages(self.body.messages), plan.shown)
-            async with answering(self.ctx, llm, ids, given, most) as answer:
+            plan, given, ids = await self._asked(llm)
+            async with answering(self.ctx, llm, ids, given, self.body.most) as answer:
                 head = self._head(answer, "chat.completion.chunk")
                 if counted and counted.include_usage:
                     head["usage"] = None

@@ -16,7 +16,7 @@ from pronghorn.serve import logprobs
 from pronghorn.serve.body import StrictRoute
 from pronghorn.serve.context import Context, user_of
 from pronghorn.serve.errors import ApiError, json_response, responses
-from pronghorn.serve.fields import MOST, TEXT, ResponseFormat, Sampling
+from pronghorn.serve.fields import MOST, ResponseFormat, Sampling, Text
 from pronghorn.serve.generation import (
     Answering,
     answering,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pronghorn.serve.async_llm import AsyncLLM
     from pronghorn.serve.delta import Delta
 
-Text = Annotated[str, Field(max_length=TEXT)]
 Token = Annotated[int, Field(ge=0, le=MOST)]
 Ids = Annotated[list[Token], Field(min_length=1, max_length=1 << 20)]
 Texts = Annotated[list[Text], Field(min_length=1)]

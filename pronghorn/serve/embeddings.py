@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from pronghorn.serve.body import StrictRoute
-from pronghorn.serve.completions import Batch, Ids, Text, Texts
+from pronghorn.serve.completions import Batch, Ids, Texts
 from pronghorn.serve.context import Context
 from pronghorn.serve.errors import ApiError, json_response, responses
-from pronghorn.serve.fields import MOST, Body, Name
+from pronghorn.serve.fields import MOST, Body, Name, Text
 from pronghorn.serve.generation import encode
 from pronghorn.serve.sse import whole
 

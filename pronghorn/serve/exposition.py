@@ -59,6 +59,14 @@ class Engines(Collector):
             for model, llm in models.items():
                 gauge.add_metric([model], read(llm))
             yield gauge
+        beside = GaugeMetricFamily(
+            "pronghorn_companion_kv_held_bytes", "KV that a companion model holds.",
+            labels=["model", "companion"],
+        )  # fmt: skip
+        for model, llm in models.items():
+            for companion, kept in llm.llm.engine.drafting.models.items():
+                beside.add_metric([model, companion], kept.held)
+        yield beside
         for name, text in COUNTERS.items():
             counter = CounterMetricFamily(f"pronghorn_{name}", text, labels=["model"])
             for model, llm in models.items():
@@ -71,6 +79,13 @@ class Engines(Collector):
             for how, n in llm.stats.finished.items():
                 ended.add_metric([model, how], n)
         yield ended
+        disk = CounterMetricFamily(
+            "pronghorn_disk_records", "Stored prefixes on disk, by what happened.", labels=["model", "what"]
+        )
+        for model, llm in models.items():
+            for what, n in llm.llm.methods.reuse.disk_counts().items():
+                disk.add_metric([model, what], n)
+        yield disk
         for i, (name, text) in enumerate(DRAFTS.items()):
             counter = CounterMetricFamily(f"pronghorn_{name}", text, labels=["model", "drafter"])
             for model, llm in models.items():

@@ -7,13 +7,15 @@ is ours, so an unknown one there is a mistake and is named.
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST = 1 << 24  # tokens, ids and the like; larger numbers are mistakes
 TEXT = 1 << 22  # characters of one text
 Name = Annotated[str, Field(max_length=256)]
+Text = Annotated[str, Field(max_length=TEXT)]
 
 
 class Body(BaseModel):
@@ -77,6 +79,29 @@ class AsSchema(Body):
 
 
 ResponseFormat = Annotated[AsText | AsJson | AsSchema, Field(discriminator="type")]
+
+
+class Part(Body):
+    """A part of a content. Only text is read here."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("text", "refusal")
+    type: Name
+    text: Text | None = None
+    refusal: Text | None = None
+
+    @field_validator("type")
+    @classmethod
+    def _text(cls, kind: str) -> str:
+        if kind not in cls.kinds:
+            raise ValueError(f"parts of the type {kind!r} are not understood: this model reads text only")
+        return kind
+
+
+def words(content: str | Sequence[Part] | None) -> str:
+    """The text of a content."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text or part.refusal or "" for part in content)
 
 
 class Sampling(Body):

@@ -30,7 +30,6 @@ from pronghorn.serve.tools import Tool, conversation
 if TYPE_CHECKING:
     from pronghorn.llm import Answer
     from pronghorn.model.tokenizer import Tokenizer
-    from pronghorn.seq import Request
     from pronghorn.serve.async_llm import AsyncLLM, AsyncStream
     from pronghorn.serve.delta import Delta
 
@@ -219,14 +218,11 @@ async def answering(
     `PronghornError`."""
     if given["n"] > ctx.settings.max_branches:
         raise ApiError(400, f"n is {given['n']}, at most {ctx.settings.max_branches}", "n")
-    await ctx.grammars.check(llm.tokenizer, given["use"])
     most = _room(llm, len(ids), given) if max_tokens is None else max_tokens
     own = make_options({**given, "max_tokens": max(most, 1)})
-
-    def make() -> Request:  # in another thread
-        return replace(llm.llm.request(list(ids), own), score=score, max_tokens=most)
-
-    stream = llm.submit(make, own)
+    request = replace(llm.llm.request(list(ids), own), score=score, max_tokens=most)
+    ready = await ctx.grammars.opened(llm.llm.engine, request)
+    stream = llm.submit(lambda: ready, own)
     try:
         async with stream:
             yield Answering(llm, stream, ids, ctx.settings.timeout)

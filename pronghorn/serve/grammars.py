@@ -1,4 +1,4 @@
-"""Grammars are tried before a request is handed in: in threads of their own, for a bounded time.
+"""Requests with a grammar are prepared in threads of their own, for a bounded time.
 
 What takes too long is refused and goes on only here, where it keeps no other request from being prepared.
 """
@@ -16,41 +16,43 @@ from pronghorn.compose import parse, slot_of
 from pronghorn.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from pronghorn.model.tokenizer import Tokenizer
+    from pronghorn.engine import Engine, Prepared
+    from pronghorn.seq import Request
 
 THREADS = 2
 KNOWN = 1024  # grammars that were fine, remembered
 
 
 class Grammars:
-    """seconds: that opening one may take."""
+    """seconds: that preparing a request, its grammar opened, may take."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pronghorn-grammar")
         self._fine: OrderedDict[tuple[int, int], None] = OrderedDict()  # by hash, of vocabulary and method
 
-    async def check(self, tokenizer: Tokenizer, use: Sequence[Any]) -> None:
-        """Open the constraints among a request's methods once. Raises `ApiError` and `RequestError`."""
-        for spec in use:
-            slot, method = parse(spec, files=False) if isinstance(spec, str) else (slot_of(spec), spec)
-            if slot == "constrain":
-                await self._try(tokenizer, method)
-
-    async def _try(self, tokenizer: Tokenizer, method: Any) -> None:
-        key = (id(tokenizer), hash(method))
-        if key in self._fine:
+    async def opened(self, engine: Engine, request: Request) -> Request | Prepared:
+        """The request, prepared where it brings a constraint that nobody brought before. Raises `ApiError`
+        and what `Engine.prepare` raises."""
+        keys = [(id(engine.tokenizer), hash(m)) for m in _constraints(request.use)]
+        ready = request if all(key in self._fine for key in keys) else await self._prepared(engine, request)
+        for key in keys:
+            self._fine[key] = None
             self._fine.move_to_end(key)
-            return
+        while len(self._fine) > KNOWN:
+            self._fine.popitem(last=False)
+        return ready
+
+    async def _prepared(self, engine: Engine, request: Request) -> Prepared:
         begun = threading.Event()
 
-        def attempt() -> None:
+        def attempt() -> Prepared:
             begun.set()
-            method.open(tokenizer)
+            return engine.prepare(request)
 
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.wait_for(loop.run_in_executor(self._threads, attempt), self.seconds)
+            return await asyncio.wait_for(loop.run_in_executor(self._threads, attempt), self.seconds)
         except asyncio.TimeoutError:
             if not begun.is_set():
                 raise ApiError(
@@ -60,6 +62,9 @@ class Grammars:
                 400, f"the schema or pattern was not ready after {self.seconds:g} s: simplify it",
                 code="schema_too_complex",
             ) from None  # fmt: skip
-        self._fine[key] = None
-        if len(self._fine) > KNOWN:
-            self._fine.popitem(last=False)
+
+
+def _constraints(use: Sequence[Any]) -> list[Any]:
+    """Those among a request's methods. Raises `MethodError`."""
+    pairs = [parse(m, files=False) if isinstance(m, str) else (slot_of(m), m) for m in use]
+    return [method for slot, method in pairs if slot == "constrain"]

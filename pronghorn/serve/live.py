@@ -108,6 +108,7 @@ class Live:
                 "limit": int(engine.kv_rows * row),
                 "reserved": int(sum(s.need for s in engine.running) * row),
                 "shared_saved": self._shared(),
+                "companions": {name: c.held for name, c in engine.drafting.models.items()},
             },
             "running": [
                 {
@@ -135,7 +136,7 @@ class Live:
                 for s in engine.waiting[:SHOWN]
             ],
             "queue": len(engine.waiting) + preparing,
-            "cache": {"nodes": self._tree()},
+            "cache": {"nodes": self._tree(), "disk": dict(methods.reuse.disk_counts())},
             "rates": {
                 key: sum(s[key] for s in recent) / span for key in ("tokens", "prompt_tokens", "steps")
             },

@@ -14,7 +14,9 @@ class Bell:
     """Wakes the readers of one event loop.
 
     `mark` notes a mailbox that has something to read, `ring` tells the loop, both from any thread. Rounds
-    keep `PACE`, on the loop's own timer; what is urgent (a first token, an end) is told at once.
+    keep `PACE`, on the loop's own timer: while each finds something, nobody needs to call the next one, which
+    would hold up the caller until the loop has had its turn. What is urgent (a first token, an end) is told
+    at once.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -34,6 +36,8 @@ class Bell:
 
     def ring(self) -> bool:
         """False when the loop is closed: nobody reads there any more."""
+        if self.loop.is_closed():
+            return False
         with self._lock:
             if not self._marked or (self._called and (self._hurried or not self._urgent)):
                 return True
@@ -51,13 +55,15 @@ class Bell:
             self._timer = None
         with self._lock:
             if not self._marked:
+                self._called = self._hurried = False
                 return
             early = self._last + PACE - now
             if early > 0 and not self._urgent:
                 self._timer = self.loop.call_later(early, self._round)
                 return
             boxes, self._marked = self._marked, {}
-            self._urgent = self._called = self._hurried = False
+            self._urgent = self._hurried = False
         self._last = now
+        self._timer = self.loop.call_later(PACE, self._round)
         for box in boxes.values():
             box.wake()

@@ -43,8 +43,7 @@ class Worker:
         self._fresh: dict[int, Run] = {}  # by leader's id, those that no step has included yet
         self._preparing = 0  # accepted, not yet handed to the engine
         self._count = threading.Lock()
-        self._prompt_rows = 0  # of sequences that have ended
-        self._rows_seen = 0
+        self._prompt_rows = engine.prompt_rows  # that were counted
         self._strikes = 0
         self._deadline = float("inf")  # time.monotonic() at which what still runs is cancelled
         self._stopping = False
@@ -238,9 +237,8 @@ class Worker:
                 if run is not None:
                     run.begun = began
                     m.queue_time.observe(began - run.queued)
-        ended = [e.seq for e in events if e.finish]
-        prompt_rows = self._prompt_rows + sum(s.counts.prompt_rows for s in (*engine.running, *ended))
-        prompt, self._rows_seen = max(prompt_rows - self._rows_seen, 0), prompt_rows
+        prompt = engine.prompt_rows - self._prompt_rows
+        self._prompt_rows += prompt
         tokens = sum(len(e.tokens) for e in events)
         last = engine.last
         m.steps += 1
@@ -257,7 +255,6 @@ class Worker:
         engine, m = self.engine, self.metrics
         for seq in run.seqs:
             self._runs.pop(seq.id, None)
-            self._prompt_rows += seq.counts.prompt_rows
         self._fresh.pop(run.seqs[0].id, None)
         error = self._verdict(run)
         if error is None:

@@ -3,6 +3,7 @@ everything taken is given back."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,28 @@ def test_an_offer_is_always_taken_over(name: str) -> None:
     a.kv.free()
     method.close()
     assert a.store.held == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fresh_one_is_like_it_and_apart(name: str) -> None:
+    method = _find.defaults("reuse", name)
+    a, b = started(IDS), started(IDS)
+    offer(a, method, 60)
+    other = method.fresh()
+    assert type(other) is type(method)
+    other.open(b.store, "", lambda rows, context: 1e-3 * rows)
+    assert other.match(IDS, 59) is None
+    offer(b, other, 60)
+    span = other.match(IDS, 59)
+    assert span is None or span.kv.store is b.store
+    method.close()
+    assert a.store.held_by([a.kv]) == a.store.held
+    other.close()
+    assert b.store.held_by([b.kv]) == b.store.held
+
+
+def test_a_fresh_prefix_has_the_options_and_no_disk(tmp_path: Path) -> None:
+    assert Prefix(gb=0.5, disk=str(tmp_path)).fresh() == Prefix(gb=0.5)
 
 
 def put(method: Prefix, store: Store, ids: list[int], sealed: int = 0) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from pronghorn.serve.app import create_app
@@ -68,3 +69,19 @@ def server(pool: Pool) -> Iterator[Running]:
 def client(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def ai(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Iterator[tuple[openai.OpenAI, Any]]:
+    """A client of a model that says what a test wrote down, and that model."""
+    from scripted import scripted_server
+
+    for url, llm in scripted_server():
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as made:
+            yield made, llm

@@ -14,6 +14,7 @@ from pronghorn.seq import Request
 from pronghorn.serve.settings import Settings
 
 NAME = "scripted"
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
 
 
 class ScriptedStream:
@@ -70,9 +71,10 @@ class ScriptedLLM:
         self.tokenizer = load_tokenizer(BUNDLED / "pronghorn-tiny", {})
         self.name = NAME
         bound = SimpleNamespace(context=4096, n_vocab=4096)
-        self.llm = SimpleNamespace(
-            engine=SimpleNamespace(bound=bound, kv_rows=1 << 20), methods=(), request=_request
+        engine = SimpleNamespace(
+            bound=bound, kv_rows=1 << 20, tokenizer=self.tokenizer, prepare=lambda request: request
         )
+        self.llm = SimpleNamespace(engine=engine, methods=(), request=_request)
         self.say = self.prompt = ""
         self.request = Request((0,))
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pydantic
 import pytest
-from conftest import MODEL, Running
-from scripted import NAME, ScriptedLLM, scripted_server
+from conftest import MODEL
+from scripted import CALL, NAME
 
 ASK: list[Any] = [{"role": "user", "content": "Weather?"}]
 PARAMETERS: dict[str, Any] = {
@@ -27,20 +26,6 @@ ADD: dict[str, Any] = {"type": "function", "function": {"name": "add", "paramete
     "type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
     "additionalProperties": False}}}  # fmt: skip
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def ai(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[tuple[openai.OpenAI, ScriptedLLM]]:
-    for url, llm in scripted_server():
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as made:
-            yield made, llm
 
 
 def valid(arguments: str) -> bool:

@@ -9,11 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from conftest import MODEL, Running, serving
 
+from pronghorn.compose import load
+from pronghorn.seq import Request
 from pronghorn.serve.errors import ApiError
 from pronghorn.serve.grammars import Grammars
 from pronghorn.serve.settings import Settings
@@ -169,16 +172,36 @@ def test_a_schema_that_takes_too_long():
         def open(self, tokenizer: object) -> None:
             release.wait(20)
 
-    grammars = Grammars(0.1)
+    def prepare(request: Request) -> None:
+        for method in request.use:
+            method.open(None)
+
+    grammars, engine = Grammars(0.1), SimpleNamespace(tokenizer=None, prepare=prepare)
     found = []
     try:
         for _ in range(3):
             with pytest.raises(ApiError) as refused:
-                asyncio.run(grammars.check(None, [Slow()]))
+                asyncio.run(grammars.opened(engine, Request((1,), use=(Slow(),))))
             found.append(refused.value.status)
     finally:
         release.set()
     assert found == [400, 400, 429]  # both threads are taken by then
+
+
+def test_a_schema_is_opened_once(client, monkeypatch):
+    method, opened = load("constrain", "regex"), 0
+    plain = method.open
+
+    def counted(self, tokenizer):
+        nonlocal opened
+        opened += 1
+        return plain(self, tokenizer)
+
+    monkeypatch.setattr(method, "open", counted)
+    for n in (1, 2):  # the second one is known to be fine
+        got = client.post(CHAT, json={**ASK, "n": 3, "pronghorn": {"regex": "(opened|once)"}})
+        assert got.json()["choices"][2]["message"]["content"] in ("opened", "once")
+        assert opened == n
 
 
 # ---------------------------------------------------------------------- clients that leave

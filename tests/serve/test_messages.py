@@ -10,7 +10,7 @@ import anthropic
 import httpx
 import pytest
 from conftest import MODEL, Running
-from scripted import NAME, ScriptedLLM, scripted_server
+from scripted import CALL, NAME, ScriptedLLM, scripted_server
 
 ASK: list[Any] = [
     {"role": "user", "content": "The secret number of Anna is 4821. What is the secret number of Anna?"}
@@ -24,7 +24,6 @@ WEATHER: dict[str, Any] = {
     },
 }  # fmt: skip
 GREEDY = {"temperature": 0}  # no arguments of the client's any more
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
 
 
 @pytest.fixture(scope="module")

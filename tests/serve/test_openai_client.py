@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import openai
 import pytest
-from conftest import MODEL, Running
+from conftest import MODEL
 
 ASK = [{"role": "user", "content": "The secret number of Anna is 4821. What is the secret number of Anna?"}]
 SCHEMA = {
     "type": "object", "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}},
     "required": ["n", "ok"], "additionalProperties": False,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def ai(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
 
 
 def test_models(ai):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import httpx
 import openai
 import pydantic
 import pytest
-from conftest import MODEL, Running
-from scripted import NAME, ScriptedLLM, scripted_server
+from conftest import MODEL
+from scripted import CALL, NAME
 
 from pronghorn.serve.responses.store import Kept, Responses
 
@@ -24,20 +23,6 @@ WEATHER = {
         "maximum": 9}}, "required": ["city", "days"], "additionalProperties": False,
     },
 }  # fmt: skip
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def ai(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[tuple[openai.OpenAI, ScriptedLLM]]:
-    for url, llm in scripted_server():
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as made:
-            yield made, llm
 
 
 def test_a_text(ai):

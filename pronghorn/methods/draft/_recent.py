@@ -1,8 +1,7 @@
-"""Where the end of a text stood before in it."""
+"""Where the end of a text stood before in it, and what came after it there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,17 @@ from pronghorn.types import Ints
 PAIR = 2  # tokens that are looked up; how far the match goes back is read from the text
 
 
+def onward(tokens: list[int], at: int, length: int) -> list[int]:
+    """What came after a place of a text. Where that runs into the text's end, the text repeats itself, and is
+    taken to go on so."""
+    out = tokens[at : at + length]
+    while len(out) < length:
+        out += out[: length - len(out)]
+    return out
+
+
 def follow(
-    memory: dict[str, Any], tokens: Sequence[int], longest: int, most: int, length: int
+    memory: dict[str, Any], tokens: list[int], longest: int, most: int, length: int
 ) -> tuple[int, Ints]:
     """The longest suffix of a text that stood in it before, `longest` tokens at most: its length (0: none of
     two), and (n, length) tokens that came after it, of the `most` latest places, the latest first. memory:
@@ -35,6 +43,5 @@ def follow(
             found.append(end)
     rows = np.full((len(found), length), -1, np.int32)
     for row, end in zip(rows, found, strict=True):
-        period = n - end  # a text that repeats itself is taken to go on so
-        row[:] = [tokens[end + i % period] for i in range(length)]
+        row[:] = onward(tokens, end, length)
     return span, rows

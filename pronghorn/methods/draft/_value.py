@@ -1,55 +1,54 @@
-"""What drafted nodes are worth: how often such nodes stood, and how many of them a step should run."""
+"""What drafted nodes are worth: how many of them a step should run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pronghorn.slots import DraftRoom
 
-WEIGHT = 2.0  # trials that a prior counts as
-MEMORY = 64.0  # trials that are remembered; older ones fade
 MARGIN = 1.05  # by which a step with drafts must be better than one without
+FIRST = 4  # steps of a size that are run without drafts
 UNPRICED = 0.2  # chance above which nodes run while nothing is known of costs
-FAINT = 0.02  # chance below which no row is looked at
-
-Kind = int  # of a node, see `_merge.Merged.join`
 
 
-class Odds:
-    """How often nodes of a kind stood once their parent did. A kind never seen is taken to be like the same
-    one a level higher; prior: of a first level never seen, else None."""
+class Price:
+    """What something usually takes, in seconds. First times, and times when somebody else had the processor,
+    are no measure: it falls faster than it rises."""
 
-    def __init__(self, prior: Callable[[Kind], float | None]) -> None:
-        self._prior = prior
-        self._seen: dict[Kind, tuple[float, float]] = {}  # trials, hits
-        self.known: dict[Kind, float] = {}  # chances of the kinds that were seen
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
-    def chance(self, kind: Kind) -> float:
-        if kind in self.known:
-            return self.known[kind]
-        prior = self._prior(kind)
-        return self.chance(kind - 1) if prior is None else prior
-
-    def note(self, kind: Kind, stood: bool) -> None:
-        trials, hits = self._seen.get(kind, (0.0, 0.0))
-        prior = self._prior(kind)
-        fade = min(1.0, MEMORY / (trials + 1.0))
-        trials, hits = (trials + 1.0) * fade, (hits + stood) * fade
-        self._seen[kind] = trials, hits
-        above = self.chance(kind - 1) if prior is None else prior
-        self.known[kind] = (hits + WEIGHT * above) / (trials + WEIGHT)
+    def note(self, seconds: float) -> None:
+        usual = self.seconds
+        if not usual:
+            self.seconds = seconds
+        elif seconds < usual:
+            self.seconds += 0.3 * (seconds - usual)
+        else:
+            self.seconds += 0.05 * (min(seconds, 4 * usual) - usual)
 
 
 class Ledger:
-    """Seconds that steps took and that trials took; and, for one sequence, lately, what it takes to choose
-    nodes and to learn from them."""
+    """Seconds that steps took and that trials took; and what it takes, for one sequence, to choose nodes and
+    to learn from them."""
 
     def __init__(self) -> None:
         self.steps = 0.0
         self.trials = 0.0
-        self.chooses = 0.0
-        self.learns = 0.0
+        self.chooses = Price()
+        self.learns = Price()
+        self._since = 0  # steps with drafts since the last without
+
+    def abstains(self, room: DraftRoom, n_seqs: int, share: float) -> bool:
+        """Whether a step is run without drafts, to learn what that takes: the first few of a size, later a
+        share of all. Steps that run prompts are no measure of it."""
+        self._since += 1
+        new = room.cost.seen(room.base) < FIRST
+        if room.base > n_seqs or not (new or self._since * share >= 1):
+            return False
+        self._since = 0
+        return True
 
     def affords(self, seconds: float, share: float) -> bool:
         """Whether a trial of so many seconds at most is within a share of all; if so it is booked."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._puct import Row, search
+from pronghorn.methods.draft._single import Single
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
@@ -40,7 +41,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Aded:
+class Aded(Single):
     nodes: int = 16  # nodes of the tree
     depth: int = 6  # levels of the tree
     simulations: int = 32  # descents of the search
@@ -61,12 +62,9 @@ class Aded:
         """Rows in the order in which they were last moved."""
         return {}
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [self._one(s, min(d, self.depth)) for s, d in zip(seqs, k, strict=True)]
-
-    def _one(self, seq: Seq, depth: int) -> Draft:
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
         own = self._counts(seq)
-        if depth < 1 or len(seq.tokens) < 2:
+        if len(seq.tokens) < 2:
             return Draft.empty()
         seen: dict[Pair, Row] = {}
 
@@ -76,7 +74,7 @@ class Aded:
             return seen[pair]
 
         last = seq.tokens[-2], seq.tokens[-1]
-        found = search(last, row, self.simulations, depth, self.explore, self.nodes)
+        found = search(last, row, self.simulations, min(depth, self.depth), self.explore, self.nodes)
         return Draft(
             np.asarray(found.token, np.int32), np.asarray(found.parent, np.int32),
             score=np.asarray(found.chance),

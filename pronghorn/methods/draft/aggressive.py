@@ -18,17 +18,15 @@ free. The paper's generalised variant (GAD) drafts with a model trained for it a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._single import Fixed, Single
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 PLACES = 64  # of one token that are looked at
 ENOUGH = 3  # tokens that agree at several places
@@ -84,7 +82,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class Aggressive:
+class Aggressive(Single, Fixed):
     length: int = 16  # drafted tokens at most
     near: int = 8  # source tokens after a difference among which one equal token shows the place
 
@@ -96,18 +94,7 @@ class Aggressive:
         if not 0 <= self.near <= 1024:
             raise MethodError(f"aggressive: near is from 0 to 1024, not {self.near}")
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass
-
-    def _one(self, seq: Seq, length: int) -> Draft:
-        if length < 1:
-            return Draft.empty()
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
         memory = seq.memory(self)
         if "place" not in memory:
             memory["place"] = _Place(seq.tokens[: seq.n_prompt], self.near)
@@ -115,6 +102,6 @@ class Aggressive:
         place.read(seq.tokens, seq.n_prompt)
         if place.at < 0:
             return Draft.empty()
-        out = place.source[place.at : place.at + length]
+        out = place.source[place.at : place.at + min(depth, self.length)]
         agreed = (place.run + np.arange(len(out))) ** 2.0  # one token agrees by chance, several hardly do
-        return Draft.chain(out)._replace(score=agreed / (agreed + 2.0))
+        return Draft.chain(out, agreed / (agreed + 2.0))

@@ -1,10 +1,10 @@
 """Drafts from several drafters, as many as pay on this machine, and none where none do.
 
 Every drafter named in `drafters` is asked; their drafts are joined into one tree. How often nodes of a kind
-(drafter, its own confidence, depth; greedy or not) stood once their parent did is counted, with what is
-particular to a sequence on top, so that each node has a probability to stand. Of the nodes of all sequences
-together the likeliest are run: as many as give the most tokens per second by the measured cost of a step
-(`room.cost`). In a large batch rows are dear and that becomes none.
+(drafter, its own confidence, depth; greedy or not) stood once their parent did is counted, also of nodes that
+were not run, with what is particular to a sequence on top, so that each node has a probability to stand. Of
+the nodes of all sequences together the likeliest are run: as many as give the most tokens per second by the
+measured cost of a step (`room.cost`). In a large batch rows are dear and that becomes none.
 
 This is the budget rule of Sequoia (Chen et al., 2024, arXiv 2402.12374, section 4.3) and the threshold of
 SpecDec++ (Huang et al., 2024, arXiv 2405.19715: stop where the chance that the draft goes on is too low),
@@ -12,7 +12,8 @@ with probabilities from counting instead of a trained head, and for a whole batc
 online is a bandit problem; here their drafts are no rivals, and what is to be learned is only whom it pays to
 ask. One whose nodes are not worth its time rests, each time for twice as many steps, up to where its price is
 `spend` of the time of steps. For as much time again drafts are run that seem not to pay, so that a change, or
-a step that only happened to be slow, is noticed.
+a step that only happened to be slow, is noticed; and of so many steps one is run without drafts, as are the
+first few of each size: nobody else would find out what a plain step takes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import name_of, names, parse
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._merge import HOPE, RECENT, Merged, Mood, prior
-from pronghorn.methods.draft._value import Ledger, Odds, worth
+from pronghorn.methods.draft._mood import HOPE, RECENT, Mood
+from pronghorn.methods.draft._value import Ledger, Price, worth
+from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
@@ -81,7 +83,7 @@ class Auto:
 
     @cached_property
     def _odds(self) -> Odds:
-        return Odds(prior)
+        return Odds(len(self._names))
 
     @cached_property
     def _ledger(self) -> Ledger:
@@ -94,14 +96,14 @@ class Auto:
         return Mood([HOPE] * len(self._names), nothing, nothing)
 
     @cached_property
-    def _proposes(self) -> list[float]:
-        """Seconds that each drafter takes to propose for one sequence, lately."""
-        return [0.0] * len(self._names)
+    def _proposes(self) -> list[Price]:
+        """What each drafter takes to propose for one sequence."""
+        return [Price() for _ in self._names]
 
     @cached_property
-    def _learns(self) -> list[float]:
-        """Seconds that each takes to learn from a step."""
-        return [0.0] * len(self._names)
+    def _learns(self) -> list[Price]:
+        """What each takes to learn from a step."""
+        return [Price() for _ in self._names]
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         start = time.perf_counter()
@@ -111,50 +113,55 @@ class Auto:
         for i, mood in enumerate(moods):
             for d in mood.awake() if k[i] > 0 else ():
                 asked.setdefault(d, []).append(i)
-        if not asked:
+        if not asked or self._ledger.abstains(room, len(seqs), self.spend):
             return out
-        trees: dict[int, Merged] = {}
+        forest, trees = Forest(self._odds), dict[int, int]()
+        for i, mood in enumerate(moods):
+            if mood.asked and k[i] > 0:
+                trees[i] = forest.add(mood.shift, seqs[i].request.temperature > 0)
+                mood.trees = [(forest, trees[i])]
+        drafted: list[set[int]] = [set() for _ in trees]
         for d, of in asked.items():
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
-            took = (time.perf_counter() - begin) / len(of)
-            self._proposes[d] += 0.1 * (took - self._proposes[d])
+            self._proposes[d].note((time.perf_counter() - begin) / len(of))
             for i, draft in zip(of, drafts, strict=True):
-                if i not in trees:
-                    trees[i] = Merged(moods[i], self._odds, seqs[i].request.temperature > 0)
-                trees[i].join(d, draft, self.nodes)
-        for i, nodes in self._choose(trees, len(seqs), room).items():
-            if nodes:
-                out[i] = trees[i].draft(nodes, self._names)
-        own = (time.perf_counter() - start) / len(trees) - sum(self._proposes)
-        self._ledger.chooses += 0.1 * (max(own, 0.0) - self._ledger.chooses)
+                if draft.n:
+                    drafted[trees[i]].add(d)
+                    forest.join(trees[i], d, draft.tokens, draft.parent, draft.score, self.nodes)
+        chosen = self._choose(forest, [moods[i] for i in trees], drafted, len(seqs), room)
+        for i, t in trees.items():
+            if chosen[t]:
+                tokens, parents, by = forest.draft(t, chosen[t])
+                out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
+        asking = sum(self._proposes[d].seconds * len(of) for d, of in asked.items())
+        self._ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(trees))
         return out
 
-    def _choose(self, trees: dict[int, Merged], n_seqs: int, room: DraftRoom) -> dict[int, list[int]]:
-        """Nodes of each tree to run, parents first; and who was not worth its time rests."""
-        line = [(-p, i, j) for i, tree in trees.items() for j, p in enumerate(tree.chance)]
-        line.sort()
-        n, token, row = worth([-x[0] for x in line], n_seqs, room)
-        chosen: dict[int, list[int]] = {i: [] for i in trees}
-        brought = {(i, d): 0.0 for i, tree in trees.items() for d in tree.mood.asked}
-        for minus, i, j in line[:n]:
-            chosen[i].append(j)
-            brought[i, trees[i].by[j]] -= minus * token + row
+    def _choose(
+        self, forest: Forest, moods: list[Mood], drafted: list[set[int]], n_seqs: int, room: DraftRoom
+    ) -> list[list[int]]:
+        """Nodes of each tree to run, parents first; and who was not worth its time rests. drafted: whose
+        nodes a tree has."""
+        n, token, row = worth(forest.falling(), n_seqs, room)
+        chosen, saved = forest.take(n, token, row)
         step = room.cost.predict(room.base, room.read)
         self._ledger.steps += step
-        for (i, d), saved in brought.items():
-            tree = trees[i]
-            seconds = self._proposes[d] + self._learns[d]
-            if d in tree.by:
-                seconds += (self._ledger.chooses + self._ledger.learns) / len(tree.mood.asked)
-            most = int(seconds * n_seqs / (self.spend * step)) if step > 0 else 0
-            tree.mood.judge(d, saved - seconds, most)
-            self._usual.gain[d] += RECENT * (saved - seconds - self._usual.gain[d])
-            self._usual.failed[d], self._usual.rest[d] = tree.mood.failed[d], tree.mood.rest[d]
-            if not chosen[i] and d in tree.by:
-                probe = tree.likely(d)[: room.rows - n]
-                if self._ledger.affords(len(probe) * step / room.base, self.spend):
-                    chosen[i] = probe
+        for t, mood in enumerate(moods):
+            for d in mood.asked:
+                seconds = self._proposes[d].seconds + self._learns[d].seconds
+                if d in drafted[t]:
+                    own = self._ledger.chooses.seconds + self._ledger.learns.seconds
+                    seconds += own / len(mood.asked)
+                most = int(seconds * n_seqs / (self.spend * step)) if step > 0 else 0
+                gain = saved[t][d] - seconds
+                mood.judge(d, gain, most)
+                self._usual.gain[d] += RECENT * (gain - self._usual.gain[d])
+                self._usual.failed[d], self._usual.rest[d] = mood.failed[d], mood.rest[d]
+                if not chosen[t] and d in drafted[t]:
+                    probe = forest.likely(t, d)[: room.rows - n]
+                    if self._ledger.affords(len(probe) * step / room.base, self.spend):
+                        chosen[t] = probe
         return chosen
 
     def observe(
@@ -167,20 +174,22 @@ class Auto:
             mood = self._mood(seq)
             if not mood.asked:
                 continue
-            if drafts[i].n:
-                mood.learn(drafts[i], accepts[i], self._odds)
+            for forest, tree in mood.trees:
+                new = [*drafts[i].tokens[accepts[i].path].tolist(), accepts[i].bonus]
+                mood.shift = forest.learn(tree, new)
+            mood.trees = []
             for d in mood.asked:
                 asked.setdefault(d, []).append(i)
         if asked:
-            own = (time.perf_counter() - start) / max(len(of) for of in asked.values())
-            self._ledger.learns += 0.1 * (own - self._ledger.learns)
+            own = time.perf_counter() - start
+            self._ledger.learns.note(own / max(len(of) for of in asked.values()))
         for d, of in asked.items():
             begin = time.perf_counter()
             self._drafters[d].observe(
                 [seqs[i] for i in of], [drafts[i] for i in of], [accepts[i] for i in of],
                 [taps[i] for i in of],
             )  # fmt: skip
-            self._learns[d] += 0.1 * ((time.perf_counter() - begin) / len(of) - self._learns[d])
+            self._learns[d].note((time.perf_counter() - begin) / len(of))
 
     def _mood(self, seq: Seq) -> Mood:
         memory = seq.memory(self)

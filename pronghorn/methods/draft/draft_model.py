@@ -16,20 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._companion import Style, chains, check, companion, trees
+from pronghorn.methods.draft._single import Fixed
 from pronghorn.methods.draft._trees import KINDS
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 
 @dataclass(frozen=True)
-class DraftModel:
+class DraftModel(Fixed):
     model: str  # the model that drafts: a name, folder or file, with `:weight=int8` and the like behind it
     length: int = 5  # drafted tokens after one another at most
     stop: float = 0.7  # end a chain once the chance of a wrong token exceeds this; 1: never
@@ -55,9 +53,3 @@ class DraftModel:
         if self.tree != "chain":
             return trees(model, seqs, k, room, self.tree, self.nodes, self.length)
         return chains(model, seqs, k, room, Style(self.length, self.stop, sample=self.sample))
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass

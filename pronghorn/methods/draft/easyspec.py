@@ -13,19 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._companion import Style, chains, check, companion
+from pronghorn.methods.draft._single import Fixed
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 
 @dataclass(frozen=True)
-class Easyspec:
+class Easyspec(Fixed):
     model: str = "self"  # the model that drafts
     block: int = 2  # layers whose attention runs side by side; 1: the model as it is
     length: int = 5  # drafted tokens at most
@@ -48,9 +46,3 @@ class Easyspec:
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         style = Style(self.length, self.stop, sample=self.sample)
         return chains(companion(room, self._model), seqs, k, room, style)
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass

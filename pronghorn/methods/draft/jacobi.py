@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._single import Single
 from pronghorn.methods.draft._trail import Trail
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
@@ -41,7 +42,7 @@ Guess = tuple[int, float]  # a token, and how sure it is
 
 
 @dataclass(frozen=True)
-class Jacobi:
+class Jacobi(Single):
     length: int = 8  # guessed tokens
 
     traits = Traits(Guarantee.EXACT, taps=("top1",))
@@ -69,12 +70,8 @@ class Jacobi:
         follows, times = self._after.get(token, (otherwise, 0))
         return follows, 1 - 0.75 / (min(times, 4) + 1)
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
-
-    def _one(self, seq: Seq, length: int) -> Draft:
-        if length < 1:
-            return Draft.empty()
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
+        length = min(depth, self.length)
         after, tokens, memory = self._after, seq.tokens, seq.memory(self)
         for i in range(memory.get("read", 0), seq.n_prompt - 1):
             after.setdefault(tokens[i], (tokens[i + 1], 1))
@@ -85,7 +82,7 @@ class Jacobi:
             guesses.append(self._next(last, last))
             last = guesses[-1][0]
         score = np.array([sure for _, sure in guesses[:length]])
-        return Draft.chain([token for token, _ in guesses[:length]])._replace(score=score)
+        return Draft.chain([token for token, _ in guesses[:length]], score)
 
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._single import Single
 from pronghorn.methods.draft._trail import Trail
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
@@ -94,7 +95,7 @@ class _Tree:
 
 
 @dataclass(frozen=True)
-class Lookahead:
+class Lookahead(Single):
     window: int = 2  # columns of the window; 0: plain decoding
     ngram: int = 5  # tokens of an n-gram, its first one included
     guesses: int = 4  # n-grams that are tried in a step, and kept for each first token
@@ -114,11 +115,8 @@ class Lookahead:
     def _trail(self) -> Trail[tuple[Gram, ...]]:
         return Trail(TRAILS)
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [self._one(s, depth) for s, depth in zip(seqs, k, strict=True)]
-
-    def _one(self, seq: Seq, depth: int) -> Draft:
-        if depth < 1 or not self.window:
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
+        if not self.window:
             return Draft.empty()
         tokens, tree = seq.tokens, _Tree()
         places = self._places(seq).get(tokens[-1], ())

@@ -10,20 +10,39 @@ but a map from n-gram to its last end that grows with the text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._recent import onward
+from pronghorn.methods.draft._single import Fixed, Single
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
+
+
+class _Ends:
+    """Where the n-grams of one size ended last."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.ends: dict[tuple[int, ...], int] = {}
+        self.n = 0  # tokens read
+        self.last = -1  # the end before it of the n-gram that the text ends with; -1: it is new
+
+    def read(self, tokens: list[int]) -> int:
+        """`last`, for a text that begins with what was read before."""
+        n, size, ends = len(tokens), self.size, self.ends
+        if n >= size and n > self.n:
+            for end in range(max(self.n + 1, size), n):
+                ends[tuple(tokens[end - size : end])] = end
+            gram = tuple(tokens[n - size :])
+            self.last = ends.get(gram, -1)
+            ends[gram] = self.n = n
+        return self.last
 
 
 @dataclass(frozen=True)
-class PromptLookup:
+class PromptLookup(Single, Fixed):
     max_ngram: int = 3  # longest suffix to look for
     min_ngram: int = 2  # shortest; one token recurs everywhere, and each wrong row costs time on a CPU
     length: int = 10  # drafted tokens at most
@@ -40,35 +59,12 @@ class PromptLookup:
         if not 1 <= self.length <= 4096:
             raise MethodError(f"prompt-lookup: length is from 1 to 4096, not {self.length}")
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [self._one(s, min(depth, self.length)) for s, depth in zip(seqs, k, strict=True)]
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass
-
-    def _one(self, seq: Seq, length: int) -> Draft:
-        ends = self._index(seq)
-        tokens = seq.tokens
-        n = len(tokens)
-        if length < 1:
-            return Draft.empty()
-        for size in range(min(self.max_ngram, n), self.min_ngram - 1, -1):
-            end = ends.get(tuple(tokens[n - size :]))
-            if end is not None:
-                period = n - end  # the text from `end` on is repeated for ever
-                return Draft.chain([tokens[end + i % period] for i in range(length)])
-        return Draft.empty()
-
-    def _index(self, seq: Seq) -> dict[tuple[int, ...], int]:
-        """n-gram -> end of its last occurrence that has a token after it (so never the suffix itself)."""
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
+        tokens, length = seq.tokens, min(depth, self.length)
         memory = seq.memory(self)
-        tokens = seq.tokens
-        ends: dict[tuple[int, ...], int] = memory.setdefault("ends", {})
-        for end in range(memory.get("done", 0) + 1, len(tokens)):
-            for size in range(self.min_ngram, min(self.max_ngram, end) + 1):
-                ends[tuple(tokens[end - size : end])] = end
-        memory["done"] = max(memory.get("done", 0), len(tokens) - 1)
-        return ends
+        if "ends" not in memory:
+            memory["ends"] = [_Ends(size) for size in range(self.max_ngram, self.min_ngram - 1, -1)]
+        for end in [ends.read(tokens) for ends in memory["ends"]]:
+            if end >= 0:
+                return Draft.chain(onward(tokens, end, length))
+        return Draft.empty()

@@ -16,22 +16,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from pronghorn.companion import Head
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._companion import Style, chains, check, companion
+from pronghorn.methods.draft._single import Fixed
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 K1, B = 1.2, 0.75  # of BM25
 
 
 @dataclass(frozen=True)
-class Rapid:
+class Rapid(Fixed):
     model: str = "self"  # the model that drafts
     budget: int = 1024  # tokens of the short context, its beginning and end included
     chunk: int = 128  # tokens of a piece
@@ -94,9 +92,3 @@ class Rapid:
                 left -= len(pieces[i])
         middle = [t for i in sorted(kept) for t in pieces[i]]
         return (*prompt[: self.first], *middle, *prompt[end:])
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass

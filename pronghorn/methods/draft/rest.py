@@ -16,24 +16,20 @@ it is no place for what one of them may not know of another. A request cannot na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from numpy.typing import NDArray
-
-from pronghorn.datastore import Datastore
 from pronghorn.errors import MethodError
+from pronghorn.methods.draft._single import Fixed, Single
 from pronghorn.methods.draft._trie import trie
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 DOUBT = 2.0  # unseen continuations that a suffix of one token is taken to have; longer ones have fewer
 
 
 @dataclass(frozen=True)
-class Rest:
+class Rest(Single, Fixed):
     store: str  # the datastore: a file that `pronghorn datastore build` wrote
     max_span: int = 16  # longest suffix to look for
     min_span: int = 2  # shortest
@@ -54,21 +50,10 @@ class Rest:
     def traits(self) -> Traits:
         return Traits(Guarantee.EXACT, stores=(self.store,))
 
-    def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
+    def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
         store = room.stores[self.store]
-        return [self._one(store, s.tokens, min(d, self.length)) for s, d in zip(seqs, k, strict=True)]
-
-    def _one(self, store: Datastore, tokens: Sequence[int], depth: int) -> Draft:
-        if depth < 1:
-            return Draft.empty()
-        span, low, high = store.find(tokens, self.max_span, self.min_span)
+        span, low, high = store.find(seq.tokens, self.max_span, self.min_span)
         if not span:
             return Draft.empty()
-        found = trie(store.after(span, low, high, depth, self.sample), self.nodes)
+        found = trie(store.after(span, low, high, min(depth, self.length), self.sample), self.nodes)
         return Draft(found.token, found.parent, score=found.chance(DOUBT / span))
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.methods.draft._companion import Chain, Style, chance, check, companion, depths
+from pronghorn.methods.draft._single import Fixed
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Draft, Guarantee, Traits
 
 
 @dataclass(frozen=True)
-class S2d:
+class S2d(Fixed):
     exits: tuple[int, ...] = (1,)  # layers that run up to each exit, fewest first
     sure: float = 0.6  # an exit less sure of its token than this leaves it to the next
     length: int = 5  # drafted tokens at most
@@ -80,9 +81,3 @@ class S2d:
             return chance(p, len(chain.tokens), best) >= self.sure
         except RequestError:
             return True
-
-    def observe(
-        self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
-        taps: Sequence[dict[str, NDArray[Any]]],
-    ) -> None:  # fmt: skip
-        pass

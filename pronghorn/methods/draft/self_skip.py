@@ -3,7 +3,7 @@
 Weights are shared and nothing more is stored: a draft attends to the rows of the whole model, which has run
 all tokens before it, and to its own rows, which go when it ends. So accepted tokens cost no repair.
 
-Which sublayers a model misses least is found by `pronghorn.bench.skips.search`; without a list every second
+Which sublayers a model misses least is found by `pronghorn calibrate skip-set`; without a list every second
 layer is left out. A chain ends with a token less likely than a threshold, which moves so that `accept` of the
 drafted tokens stand: the paper's rule, with its constants (step 0.01, weights 0.5 and 0.9).
 """

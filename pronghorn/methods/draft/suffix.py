@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
@@ -131,16 +130,5 @@ class Suffix:
         match = min(place[1], LONG)
         if match < 1:
             return 0.0, Draft.empty()
-        tokens, parents, shares = index.draft(place, most, depth, 1, self.least)
-        level: list[int] = []
-        chance: list[float] = []
-        for i, (parent, share) in enumerate(zip(parents, shares, strict=True)):
-            d = match + (0 if parent < 0 else level[parent] + 1)
-            level.append(d - match)
-            shares[i] = score = share * d / (d + 1)
-            chance.append(score if parent < 0 else score * chance[parent])
-        draft = Draft(np.array(tokens, np.int32), np.array(parents, np.int32), score=np.array(shares))
-        likely = [i for i, c in enumerate(chance) if c >= self.least]  # falls along a path: no orphans
-        if len(likely) < len(chance):
-            draft = draft.only(np.array(likely, np.intp))
-        return sum(chance[i] for i in likely), draft
+        worth, tokens, parents, scores = index.draft(place, most, depth, 1, self.least, match)
+        return worth, Draft(tokens, parents, score=scores)

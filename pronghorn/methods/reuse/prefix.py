@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,9 @@ class Prefix:
         held.seconds = seconds
         if self.disk and not held.disks:
             held.disks.append(Disk(store, self.disk, int(self.disk_gb * (1 << 30)), fingerprint))
+
+    def fresh(self) -> Prefix:
+        return replace(self, disk="")
 
     def match(self, ids: Sequence[int], rows: int) -> Span | None:
         want = np.asarray(ids, np.int32)[: max(0, rows)]
@@ -189,6 +192,9 @@ class Prefix:
         held.disks.clear()
         held.trees.clear()
         held.next.clear()
+
+    def disk_counts(self) -> Mapping[str, int]:
+        return {what: n for disk in self._held.disks for what, n in asdict(disk.counted).items()}
 
     def tree(self) -> list[Node]:
         out: list[Node] = []

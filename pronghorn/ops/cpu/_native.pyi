@@ -26,6 +26,24 @@ def draw(logits: npt.NDArray[np.float32], temperature: float, u: float) -> int:
     [0, 1), of the probabilities side by side. Weights are float32, 2e-6 from exact at most for what is
     within e**-30 of the likeliest. -1 where logits are not finite or the temperature leaves them so."""
 
+def walk(
+    logits: npt.NDArray[np.float32],
+    n: int,
+    tokens: npt.NDArray[np.int32],
+    parents: npt.NDArray[np.int32],
+    temperature: float,
+    seed: int,
+    branch: int,
+    pos: int,
+) -> tuple[list[int], list[int]]:
+    """Rows of logits (1 + nodes, n_vocab) that a walk through a draft visits, and the token that each draws
+    of the first n: at temperature 0 the first of the largest, else as `draw` does with the `uniform` of its
+    position, from `pos` on, and purpose 0. It goes on at the first child that holds the token, and ends early
+    at a row from which nothing can be drawn. Raises `ValueError` where shapes do not fit."""
+
+def uniform(seed: int, branch: int, pos: int, purpose: int) -> float:
+    """See `pronghorn.rng.uniform`; all from 0 to 2**64 - 1."""
+
 def top(logits: npt.NDArray[np.float32], out: npt.NDArray[np.int32]) -> None:
     """Fill out (rows, n) with the ids of the largest of logits (rows, n_vocab), largest first, ties to the
     lower id, -1 past the end of a small vocabulary. NaN is never chosen."""
@@ -70,11 +88,63 @@ class Suffixes:
         """Go on from a place; where no substring does, from its longest end that does."""
 
     def draft(
-        self, place: tuple[int, int], most: int, depth: int, least: int, faint: float
-    ) -> tuple[list[int], list[int], list[float]]:
+        self, place: tuple[int, int], most: int, depth: int, least: int, faint: float, match: int
+    ) -> tuple[float, npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
         """What is likeliest to follow a place of `least` tokens or more, as a tree, best first and parents
-        before children: tokens, parents (-1: none), and as what share of what came after its parent each was
-        seen. No more than `most` nodes, `depth` levels, and none less likely than `faint` in all."""
+        before children: how many of the nodes should stand; tokens, parents (-1: none), and as what share of
+        what came after its parent each was seen. No more than `most` nodes, `depth` levels, and none less
+        likely than `faint` in all. match: tokens that led to the place, 0 to take shares as they are; else a
+        share counts (match + d) / (match + d + 1) of what it is where d drafted tokens lead to it."""
+
+class Odds:
+    """How often drafted nodes of a kind stood once their parent did; a kind is a number below 144 times the
+    drafters. All raise `ValueError` for what is not there."""
+
+    def __init__(self, n_drafters: int) -> None: ...
+    def chance(self, kind: int) -> float: ...
+    def note(self, kind: int, stood: bool) -> None: ...
+
+class Forest:
+    """Drafts of several drafters for several sequences: a tree for each, in which a node that several propose
+    is one node with the best chance of any. Nodes with a chance below 0.02 are left out. All raise
+    `ValueError` for what is not there."""
+
+    def __init__(self, odds: Odds) -> None: ...
+    def add(self, shift: list[float], drawn: bool) -> int:
+        """Another tree; drawn: tokens are sampled."""
+
+    def join(
+        self,
+        tree: int,
+        by: int,
+        tokens: npt.NDArray[np.int32],
+        parents: npt.NDArray[np.int32],
+        score: npt.NDArray[np.float64],
+        most: int,
+    ) -> None:
+        """Add the first `most` nodes of what a drafter proposes."""
+
+    def falling(self) -> list[float]:
+        """Chances of all nodes of all trees to stand, their ancestors' included, largest first."""
+
+    def take(self, n: int, token: float, row: float) -> tuple[list[list[int]], list[list[float]]]:
+        """The first n of `falling`, as nodes of each tree, and what those of each drafter save: their chances
+        times `token`, less `row` for each."""
+
+    def likely(self, tree: int, by: int) -> list[int]:
+        """Nodes of one drafter that a trial runs: the likely ones, one in any case."""
+
+    def draft(
+        self, tree: int, nodes: list[int]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], list[int]]:
+        """Tokens and parents of some nodes, parents first, and their drafters."""
+
+    def learn(self, tree: int, tokens: list[int]) -> list[float]:
+        """Note which nodes the tokens that came lead to and which not, whether they were run or not. Returns
+        the shift of each drafter as it is now."""
+
+    def nodes(self, tree: int) -> list[tuple[int, int, int, float]]:
+        """Token, parent, drafter and chance of each node."""
 
 class Probe:
     """What the machine can do at most, with the instruction set in use (`isa()`).

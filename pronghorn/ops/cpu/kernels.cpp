@@ -220,6 +220,18 @@ void softmax(float* x, int n) {
     each(n, [&](int i, int m) { put(x + i, vdiv(get(x + i, m), by), m); });
 }
 
+float largest(const float* x, int n) {
+    float top = x[0];
+    int i = 0;
+    if (n >= 16) {
+        V tops = vld(x);
+        for (i = 16; i + 16 <= n; i += 16) tops = vmax(tops, vld(x + i));
+        top = highest(tops);
+    }
+    for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
 float weigh(const float* x, float* y, int n, float top, float by) {
     V sum = vall(0.0f);
     each(n, [&](int i, int m) {
@@ -248,6 +260,7 @@ const Kernels table = {
     .axpy = axpy,
     .softcap = softcap,
     .softmax = softmax,
+    .largest = largest,
     .weigh = weigh,
     .attend = attend,
     .attend_merge = attend_merge,

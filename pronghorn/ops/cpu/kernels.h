@@ -218,6 +218,7 @@ struct Kernels {
     void (*axpy)(float a, const float* x, float* y, int n);  // y += a * x
     void (*softcap)(float* x, int n, float scale, float cap);
     void (*softmax)(float* x, int n);
+    float (*largest)(const float* x, int n);  // n > 0, no NaN among them
     // y[i] = exp((x[i] - top) * by); their sum.
     float (*weigh)(const float* x, float* y, int n, float top, float by);
     void (*attend)(const AttendItem& item);

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "chances.h"
 #include "codes.h"
 #include "executor.h"
 #include "isa.h"
@@ -44,6 +45,17 @@ void need(bool ok, const std::string& what) {
     if (!ok) throw nb::value_error(what.c_str());
 }
 
+std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>> walk(
+    const Flat<float, 2>& logits, int n, const Ints& tokens, const Ints& parents, double temperature,
+    std::uint64_t seed, std::uint64_t branch, std::uint64_t pos) {
+    const std::size_t n_nodes = tokens.shape(0);
+    need(parents.shape(0) == n_nodes && logits.shape(0) == n_nodes + 1, "a row of logits for each node, and one more");
+    need(n >= 0 && std::size_t(n) <= logits.shape(1), "no more tokens than logits");
+    ph::Walk w = ph::walk(ph::kernels(), logits.data(), logits.shape(1), n, tokens.data(), parents.data(),
+                          int(n_nodes), temperature, {seed, branch, 0}, pos);
+    return {std::move(w.row), std::move(w.token)};
+}
+
 using Tokens = std::vector<std::int32_t>;
 using Place = std::tuple<int, int>;
 
@@ -63,18 +75,59 @@ Place follow(const ph::Suffixes& s, const Place& at, const Tokens& tokens) {
     return {end.state, end.length};
 }
 
-std::tuple<Tokens, Tokens, std::vector<float>> draft_of(const ph::Suffixes& s, const Place& at, int most,
-                                                        int depth, int least, float faint) {
+using Doubles = Flat<double, 1>;
+
+// An array that owns its values.
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> array_of(std::vector<T> values) {
+    auto held = std::make_unique<std::vector<T>>(std::move(values));
+    T* const at = held->data();
+    const std::size_t n = held->size();
+    nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    static_cast<void>(held.release());
+    return nb::ndarray<nb::numpy, T, nb::ndim<1>>(at, {n}, owner);
+}
+
+auto draft_of(const ph::Suffixes& s, const Place& at, int most, int depth, int least, double faint, int match) {
     need(most >= 0 && most <= 4096, "from 0 to 4096 nodes");
-    const auto room = std::size_t(most);
-    Tokens tokens(room), parents(room);
-    std::vector<float> shares(room);
-    const int n = s.draft(place_of(s, at), most, depth, std::max(least, 1), faint, tokens.data(), parents.data(),
-                          shares.data());
-    tokens.resize(std::size_t(n));
-    parents.resize(std::size_t(n));
-    shares.resize(std::size_t(n));
-    return {std::move(tokens), std::move(parents), std::move(shares)};
+    auto d = s.draft(place_of(s, at), most, depth, std::max(least, 1), faint, match);
+    return std::make_tuple(d.worth, array_of(std::move(d.tokens)), array_of(std::move(d.parents)),
+                           array_of(std::move(d.scores)));
+}
+
+void parents_come_first(const Ints& parents) {
+    for (int i = 0; i < int(parents.shape(0)); ++i) {
+        need(parents.data()[i] >= -1 && parents.data()[i] < i, "parents come before their children");
+    }
+}
+
+void join(ph::Forest& f, int tree, int by, const Ints& tokens, const Ints& parents, const Doubles& score,
+          int most) {
+    const std::size_t n = tokens.shape(0);
+    need(tree >= 0 && tree < f.size() && by >= 0 && by < f.drafters(), "a tree or drafter that is not there");
+    need(parents.shape(0) == n && (score.shape(0) == n || score.shape(0) == 0), "as many parents and scores as tokens");
+    parents_come_first(parents);
+    f.join(tree, by, tokens.data(), parents.data(), score.shape(0) ? score.data() : nullptr,
+           int(std::min(n, std::size_t(std::max(most, 0)))));
+}
+
+// Tokens, parents among the chosen, and who drafted some of them.
+auto draft_from(const ph::Forest& f, int tree, const std::vector<int>& chosen) {
+    need(tree >= 0 && tree < f.size(), "a tree that is not there");
+    const auto& all = f.nodes(tree);
+    std::vector<int> number(all.size(), -1), by;
+    std::vector<std::int32_t> tokens, parents;
+    for (int j : chosen) {
+        need(j >= 0 && j < int(all.size()), "a node that is not there");
+        const auto& node = all[std::size_t(j)];
+        need(node.parent < 0 || number[std::size_t(node.parent)] >= 0, "parents come before their children");
+        number[std::size_t(j)] = int(tokens.size());
+        tokens.push_back(node.token);
+        parents.push_back(node.parent < 0 ? -1 : number[std::size_t(node.parent)]);
+        if (std::find(by.begin(), by.end(), node.by) == by.end()) by.push_back(node.by);
+    }
+    std::sort(by.begin(), by.end());
+    return std::make_tuple(array_of(std::move(tokens)), array_of(std::move(parents)), std::move(by));
 }
 
 // The user's errors are pronghorn.errors; that module is imported only when one is raised.
@@ -468,11 +521,76 @@ NB_MODULE(_native, m) {
              })
         .def("follow", &follow, nb::arg("place"), nb::arg("tokens"))
         .def("draft", &draft_of, nb::arg("place"), nb::arg("most"), nb::arg("depth"), nb::arg("least"),
-             nb::arg("faint"));
+             nb::arg("faint"), nb::arg("match"));
+    nb::class_<ph::Odds>(m, "Odds")
+        .def("__init__",
+             [](ph::Odds* self, int n_drafters) {
+                 need(n_drafters >= 0 && n_drafters <= 1024, "from 0 to 1024 drafters");
+                 new (self) ph::Odds(n_drafters);
+             },
+             nb::arg("n_drafters"))
+        .def("chance",
+             [](const ph::Odds& o, int kind) {
+                 need(kind >= 0 && kind < o.kinds(), "a kind that is not there");
+                 return o.chance(kind);
+             })
+        .def("note",
+             [](ph::Odds& o, int kind, bool stood) {
+                 need(kind >= 0 && kind < o.kinds(), "a kind that is not there");
+                 o.note(kind, stood);
+             });
+    nb::class_<ph::Forest>(m, "Forest")
+        .def(nb::init<ph::Odds&>(), nb::keep_alive<1, 2>(), nb::arg("odds"))
+        .def("add",
+             [](ph::Forest& f, std::vector<double> shift, bool drawn) {
+                 need(int(shift.size()) == f.drafters(), "a shift for each drafter");
+                 return f.add(std::move(shift), drawn);
+             },
+             nb::arg("shift"), nb::arg("drawn"))
+        .def("join", &join, nb::arg("tree"), nb::arg("by"), nb::arg("tokens").noconvert(),
+             nb::arg("parents").noconvert(), nb::arg("score").noconvert(), nb::arg("most"))
+        .def("falling", &ph::Forest::falling)
+        .def("take",
+             [](const ph::Forest& f, int n, double token, double row) {
+                 std::vector<std::vector<int>> chosen;
+                 std::vector<std::vector<double>> saved;
+                 f.take(n, token, row, chosen, saved);
+                 return std::make_tuple(std::move(chosen), std::move(saved));
+             },
+             nb::arg("n"), nb::arg("token"), nb::arg("row"))
+        .def("likely",
+             [](const ph::Forest& f, int tree, int by) {
+                 need(tree >= 0 && tree < f.size(), "a tree that is not there");
+                 return f.likely(tree, by);
+             },
+             nb::arg("tree"), nb::arg("by"))
+        .def("draft", &draft_from, nb::arg("tree"), nb::arg("nodes"))
+        .def("learn",
+             [](ph::Forest& f, int tree, const Tokens& tokens) {
+                 need(tree >= 0 && tree < f.size(), "a tree that is not there");
+                 return f.learn(tree, tokens.data(), int(tokens.size()));
+             },
+             nb::arg("tree"), nb::arg("tokens"))
+        .def("nodes",
+             [](const ph::Forest& f, int tree) {
+                 need(tree >= 0 && tree < f.size(), "a tree that is not there");
+                 std::vector<std::tuple<int, int, int, double>> out;
+                 for (const auto& n : f.nodes(tree)) out.emplace_back(n.token, n.parent, n.by, n.chance);
+                 return out;
+             },
+             nb::arg("tree"));
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
     m.def("draw", &draw, nb::arg("logits").noconvert(), nb::arg("temperature"), nb::arg("u"));
+    m.def("walk", &walk, nb::arg("logits").noconvert(), nb::arg("n"), nb::arg("tokens").noconvert(),
+          nb::arg("parents").noconvert(), nb::arg("temperature"), nb::arg("seed"), nb::arg("branch"),
+          nb::arg("pos"));
+    m.def("uniform",
+          [](std::uint64_t seed, std::uint64_t branch, std::uint64_t pos, std::uint64_t purpose) {
+              return ph::uniform({seed, branch, purpose}, pos);
+          },
+          nb::arg("seed"), nb::arg("branch"), nb::arg("pos"), nb::arg("purpose"));
     m.def("room", [](std::size_t n_rows, std::size_t n_bytes) {
         need(!n_rows || n_bytes <= SIZE_MAX / n_rows, "room for more than there can be");
         auto held = std::make_unique<ph::Bytes>(ph::lasting(n_rows * n_bytes));

@@ -130,8 +130,7 @@ int Suffixes::with_successors(int state, int least) const {
     return state > 0 && states_[std::size_t(state)].length >= least ? state : -1;
 }
 
-int Suffixes::draft(Place at, int most, int depth, int least, float faint, std::int32_t* tokens,
-                    std::int32_t* parents, float* shares) const {
+Suffixes::Tree Suffixes::draft(Place at, int most, int depth, int least, double faint, int match) const {
     struct Next {
         float chance;
         int order;  // of equals the first found goes first
@@ -143,6 +142,9 @@ int Suffixes::draft(Place at, int most, int depth, int least, float faint, std::
         return a.chance != b.chance ? a.chance < b.chance : a.order > b.order;
     };
     std::priority_queue<Next, std::vector<Next>, decltype(worse)> line(worse);
+    Tree out;
+    std::vector<int> number;     // of each node that was found, in `out`; -1 where it is too faint once discounted
+    std::vector<double> chances;  // of each node of `out`, its ancestors' included
     int n = 0, order = 0;
     const auto open = [&](int state, int parent, int level, float chance) {
         state = with_successors(state, least);
@@ -161,12 +163,21 @@ int Suffixes::draft(Place at, int most, int depth, int least, float faint, std::
     while (n < most && !line.empty()) {
         const Next best = line.top();
         line.pop();
-        tokens[n] = best.token;
-        parents[n] = best.parent;
-        shares[n] = best.share;
         open(best.state, n++, best.depth + 1, best.chance);
+        const int parent = best.parent < 0 ? -1 : number[std::size_t(best.parent)];
+        const double led = match + best.depth - 1;
+        const double score = match ? double(best.share) * led / (led + 1) : best.share;
+        const double chance = score * (parent < 0 ? 1.0 : chances[std::size_t(parent)]);
+        const bool kept = chance >= faint && (best.parent < 0 || parent >= 0);
+        number.push_back(kept ? int(chances.size()) : -1);
+        if (!kept) continue;
+        out.tokens.push_back(best.token);
+        out.parents.push_back(parent);
+        out.scores.push_back(score);
+        chances.push_back(chance);
+        out.worth += chance;
     }
-    return n;
+    return out;
 }
 
 }  // namespace ph

@@ -32,11 +32,17 @@ public:
     // Follow tokens from a place; where no substring goes on so, fall back to its longest end that does.
     Place follow(Place at, const std::int32_t* tokens, std::size_t n) const;
 
-    // A tree of what is likeliest to follow, best first, parents before children: tokens, parents (-1: none) and
-    // how often each came after its parent, as a share. A place without successors goes on at its longest end
-    // of at least `least` tokens that has some. Returns the number of nodes, `most` at most.
-    int draft(Place at, int most, int depth, int least, float faint, std::int32_t* tokens, std::int32_t* parents,
-              float* shares) const;
+    struct Tree {
+        std::vector<std::int32_t> tokens, parents;  // best first, parents before children; -1: none
+        std::vector<double> scores;                 // how often each came after its parent, as a share
+        double worth = 0;                           // sum of the products of scores along the path to each
+    };
+
+    // A tree of what is likeliest to follow, `most` nodes and `depth` levels at most, without paths less likely
+    // than `faint`. A place without successors goes on at its longest end of at least `least` tokens that has
+    // some. match: tokens that led there, where shares are to be discounted: a share times (m + d) / (m + d + 1),
+    // d drafted tokens lead to the node; 0: they are not.
+    Tree draft(Place at, int most, int depth, int least, double faint, int match) const;
 
 private:
     struct State {

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from pronghorn.errors import RequestError
-from pronghorn.serve.fields import MOST, TEXT, Body, Extension, Name, Sampling
+from pronghorn.serve.fields import MOST, Body, Extension, Name, Sampling, Text
 from pronghorn.serve.tools import Choice, Tool, read_tool
 from pronghorn.serve.tools.spec import N_TOOLS_MAX
 
-Text = Annotated[str, Field(max_length=TEXT)]
 Stop = Annotated[str, Field(max_length=4096)]
 
 

@@ -8,28 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from pronghorn.errors import RequestError
-from pronghorn.serve.fields import MOST, TEXT, Body, Extension, Name, Sampling
+from pronghorn.serve import fields
+from pronghorn.serve.fields import MOST, AsJson, AsText, Body, Extension, Name, Sampling, Text, words
 from pronghorn.serve.tools import Choice, Tool, read_tool
 from pronghorn.serve.tools.chat import Word
 from pronghorn.serve.tools.spec import N_TOOLS_MAX
 
-Text = Annotated[str, Field(max_length=TEXT)]
 N_ITEMS_MAX = 10_000
 
 
-class Part(Body):
-    """A part of a content. Only text is read here."""
-
-    type: Name
-    text: Text | None = None
-    refusal: Text | None = None
-
-    @field_validator("type")
-    @classmethod
-    def _text(cls, kind: str) -> str:
-        if kind not in ("input_text", "output_text", "text", "refusal"):
-            raise ValueError(f"parts of the type {kind!r} are not understood: this model reads text only")
-        return kind
+class Part(fields.Part):
+    kinds = ("input_text", "output_text", *fields.Part.kinds)
 
 
 class Item(Body):
@@ -65,14 +54,6 @@ class AllowedChoice(Body):
 
 
 ToolChoice = Word | Annotated[NamedChoice | AllowedChoice, Field(discriminator="type")]
-
-
-class AsText(Body):
-    type: Literal["text"]
-
-
-class AsJson(Body):
-    type: Literal["json_object"]
 
 
 class AsSchema(Body):
@@ -156,7 +137,7 @@ def as_messages(given: str | list[Item]) -> list[dict[str, Any]]:
             if item.role is None or item.content is None:
                 raise RequestError(f"input.{at}: a message needs `role` and `content`")
             role = "system" if item.role == "developer" else item.role
-            out.append({"role": role, "content": _words(item.content)})
+            out.append({"role": role, "content": words(item.content)})
         elif item.type == "function_call":
             if not item.call_id or not item.name:
                 raise RequestError(f"input.{at}: a function_call needs `call_id`, `name` and `arguments`")
@@ -164,7 +145,7 @@ def as_messages(given: str | list[Item]) -> list[dict[str, Any]]:
         elif item.type == "function_call_output":
             if not item.call_id or item.output is None:
                 raise RequestError(f"input.{at}: a function_call_output needs `call_id` and `output`")
-            out.append({"role": "tool", "tool_call_id": item.call_id, "content": _words(item.output)})
+            out.append({"role": "tool", "tool_call_id": item.call_id, "content": words(item.output)})
     return out
 
 
@@ -175,9 +156,3 @@ def with_call(messages: list[dict[str, Any]], id_: str, name: str, arguments: st
         return [*messages, {"role": "assistant", "content": "", "tool_calls": [call]}]
     last = messages[-1]
     return [*messages[:-1], {**last, "tool_calls": [*last.get("tool_calls", []), call]}]
-
-
-def _words(content: str | list[Part]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.text or part.refusal or "" for part in content)

@@ -7,15 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pronghorn.serve.fields import TEXT, Body, Name
+from pronghorn.serve.fields import Body, Name, Text
 from pronghorn.serve.tools.spec import N_TOOLS_MAX, Choice, Tool, read_tool
-
-Words = Annotated[str, Field(max_length=TEXT)]
 
 
 class Function(Body):
     name: Name
-    description: Words | None = None
+    description: Text | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 

@@ -1,0 +1,1 @@
+"""What a method has to be told of a model, found by looking at that model: `pronghorn calibrate`."""
