@@ -160,7 +160,7 @@ class Memory:
         if seq.ticket is not None:
             self.swap.drop(seq.ticket)
             seq.ticket = None
-        seq.kv_bytes = self.store.bytes_of(seq.kv)
+        seq.kv_bytes, seq.queries = self.store.bytes_of(seq.kv), []
         self.store.free(seq.kv)
 
     # ------------------------------------------------------------------ preemption

@@ -352,13 +352,9 @@ class KVPolicy(Protocol):
 
 
 class Scorer(KVPolicy, Protocol):
-    """A policy that keeps the best rows, as many as a budget says: others may set the budgets of its layers
-    and heads. Its `plan` is `view.plan(self.score(view, taps), self.budget)`."""
-
-    @property
-    def budget(self) -> int:
-        """Rows that each head keeps."""
-        ...
+    """A policy that keeps the best rows, as many as a budget says. Its `plan` is `view.plan(self.score(..))`,
+    and another policy may give its layers and heads other budgets. Called at a barrier also where nothing is
+    over the budget."""
 
     def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored: ...
 

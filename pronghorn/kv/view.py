@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pronghorn.kv.layout import PAGE
 from pronghorn.kv.look import Look
-from pronghorn.types import Ints, KVPlan
+from pronghorn.types import Ints, KVPlan, Rewrite
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV, Store
@@ -31,10 +31,12 @@ def rounded(score: Floats, digits: int = 4) -> Floats:
 
 class Scored(NamedTuple):
     """What a policy thinks of rows: rows (L, H, n), larger is better, rounded; always (L, H, n) bool, or what
-    broadcasts to it: rows that stay before any other; notes to write in any case (`KVPlan.notes`)."""
+    broadcasts to it: rows that stay before any other; budget: rows that a head keeps, a number, (L, 1) or
+    (L, H); notes to write in any case (`KVPlan.notes`)."""
 
     rows: Floats
     always: Bools
+    budget: int | Ints
     notes: dict[str, Floats] = {}  # noqa: RUF012 - read only
 
 
@@ -62,6 +64,11 @@ class KVView:
 
     def _each(self) -> list[tuple[int, int, int]]:
         return [(layer, head, g) for (layer, head), (g, _) in self._store.group_of.items()]
+
+    @property
+    def groups(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """(layer, head) of each group's members, which keep the same rows; plans go by its number."""
+        return self._store.sealed_layout.groups
 
     @cached_property
     def valid(self) -> Bools:
@@ -130,6 +137,14 @@ class KVView:
             out[layer, head, : s.n] = s.noted(name, np.arange(s.n, dtype=np.int32), len(groups[g]))[i]
         return out
 
+    def total(self, name: str, taps: dict[str, Floats]) -> Floats:
+        """(L, H, n) float32: the note `name` grown by the weight that the queries of `taps` give to each row,
+        averaged over the query heads of a KV head. To be noted again."""
+        total = self.note(name)
+        for layer, q in enumerate(taps["q"]):
+            total[layer] += self.by_kv_head(self.mass(layer, q, taps["q_pos"]))
+        return total
+
     def last(self, n: int) -> Bools:
         """(L, H, n) bool: the last n rows of each head."""
         held = self.valid.sum(axis=-1, keepdims=True)
@@ -156,13 +171,30 @@ class KVView:
             keep[g] = np.sort(top).astype(np.int32)
         return KVPlan(keep)
 
-    def plan(self, scored: Scored, budget: int | Ints) -> KVPlan | None:
-        """Keep the best rows of each group, as many as `budget` says (see `keep_top`); write the notes."""
-        plan = self.keep_top(scored.rows, budget, scored.always)
+    def plan(self, scored: Scored) -> KVPlan | None:
+        """Keep the best rows of each group, as many as the budget says (see `keep_top`); write the notes."""
+        plan = self.keep_top(scored.rows, scored.budget, scored.always)
         if all(len(rows) == self._rows(g) for g, rows in plan.keep.items()):
             plan.keep.clear()
         plan.notes.update(scored.notes)
         return plan if plan.keep or plan.notes else None
+
+    def kept(self, plan: KVPlan) -> Bools:
+        """(L, H, n) bool: the rows that a plan keeps."""
+        out = np.zeros(self.valid.shape, bool)
+        for layer, head, g in self._each():
+            out[layer, head, plan.keep.get(g, slice(self._rows(g)))] = True
+        return out
+
+    def rewrite(self, plan: KVPlan, k: Floats, v: Floats, changed: Bools) -> KVPlan:
+        """`plan`, and rows that it keeps have the values of k, v (L, H, n, dim) where `changed` (L, H, n)."""
+        changed = changed & self.kept(plan)
+        for g, members in enumerate(self.groups):
+            rows = np.flatnonzero(np.any([changed[m] for m in members], axis=0)).astype(np.int32)
+            if len(rows):
+                new = (np.stack([a[m][rows] for m in members], axis=1) for a in (k, v))
+                plan.values[g] = Rewrite(rows, *new)
+        return plan
 
     def keep_where(self, keep: Bools) -> KVPlan:
         """Keep the rows where `keep`, broadcast to (L, H, n), holds for any head of the group."""

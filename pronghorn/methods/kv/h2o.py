@@ -41,11 +41,8 @@ class H2O:
         return (length // self.every + 1) * self.every
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        return view.plan(self.score(view, taps), self.budget)
+        return view.plan(self.score(view, taps))
 
     def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
-        total = view.note(SUM)
-        for layer, q in enumerate(taps["q"]):
-            total[layer] += view.by_kv_head(view.mass(layer, q, taps["q_pos"]))
-        recent = view.last(self.budget - self.budget // 2)
-        return Scored(rounded(total), recent, {SUM: total})
+        total = view.total(SUM, taps)
+        return Scored(rounded(total), view.last(self.budget - self.budget // 2), self.budget, {SUM: total})

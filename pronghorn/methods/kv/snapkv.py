@@ -45,7 +45,7 @@ class SnapKv:
         return n_prompt if length < n_prompt else FOREVER
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        return view.plan(self.score(view, taps), self.budget) if view.n > self.budget else None
+        return view.plan(self.score(view, taps)) if view.n > self.budget else None
 
     def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
         q, n = taps["q"], view.n  # (n_layers, n_heads, window, dim)
@@ -54,7 +54,7 @@ class SnapKv:
         for layer in range(view.n_layers):
             seen = view.by_kv_head(view.mass(layer, q[layer], taps["q_pos"]))
             score[layer] = self._smooth(seen[..., : n - w], n)
-        return Scored(rounded(score), view.last(w))
+        return Scored(rounded(score), view.last(w), self.budget)
 
     def _smooth(self, s: NDArray[Any], n: int) -> NDArray[Any]:
         """Mean over `kernel` rows around each of s (heads, m), zeros beyond its ends; padded to n."""
