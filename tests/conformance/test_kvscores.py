@@ -44,6 +44,11 @@ def plans(policy: Any, n: int = len(IDS)) -> list[Any]:
     return [(at, p and {g: rows.tolist() for g, rows in p.keep.items()}) for at, p in run.plans]
 
 
+def digits(x: float) -> float:
+    """As policies round."""
+    return float(f"{x:.3e}")
+
+
 def shares(view: KVView, layer: int, head: int, q: Any, pos: int) -> Any:
     """Weights of one query of one query head over a head's rows."""
     kv = head // (4 // view.n_kv)
@@ -72,7 +77,7 @@ def test_h2o_keeps_what_was_attended_to_in_sum() -> None:
                     for p, w in zip(pos, shares(view, layer, head, q, at), strict=True):
                         held[p] = held.get(p, 0.0) + w / 2
             n = int(view.valid[layer, kv].sum())
-            heavy = sorted(range(n - 12), key=lambda j: (-held[pos[j]], j))[:12]
+            heavy = sorted(range(n - 12), key=lambda j: (-digits(held[pos[j]]), j))[:12]
             want = sorted(heavy) + list(range(n - 12, n)) if n > 24 else list(range(n))
             assert plan.keep.get(g, np.arange(n)).tolist() == want
 
@@ -110,7 +115,7 @@ def test_tova_drops_row_by_row() -> None:
                     w = np.mean(
                         [shares(view, layer, h, taps["q"][layer, h, i], at) for h in range(4)], axis=0
                     )
-                    held.remove(min(held, key=lambda p: w[index[p]]))
+                    held.remove(min(held, key=lambda p: digits(w[index[p]])))
             rows = where[view.valid[layer, 0]] if plan is None else where[plan.keep[layer]]
             assert rows.tolist() == held
 
@@ -227,7 +232,7 @@ def test_d2o_keeps_as_many_rows_as_it_may() -> None:
     run = Small(small(gain=4.0), D2O(24, every=16, prompt_every=16))
     run.feed(IDS[:N_PROMPT], N_PROMPT)
     n = [s.n for s in run.kv.sealed]
-    assert abs(sum(n) - 24 * len(n)) <= 2 * run.bound.n_layers
+    assert 0.8 * 24 * len(n) < sum(n) <= 24 * len(n) + 2 * run.bound.n_layers
     assert len(set(n)) > 1, "layers differ"
 
 
