@@ -83,7 +83,8 @@ CONDITIONS = {
 WAYS: dict[str, tuple[str, ...]] = {
     "auto": ("", f"drafters=prompt-lookup+draft-model:model={DRAFT}"),
     "draft-model": (
-        *(f"model={DRAFT},tree={kind}" for kind in KINDS), f"model={DRAFT},sample=true",
+        f"model={DRAFT}", f"model={DRAFT},sample=true",
+        *(f"model={DRAFT},tree={kind},nodes=8,length=3" for kind in KINDS if kind != "chain"),
         "model=self:weight=int4",
     ),
     "rapid": ("least=0,budget=64,chunk=8,query=16,first=4",),  # drafts behind short prompts too
