@@ -37,7 +37,7 @@ from _report import into, machine, said, table
 
 from pronghorn.bench.prompts import DATA, NAMES, SCHEMA, AbsentError, category, sources
 from pronghorn.bench.shapes import cache
-from pronghorn.cli.bench import bars
+from pronghorn.cli.bench_setup import bars
 from pronghorn.compose import names, parse
 from pronghorn.datastore.build import build
 from pronghorn.errors import MethodError, PronghornError
