@@ -147,12 +147,10 @@ class Auto:
         chosen, saved = forest.take(n, token, row)
         step = room.cost.predict(room.base, room.read)
         self._ledger.steps += step
+        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
         for t, mood in enumerate(moods):
             for d in mood.asked:
-                seconds = self._proposes[d].seconds + self._learns[d].seconds
-                if d in drafted[t]:
-                    own = self._ledger.chooses.seconds + self._ledger.learns.seconds
-                    seconds += own / len(mood.asked)
+                seconds = self._proposes[d].seconds + self._learns[d].seconds + own / len(mood.asked)
                 seconds = min(seconds, step)
                 most = int(seconds * n_seqs / (self.spend * step)) if step > 0 else 0
                 gain = saved[t][d] - seconds
