@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pronghorn.ops.cpu import _native
 from pronghorn.types import Rows
 
 if TYPE_CHECKING:
@@ -26,13 +26,9 @@ if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV
 
 KNOTS = tuple(1 << i for i in range(13))  # rows between which time is a straight line: 1, 2, 4, ... 4096
-FLAT = 8  # rows that are taken to run at the price of one, until seen
 KEEP = 12  # steps of one kind that are remembered
 EVERY = 64  # observations between two fits, once there are many
-SHARE = 0.005  # of the time of steps that fits may take from then on
-ROUNDS = 6  # of reweighting: least squares become least absolute errors
-SURE = 3  # steps of a size after which they are believed against what the sizes around it suggest
-FAINT = 1e-3  # weight of what is only supposed, beside a step seen
+SHARE = 0.01  # of the time of steps that fits may take from then on
 
 
 class StepCost:
@@ -141,80 +137,14 @@ class StepCost:
     # ------------------------------------------------------------------ the fit
 
     def _fit(self) -> None:
-        """Non-negative unknowns: seconds of one row, the slope of each piece, the price of a read."""
-        seen = np.array([s for kind in self._seen.values() for s in kind])
-        rows, read, seconds = seen.T
-        # sizes never seen: on the line between neighbours; beyond the last no cheaper than in proportion. One
-        # or two steps of a size may have been held up: they count for less than that
-        pure = np.maximum(seconds - self._read * read, 0.1 * seconds)
-        group = np.ceil(np.log2(rows))
-        there, times = np.unique(group, return_counts=True)
-        known = there[times >= SURE] if times.max() >= SURE else there
-        sizes, typical = np.array([(_middle(rows[group == g]), _middle(pure[group == g])) for g in known]).T
-        knots = np.array(KNOTS, float)
-        doubt = np.isin(np.log2(knots), there) & ~np.isin(np.log2(knots), known)
-        likely = np.interp(knots, sizes, typical)
-        likely *= np.maximum(1, knots / max(sizes[-1], FLAT))
-        a = np.concatenate([_columns(rows, read), _columns(knots, np.zeros(len(knots)))])
-        y = np.concatenate([seconds, likely])
-        a /= y[:, None]  # errors count in proportion
-        weight = np.concatenate([np.ones(len(rows)), np.where(doubt, SURE, FAINT)])
-        size = np.sqrt(np.maximum((a * a).mean(axis=0), 1e-30))  # columns alike, for the solver
-        a /= size
-        old = np.zeros(len(size))
-        old[-1] = self._read * size[-1]
-        x = _positive(a, weight, old, np.ones(len(size)))
-        for _ in range(ROUNDS):
-            said = np.maximum(a @ x, 0.05)  # in proportion to what is predicted: half the steps take longer
-            x = _positive(a, weight / (said * np.maximum(np.abs(said - 1), 0.02 * said)), old, x)
-        x /= size
-        self._at = [float(t) for t in _columns(knots, np.zeros(len(knots))) @ x]
-        self._read = float(x[-1])
+        self._at, self._read = _native.fit_steps(
+            [s for kind in self._seen.values() for s in kind], self._read
+        )
 
 
 def reads(n: int, context: int = 0) -> int:
     """KV rows that n rows of one text read from position `context` on, each its own included."""
     return n * context + n * (n + 1) // 2
-
-
-def _middle(of: NDArray[Any]) -> float:
-    """The median. NumPy's own imports its masked arrays at first, which takes 7 ms: a short answer's time."""
-    low, high = np.sort(of)[[(len(of) - 1) // 2, len(of) // 2]]
-    return float(low + high) / 2
-
-
-def _columns(rows: NDArray[Any], read: NDArray[Any]) -> NDArray[np.float64]:
-    """What each unknown is multiplied with: 1, the rows within each piece, the reads."""
-    low = np.array(KNOTS[:-1], float)
-    part = np.clip(rows[:, None] - low, 0, low)
-    part[:, -1] = np.maximum(rows - low[-1], 0)
-    return np.concatenate([np.ones((len(rows), 1)), part, read[:, None].astype(float)], axis=1)
-
-
-def _positive(
-    a: NDArray[Any], weight: NDArray[Any], old: NDArray[Any], x: NDArray[Any]
-) -> NDArray[np.float64]:
-    """Weighted least squares for a x = 1 with x >= 0, starting from x; of what the data leave open, the
-    price of a read stays as it was."""
-    left = (a * weight[:, None]).T @ a
-    right = a.T @ weight + FAINT * old
-    left[np.diag_indices_from(left)] += 1e-9
-    left[-1, -1] += FAINT
-    used, x = x > 0, np.maximum(x, 0)
-    for _ in range(4 * len(x)):  # Lawson and Hanson's active sets, from where the last fit ended
-        best = np.zeros(len(x))
-        best[used] = np.linalg.solve(left[np.ix_(used, used)], right[used])
-        if (low := used & (best <= 0)).any():
-            step = (x[low] / np.maximum(x[low] - best[low], 1e-300)).min()
-            x = x + step * (best - x)
-            used &= ~(low & (x <= 1e-12))
-            continue
-        x = best
-        gain = np.where(used, 0, right - left @ x)
-        if gain.max() <= 1e-9:
-            break
-        used[gain.argmax()] = True
-    return x
 
 
 # ---------------------------------------------------------------------- calibration

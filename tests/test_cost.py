@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pronghorn.cost import KNOTS, StepCost, calibrate, reads
+from pronghorn.ops.cpu import _native
+from tests.cost_by_numpy import fit
 from tests.engines import engine, prompt
 
 MACHINES = {
@@ -209,3 +211,22 @@ def test_a_line_of_steps_is_what_each_is_predicted_to_take() -> None:
     for rows, more, each in ((1, 0, 5), (1, 40, 700), (3, 70, 0), (60, 500, 9), (4000, 300, 9)):
         line = cost.line(rows, 100, more, each)
         assert line == pytest.approx([cost.predict(rows + n, 100 + n * each) for n in range(more + 1)])
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("n", [1, 2, 5, 40, 300])
+def test_the_native_fit_is_that_of_numpy(machine: str, n: int) -> None:
+    r, price = np.random.default_rng(n), 0.0
+    seen = [(rows, read, MACHINES[machine](rows, read) * r.lognormal(0, 0.2)) for rows, read in steps(n, n)]
+    for _ in range(3):
+        want, priced = fit(np.array(seen), price)
+        got = _native.fit_steps(seen, price)
+        assert got[0] == pytest.approx(want, rel=1e-4)
+        assert got[1] == pytest.approx(priced, rel=1e-4, abs=1e-13)
+        price = priced
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 1.0), (1, -1, 1.0), (1, 1, 0.0), (1, 1, float("nan"))])
+def test_steps_that_cannot_be_are_refused(wrong: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match="step"):
+        _native.fit_steps([wrong], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._mood import HOPE, Mood
-from pronghorn.methods.draft._value import Ledger, Worth, worth
+from pronghorn.methods.draft._value import Ledger, Price, Worth, worth
 from pronghorn.methods.draft.auto import Auto
 from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.slots import DraftRoom
@@ -169,6 +170,48 @@ def test_who_brings_nothing_rests() -> None:
     assert [mood.awake() for _ in range(6)] == [[]] * 5 + [[0]]
     mood.judge(0, 100.0, 5)
     assert mood.awake() == [0]
+
+
+def test_a_first_time_is_no_price() -> None:
+    price = Price()
+    price.note(1.0)
+    assert price.seconds == 0
+    price.note(0.02)
+    price.note(0.01)
+    assert price.seconds == 0.01
+    for _ in range(20):
+        price.note(0.01)
+    price.note(5.0)  # somebody else had the processor
+    assert price.seconds < 0.012
+    for _ in range(200):
+        price.note(0.02)
+    assert price.seconds == pytest.approx(0.02, rel=0.01)
+
+
+def test_a_slow_first_call_puts_nobody_to_sleep() -> None:
+    """The first proposal takes a hundred times as long as later ones; every draft stands."""
+    made = Auto(drafters="prompt-lookup")
+    asked = 0
+
+    class Slow:
+        traits = made.traits
+
+        def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                time.sleep(0.05)
+            return [Draft.chain([1, 2, 3]) for _ in seqs]
+
+        def observe(self, *_: Any) -> None: ...
+
+    made.__dict__["_drafters"] = [Slow()]
+    seq, room = sequence(list(range(20))), DraftRoom(cost=cost(*FLAT))
+    for _ in range(100):
+        draft = made.propose([seq], [8], room)[0]
+        seq.tokens += [*draft.tokens.tolist(), 9]
+        made.observe([seq], [draft], [Accept(list(range(draft.n)), 9)], [{}])
+    assert asked > 90
 
 
 def test_trials_stay_within_their_share() -> None:

@@ -19,13 +19,16 @@ class Mood:
     def __init__(self, gain: Sequence[float], failed: Sequence[int], rest: Sequence[int]) -> None:
         n = len(gain)
         self.shift = [0.0] * n  # log-odds
-        # at first as lately in other sequences
         self.rest = list(rest)  # steps that a drafter is not asked in
         self.gain = list(gain)  # seconds that asking it gained, lately
         self.failed = list(failed)  # times in a row that this was not worth its time
         self.asked: list[int] = []
         self.trees: list[tuple[Forest, int]] = []  # what was drafted for the last step, if anything
         self._all = 0  # steps that all rest for
+
+    def again(self) -> Mood:
+        """How another sequence begins: with what was learned here, and hope for half of what failed."""
+        return Mood(self.gain, [n // 2 for n in self.failed], [n // 2 for n in self.rest])
 
     def awake(self) -> list[int]:
         """Who is asked in this step. Cheap where nobody is."""

@@ -13,19 +13,20 @@ UNPRICED = 0.2  # chance above which nodes run while nothing is known of costs
 
 
 class Price:
-    """What something usually takes, in seconds. First times, and times when somebody else had the processor,
-    are no measure: it falls faster than it rises."""
+    """What something usually takes, in seconds; 0 as long as nothing is known. The first time, which loads
+    and allocates, is no measure, nor are times when somebody else had the processor: it falls faster than it
+    rises."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._times = 0
 
     def note(self, seconds: float) -> None:
+        self._times += 1
         usual = self.seconds
-        if not usual:
-            self.seconds = seconds
-        elif seconds < usual:
-            self.seconds += 0.3 * (seconds - usual)
-        else:
+        if self._times == 2 or seconds < usual:
+            self.seconds = seconds if self._times < 10 else usual + 0.3 * (seconds - usual)
+        elif self._times > 2:
             self.seconds += 0.05 * (min(seconds, 4 * usual) - usual)
 
 

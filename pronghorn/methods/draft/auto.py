@@ -147,12 +147,11 @@ class Auto:
         chosen, saved = forest.take(n, token, row)
         step = room.cost.predict(room.base, room.read)
         self._ledger.steps += step
+        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
         for t, mood in enumerate(moods):
             for d in mood.asked:
-                seconds = self._proposes[d].seconds + self._learns[d].seconds
-                if d in drafted[t]:
-                    own = self._ledger.chooses.seconds + self._ledger.learns.seconds
-                    seconds += own / len(mood.asked)
+                seconds = self._proposes[d].seconds + self._learns[d].seconds + own / len(mood.asked)
+                seconds = min(seconds, step)
                 most = int(seconds * n_seqs / (self.spend * step)) if step > 0 else 0
                 gain = saved[t][d] - seconds
                 mood.judge(d, gain, most)
@@ -194,6 +193,6 @@ class Auto:
     def _mood(self, seq: Seq) -> Mood:
         memory = seq.memory(self)
         if "mood" not in memory:
-            memory["mood"] = Mood(self._usual.gain, self._usual.failed, self._usual.rest)
+            memory["mood"] = self._usual.again()
         mood: Mood = memory["mood"]
         return mood

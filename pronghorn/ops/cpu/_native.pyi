@@ -70,6 +70,11 @@ def fit(
     empty where all count alike. Gives 0 and 0, or 1 for a NaN or an infinity, or 2 and the magnitude of a
     factor that its dtype does not hold."""
 
+def fit_steps(steps: list[tuple[int, int, float]], read: float) -> tuple[list[float], float]:
+    """What steps cost, by (rows, KV rows read, seconds) of some: seconds of 1, 2, 4, ... 4096 rows that read
+    nothing, and of each row read, by least absolute relative errors. read: that price as it was. Raises
+    `ValueError`."""
+
 class Suffixes:
     """All substrings of texts of tokens, and what followed each: a suffix automaton, grown in amortised
     constant time, some 100 bytes a token. A place in it is (state, tokens that led there)."""

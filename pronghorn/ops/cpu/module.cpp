@@ -16,6 +16,7 @@
 
 #include "chances.h"
 #include "codes.h"
+#include "curve.h"
 #include "executor.h"
 #include "isa.h"
 #include "look.h"
@@ -128,6 +129,20 @@ auto draft_from(const ph::Forest& f, int tree, const std::vector<int>& chosen) {
     }
     std::sort(by.begin(), by.end());
     return std::make_tuple(array_of(std::move(tokens)), array_of(std::move(parents)), std::move(by));
+}
+
+std::tuple<std::vector<double>, double> fit_steps(const std::vector<std::tuple<double, double, double>>& steps,
+                                                  double read) {
+    std::vector<double> rows, reads, seconds;
+    for (const auto& [n, r, s] : steps) {
+        need(n >= 1 && r >= 0 && s > 0 && std::isfinite(n) && std::isfinite(r) && std::isfinite(s),
+             "a step that cannot be");
+        rows.push_back(n);
+        reads.push_back(r);
+        seconds.push_back(s);
+    }
+    const ph::Curve c = ph::fit_curve(rows.data(), reads.data(), seconds.data(), rows.size(), read);
+    return {std::vector<double>(c.at, c.at + ph::KNOTS), c.read};
 }
 
 // The user's errors are pronghorn.errors; that module is imported only when one is raised.
@@ -579,6 +594,7 @@ NB_MODULE(_native, m) {
                  return out;
              },
              nb::arg("tree"));
+    m.def("fit_steps", &fit_steps, nb::arg("steps"), nb::arg("read"));
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
