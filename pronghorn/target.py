@@ -107,8 +107,9 @@ class NodeTarget:
         logits, draft, request = self.logits, self.draft, self.seq.request
         if self.shapers or not isinstance(self.seq.constraint, Free) or logits.dtype != np.float32:
             return {}
+        n = min(self.n_tokens, logits.shape[1])  # a tokenizer may have more tokens than the model
         rows, tokens = _native.walk(
-            np.ascontiguousarray(logits), self.n_tokens, draft.tokens, draft.parent, self.temperature,
+            np.ascontiguousarray(logits), n, draft.tokens, draft.parent, self.temperature,
             int(request.seed) & MASK, self.seq.branch, len(self.seq.tokens),
         )  # fmt: skip
         return dict(zip(rows, tokens, strict=True))

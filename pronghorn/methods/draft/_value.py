@@ -40,15 +40,17 @@ class Ledger:
         self.chooses = Price()
         self.learns = Price()
         self._since = 0  # steps with drafts since the last without
+        self._plain: dict[int, int] = {}  # steps without, by size
 
     def abstains(self, room: DraftRoom, n_seqs: int, share: float) -> bool:
         """Whether a step is run without drafts, to learn what that takes: the first few of a size, later a
         share of all. Steps that run prompts are no measure of it."""
         self._since += 1
-        new = room.cost.seen(room.base) < FIRST
+        size = room.base.bit_length()
+        new = room.cost.seen(room.base) < FIRST and self._plain.get(size, 0) < FIRST
         if room.base > n_seqs or not (new or self._since * share >= 1):
             return False
-        self._since = 0
+        self._since, self._plain[size] = 0, self._plain.get(size, 0) + 1
         return True
 
     def affords(self, seconds: float, share: float) -> bool:
