@@ -67,7 +67,8 @@ class D2O:
         spread = rounded(np.var(share, axis=-1, where=view.valid).mean(axis=1))
         e = np.exp(-spread / max(float(spread.mean()), 1e-30))
         budgets = e / e.sum() * view.n_layers * self.budget
-        return np.clip(np.round(budgets), self.sinks + 2, view.n).astype(np.int32)[:, None]
+        whole: Ints = np.clip(np.round(budgets), self.sinks + 2, view.n).astype(np.int32)
+        return whole[:, None]
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         plan = view.plan(self.score(view, taps))
@@ -91,8 +92,9 @@ class D2O:
         unit = k / np.maximum(np.linalg.norm(k, axis=-1, keepdims=True), 1e-30)
         alike = np.round(unit[gone] @ unit[stay].T, 4)
         into, best = stay[alike.argmax(axis=1)], alike.max(axis=1)
-        mean = round(float(best.mean()), 4)
-        near = self.inertia * near + (1 - self.inertia) * mean if near else mean
+        mean = float(best.mean())
+        # on the grid of the similarities, so that one that equals it is above it however it was summed
+        near = round(self.inertia * near + (1 - self.inertia) * mean if near else mean, 4)
         yes = best >= (self.threshold or near)
         into, best, gone = into[yes], best[yes, None].astype(k.dtype), gone[yes]
         members = 1 + np.bincount(into, minlength=len(k)).astype(k.dtype)[:, None]

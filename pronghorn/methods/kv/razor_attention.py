@@ -60,8 +60,8 @@ class RazorAttention:
             many = np.maximum(count[at][rows], 1)[:, None]
             one, total = rows[0], many.sum()
             for a in (k, v):
-                a[(*at, one)] = (many * a[at][rows]).sum(axis=0) / total
-            count[(*at, one)], bias[(*at, one)] = total, np.log(total)
+                a[at][one] = (many * a[at][rows]).sum(axis=0) / total
+            count[at][one], bias[at][one] = total, np.log(total)
         summary = gone & (np.arange(view.n) == self.sinks)
         plan = view.keep_where(view.valid & (~gone | summary))
         plan.notes.update({COUNT: count, BIAS: bias})
