@@ -24,7 +24,7 @@ def length_of(text: str) -> int:
 def made(kind: str, number: int, length: int) -> Task:
     """A task that takes `length` tokens with its first two questions and their answers."""
     amounts = JUDGED[kind]
-    asked = {"kv": 8, "vt": 10, "mn": 10, "copy": amounts.span + 3}[kind]
+    asked = {"kv": 10, "vt": 10, "mn": 14, "copy": amounts.span + 3}[kind]
     return task(kind, number, length - asked, amounts)
 
 

@@ -1,14 +1,16 @@
-"""Look-ups in a made-up language of some 350 words: the tasks that the look-up model learns and is judged on.
+"""Look-ups in a made-up language of 325 words: the tasks that the look-up model learns and is judged on.
 
 A text is statements among filler sentences, then questions follow. Every word is one token.
 
-    kv    "amber river ;"                       "? amber"   -> "river ;"
-    vt    "amber river ;" "river stone ;"       "trace amber" -> "river stone ;"       (two hops)
-    mn    "north lamp ;" ... "west gate ;"      "list"      -> "north lamp east ... west gate ;"
-    copy  "[ amber lamp ... gate ;"             "copy ["    -> "amber lamp ... gate ;"
+    kv    "amber river bell ;"                "? amber"                    -> "river bell ;"
+    vt    "amber river ;" "river stone ;"     "trace amber"                -> "river stone ;"  (two hops)
+    mn    "north lamp ;" ... "west gate ;"    "list north east south west" -> "north lamp ... west gate ;"
+    copy  "[ amber lamp ... gate ;"           "copy ["                     -> "amber lamp ... gate ;"
 
-A text of `mn` and `copy` has pairs beside the needles or the span. No content word stands for two things in
-one text. Everything is drawn from the numbers that a caller gives, so that every method answers the same.
+The first word of an answer is read off while the prompt is still whole; the others show what a method that
+drops rows at its end has left. A text of `mn` and `copy` has pairs beside the needles or the span. No content
+word stands for two things in one text. Everything is drawn from numbers that a caller gives, so that every
+method answers the same.
 """
 
 from __future__ import annotations
@@ -76,12 +78,12 @@ class Amounts:
     @property
     def tokens(self) -> int:
         """Of its statements."""
-        return 3 * self.pairs + 6 * self.chains + 12 * self.needles + (self.span + 2) * (self.span > 0)
+        return 4 * self.pairs + 6 * self.chains + 12 * self.needles + (self.span + 2) * (self.span > 0)
 
     @property
     def words(self) -> int:
         """Content words that it takes."""
-        return 2 * self.pairs + 3 * self.chains + 4 * self.needles + self.span
+        return 3 * self.pairs + 3 * self.chains + 4 * self.needles + self.span
 
 
 JUDGED = {
@@ -139,15 +141,13 @@ def document(r: random.Random, amounts: Amounts, n: int, gap: int = 0) -> tuple[
 
     gap: so many tokens at least follow the span, if there are so many.
     """
-    words = iter(
-        r.sample(_CONTENT, 2 * amounts.pairs + 3 * amounts.chains + 4 * amounts.needles + amounts.span)
-    )
+    words = iter(r.sample(_CONTENT, amounts.words))
     parts: list[Ids] = []
     questions = []
     for _ in range(amounts.pairs):
-        k, v = next(words), next(words)
-        parts.append([k, v, STOP])
-        questions.append(Question("kv", (ASK, k), (v, STOP)))
+        k, v, w = next(words), next(words), next(words)
+        parts.append([k, v, w, STOP])
+        questions.append(Question("kv", (ASK, k), (v, w, STOP)))
     for _ in range(amounts.chains):
         a, b, c = next(words), next(words), next(words)
         parts += [[a, b, STOP], [b, c, STOP]]
@@ -155,7 +155,7 @@ def document(r: random.Random, amounts: Amounts, n: int, gap: int = 0) -> tuple[
     if amounts.needles:
         found = [(name, next(words)) for name in _NEEDLES]
         parts += [[name, word, STOP] for name, word in found]
-        questions.append(Question("mn", (LIST,), (*(i for pair in found for i in pair), STOP)))
+        questions.append(Question("mn", (LIST, *_NEEDLES), (*(i for pair in found for i in pair), STOP)))
     parts += filler(r, n - 1 - amounts.tokens)
     r.shuffle(parts)
     if amounts.span:
@@ -186,10 +186,10 @@ def draw(r: random.Random, n: int) -> Amounts:
     """What a text of about n tokens may hold: one kind of thing mostly, or some of each."""
     kind = r.choices(("kv", "vt", "mn", "copy", "all"), (30, 20, 15, 20, 15))[0]
     if kind == "kv":
-        return Amounts(pairs=r.randint(2, max(2, min(64, n // 3))))
+        return Amounts(pairs=r.randint(2, max(2, min(64, n // 4))))
     if kind == "vt":
         return Amounts(chains=r.randint(2, max(2, min(24, n // 6))))
-    few = r.randint(1, max(1, min(32, (n - 12) // 6)))
+    few = r.randint(1, max(1, min(32, (n - 12) // 8)))
     if kind == "mn":
         return Amounts(pairs=few, needles=True)
     if kind == "copy":
