@@ -31,8 +31,8 @@ PAGE = ROOT / "docs" / "kv.md"
 CONTROL = "random"
 MODEL = "tests/models/lookup"
 RUNS: dict[str, tuple[str, ...]] = {
-    "lookup": (MODEL, "--items", "100"),
-    "tiny": ("pronghorn-tiny", "--items", "40", "--length", "384", "--budget", "4"),
+    "lookup": (MODEL, "--items", "40", "--threads", "1"),
+    "tiny": ("pronghorn-tiny", "--items", "40", "--length", "384", "--budget", "4", "--threads", "1"),
 }
 
 

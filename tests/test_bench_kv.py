@@ -213,7 +213,7 @@ def test_the_model_is_asked_in_turns(llm, words):
         assert len(h.answers) == 4
         assert row * len(talk.ids) <= h.held <= 1.1 * row * (len(talk.ids) + 16)
         assert h.end >= h.held
-    assert 0.9 * row * LENGTH < reading.bytes / reading.steps < 1.2 * row * LENGTH
+    assert 0.9 * row * LENGTH < reading.bytes / reading.rows < 1.2 * row * LENGTH
     assert llm.engine.store.held == 0
 
 

@@ -105,7 +105,7 @@ class Comparison:
         talks = [t for item in task.items for t in item]
         reading = Reading()
         heard = hold(llm, talks, reading)
-        read = reading.bytes / reading.steps if reading.steps else 0.0
+        read = reading.bytes / reading.rows if reading.rows else 0.0
         return [
             Result(
                 name, entry.name, entry.share, use, tuple(scores), bool(talks[0].judged),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pronghorn.seq import Seq
 
 BATCH = 8  # talks at once
+AHEAD = 64  # tokens of what must come that are said at once
 
 
 class Place(NamedTuple):
@@ -54,7 +55,7 @@ class Script:
 
     def forced(self) -> list[int]:
         now = self.place()
-        return list(now.must[now.at :])
+        return list(now.must[now.at : now.at + AHEAD])
 
     def mask(self, out: Any) -> None:
         now = self.place()
@@ -108,10 +109,10 @@ class Heard:
 
 @dataclass
 class Reading:
-    """Bytes of KV read in decoding steps, and the steps of single sequences in them."""
+    """Bytes of KV read in steps of decoding, of one row for each sequence, and how many rows those were."""
 
     bytes: int = 0
-    steps: int = 0
+    rows: int = 0
 
 
 def hold(llm: LLM, talks: Sequence[Talk], reading: Reading) -> list[Heard]:
@@ -132,9 +133,9 @@ def _hold(llm: LLM, talks: Sequence[Talk], reading: Reading) -> list[Heard]:
         while not all(s.finish for s in seqs):
             decoding = all(s.kv.length >= s.n_prompt for s in seqs if not s.finish)
             engine.step()
-            if decoding:
+            if decoding and engine.last.rows == engine.last.sequences:
                 reading.bytes += engine.last.read_bytes
-                reading.steps += engine.last.sequences
+                reading.rows += engine.last.rows
             for seq, h in zip(seqs, heard, strict=True):
                 if not (seq.finish or h.held) and seq.kv.length >= seq.n_prompt:
                     h.held = engine.store.bytes_of(seq.kv)
