@@ -14,7 +14,7 @@ from _report import table
 from pronghorn.bench.engines import Launch, Process
 from pronghorn.bench.kv import wilson
 from pronghorn.bench.kv_compare import graded
-from pronghorn.bench.kv_methods import PLAIN, SHARES, Entry
+from pronghorn.bench.kv_methods import PLAIN, Entry
 from pronghorn.bench.kv_run import Heard, Reading, hold
 from pronghorn.bench.kv_tasks import Talk, Task, make
 from pronghorn.bench.ours import PLAIN as WITHOUT
@@ -36,6 +36,7 @@ PRESSES = {
     "random": "RandomPress",
 }
 KINDS = ("kv", "kv-requests")
+SHARES = (8, 4)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def compare(model: str, length: int, items: int, file: Path) -> str:
     pairs = [Pair(**p) for p in json.loads(file.read_text())] if file.exists() else []
     python = environments() / "kvpress" / "bin" / "python"
     if python.exists():
-        peer = Process(Launch("kvpress", str(python), DRIVER, model, (), "bf16", 2, file.parent))
+        peer = Process(Launch("kvpress", str(python), DRIVER, model, (), "bf16", 1, file.parent))
         try:
             version = peer.load()[0]["version"]
             _measure(peer, model, length, items, pairs, file)
@@ -87,25 +88,25 @@ def compare(model: str, length: int, items: int, file: Path) -> str:
 
 
 def _measure(peer: Process, model: str, length: int, items: int, pairs: list[Pair], file: Path) -> None:
-    llm = LLM(model, threads=2, defaults=WITHOUT)
+    llm = LLM(model, threads=1, defaults=WITHOUT)
     tasks = {kind: make(kind, llm.tokenizer, length, items, Path()) for kind in KINDS}
     llm.close()
-    for method, press in PRESSES.items():
-        if method != PLAIN and method not in names()["kv"]:
+    todo = [(PLAIN, 0), *((m, share) for share in SHARES for m in PRESSES if m in names()["kv"])]
+    for method, share in todo:
+        if any((p.method, p.share) == (method, share) for p in pairs):
             continue
-        for share in (0,) if method == PLAIN else SHARES:
-            if any((p.method, p.share) == (method, share) for p in pairs):
-                continue
-            for task in tasks.values():
-                pairs += _pairs(peer, model, task, method, press, share)
-            file.write_text(json.dumps([asdict(p) for p in pairs]))
-            print(method, share, *(f"{p.task} {p.ours:.2f} {p.theirs:.2f}" for p in pairs[-4:]), flush=True)
+        made: list[Pair] = []
+        for task in tasks.values():
+            made += _pairs(peer, model, task, method, PRESSES[method], share)
+        pairs += made
+        file.write_text(json.dumps([asdict(p) for p in pairs]))
+        print(method, share, *(f"{p.task} {p.ours:.2f} {p.theirs:.2f}" for p in made), flush=True)
 
 
 def _pairs(peer: Process, model: str, task: Task, method: str, press: str, share: int) -> list[Pair]:
     use = Entry(method, share).use(task.rows)
     talks = [t for item in task.items for t in item]
-    llm = LLM(model, list(use), threads=2, defaults=WITHOUT)
+    llm = LLM(model, list(use), threads=1, defaults=WITHOUT)
     try:
         ours = hold(llm, talks, Reading())
         keep = task.rows // share if share else 1 << 30

@@ -29,6 +29,7 @@ from pronghorn.bench.shapes import cache
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "kv.md"
 CONTROL = "random"
+TEXTS = 12  # with kvpress, which takes a second for each
 MODEL = "tests/models/lookup"
 RUNS: dict[str, tuple[str, ...]] = {
     "lookup": (MODEL, "--items", "40", "--threads", "1"),
@@ -56,7 +57,7 @@ def main() -> None:
             made |= {f"{name} {part}": f"\n{shown}\n\n{text}\n" for part, text in pages(record).items()}
             draw(record, name)
     if not args.only or "kvpress" in args.only:
-        made["kvpress"] = f"\n{compare(str(ROOT / MODEL), 1024, 50, args.to / 'kvpress.json')}\n"
+        made["kvpress"] = f"\n{compare(str(ROOT / MODEL), 1024, TEXTS, args.to / 'kvpress.json')}\n"
     into(PAGE, made)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from _report import Spread, machine, said, spread, table
 
+from pronghorn.bench.kv_methods import entries, everything
 from pronghorn.compose import compose
 from pronghorn.llm import BUNDLED, make_engine
 from pronghorn.model.tokenizer import load_tokenizer
@@ -51,22 +52,9 @@ class Cost:
 
 
 def cost_methods(n: int) -> dict[str, tuple[str, ...]]:
-    """A quarter of n rows where a method has a budget."""
-    q = n // 4
-    return {
-        "plain": (),
-        f"snapkv:budget={q}": (f"snapkv:budget={q}",),
-        f"h2o:budget={q}": (f"h2o:budget={q}",),
-        f"tova:budget={q}": (f"tova:budget={q}",),
-        f"d2o:budget={q}": (f"d2o:budget={q}",),
-        f"adakv of snapkv:budget={q}": (f"adakv:policy='snapkv:budget={q}'",),
-        f"pyramidkv of snapkv:budget={q}": (f"pyramidkv:policy='snapkv:budget={q}'",),
-        f"razor-attention:window={q - 5}": (f"razor-attention:window={q - 5}",),
-        f"streaming-llm:window={q - 4}": (f"streaming-llm:window={q - 4}",),
-        "kvfmt.int8": ("kvfmt.int8",),
-        f"quest:tokens={q}": (f"quest:tokens={q}",),
-        f"snapkv:budget={q} + kvfmt.int8": (f"snapkv:budget={q}", "kvfmt.int8"),
-    }
+    """All methods; a quarter of n rows where one has a budget."""
+    both = f"snapkv:budget={n // 4} kvfmt.int8"
+    return {e.label: e.use(n) for e in entries(everything(), [both], [4])}
 
 
 def random_weights() -> tuple[Any, dict[str, Any]]:

@@ -352,6 +352,14 @@ def test_choosing_by_the_question_finds_what_it_looked_at_and_loses_the_rest(wor
             assert record.read(r) < 1 / 8 + 0.1
 
 
+@pytest.mark.skipif("random" not in names()["kv"], reason="there is no control in the slot")
+def test_rows_by_lot_lose_what_choosing_keeps():
+    record = Record({}, str(MODEL), LENGTH, 12, 1)
+    Comparison(record, str(MODEL), Path(), lambda *a: None).run(entries(["random"], [], [8]), ["kv"])
+    plain, control = (r.figure for r in record.results if r.task == "kv")
+    assert control <= plain - 0.3
+
+
 def test_what_is_there_is_not_measured_again(monkeypatch):
     record = Record({}, str(MODEL), 256, 2, 1)
     compare = Comparison(record, str(MODEL), Path(), lambda *a: None)
