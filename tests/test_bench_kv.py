@@ -31,6 +31,7 @@ from pronghorn.model.tokenizer import load_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "tests" / "models" / "lookup"
 LENGTH = 640
+NOBODY = (lambda *a: None, lambda: None)  # who is told, and what is saved
 
 
 @pytest.fixture
@@ -339,7 +340,7 @@ def test_choosing_by_the_question_finds_what_it_looked_at_and_loses_the_rest(wor
     latest rows answer neither."""
     record = Record({}, str(MODEL), LENGTH, 12, 1)
     asked = entries(["snapkv", "streaming-llm", "kvfmt.int8"], [], [8])
-    Comparison(record, str(MODEL), Path(), lambda *a: None).run(asked, ["kv"])
+    Comparison(record, str(MODEL), Path(), *NOBODY).run(asked, ["kv"])
     share = {(r.method, r.task): r.figure for r in record.results}
     assert share[PLAIN, "kv"] >= 0.9
     assert share["kvfmt.int8", "kv"] >= 0.9
@@ -355,18 +356,18 @@ def test_choosing_by_the_question_finds_what_it_looked_at_and_loses_the_rest(wor
 @pytest.mark.skipif("random" not in names()["kv"], reason="there is no control in the slot")
 def test_rows_by_lot_lose_what_choosing_keeps():
     record = Record({}, str(MODEL), LENGTH, 12, 1)
-    Comparison(record, str(MODEL), Path(), lambda *a: None).run(entries(["random"], [], [8]), ["kv"])
+    Comparison(record, str(MODEL), Path(), *NOBODY).run(entries(["random"], [], [8]), ["kv"])
     plain, control = (r.figure for r in record.results if r.task == "kv")
     assert control <= plain - 0.3
 
 
 def test_what_is_there_is_not_measured_again(monkeypatch):
     record = Record({}, str(MODEL), 256, 2, 1)
-    compare = Comparison(record, str(MODEL), Path(), lambda *a: None)
+    compare = Comparison(record, str(MODEL), Path(), *NOBODY)
     compare.run(entries([], [], []), ["vt"])
     before = list(record.results)
     monkeypatch.setattr(kv_compare, "hold", lambda *a: pytest.fail("measured again"))
-    Comparison(record, str(MODEL), Path(), lambda *a: None).run(entries([], [], []), ["vt"])
+    Comparison(record, str(MODEL), Path(), *NOBODY).run(entries([], [], []), ["vt"])
     assert record.results == before
 
 
@@ -374,14 +375,14 @@ def test_nothing_is_compared_where_nothing_can_be_lost(monkeypatch):
     record = Record({}, str(MODEL), 256, 2, 1)
     wrong = [Heard([[1]], held=10, end=10)] * 2
     monkeypatch.setattr(kv_compare, "hold", lambda *a: wrong)
-    Comparison(record, str(MODEL), Path(), lambda *a: None).run(entries(["h2o"], [], [4]), ["vt"])
+    Comparison(record, str(MODEL), Path(), *NOBODY).run(entries(["h2o"], [], [4]), ["vt"])
     assert {r.method for r in record.results} == {PLAIN}
     assert "answers 0 of 2" in record.skipped["vt"]
 
 
 def test_a_method_that_cannot_run_is_told_unless_it_was_asked_for():
     record = Record({}, str(MODEL), 256, 1, 1)
-    compare = Comparison(record, str(MODEL), Path(), lambda *a: None)
+    compare = Comparison(record, str(MODEL), Path(), *NOBODY)
     compare.run([Entry(PLAIN), Entry("snapkv", 256)], ["vt"])
     assert "budget is above window" in record.failed["snapkv 1/256"]
 

@@ -25,10 +25,13 @@ Tick = Callable[[str, int, int], None]
 
 
 class Comparison:
-    """A record that grows. What it has already is not measured again. tick(what, done, total)."""
+    """A record that grows. What it has already is not measured again. tick(what, done, total); save: called
+    when a method is through."""
 
-    def __init__(self, record: Record, model: str, data: Path, tick: Tick) -> None:
-        self.record, self.model, self.data, self.tick = record, model, data, tick
+    def __init__(
+        self, record: Record, model: str, data: Path, tick: Tick, save: Callable[[], None]
+    ) -> None:  # fmt: skip
+        self.record, self.model, self.data, self.tick, self.save = record, model, data, tick, save
         self.tasks: dict[str, Task] = {}
 
     def run(self, entries: Sequence[Entry], asked: Iterable[str]) -> None:
@@ -41,6 +44,7 @@ class Comparison:
         total = len(entries) * len(self.tasks)
         for i, entry in enumerate(entries):
             self._tried(entry, i * len(self.tasks), total)
+            self.save()
 
     def _open(self, use: Sequence[str]) -> LLM:
         return LLM(self.model, list(use), threads=self.record.threads, defaults=WITHOUT)

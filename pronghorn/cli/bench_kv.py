@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,13 +116,23 @@ def kv(
             raise RequestError(f"{json_file} is of another model, length, number of texts or machine")
         record.results = before.results
     folder = Path(data) if data else DATA
+
+    def save() -> None:
+        """Whole or not at all: what ends this run must not spoil what is there."""
+        if json_file:
+            part = Path(f"{json_file}.part")
+            part.write_text(json.dumps(record.data()), encoding="utf-8")
+            os.replace(part, json_file)
+
     with setup.telling(lambda: tell(record), (json_file, lambda: json.dumps(record.data()))):
-        _measure(record, name, folder, asked, task)
+        _measure(record, name, folder, asked, task, save)
     return 0
 
 
-def _measure(record: Record, model: str, data: Path, asked: list[Entry], tasks: list[str]) -> None:
+def _measure(
+    record: Record, model: str, data: Path, asked: list[Entry], tasks: list[str], save: Callable[[], None]
+) -> None:
     from pronghorn.bench.kv_compare import Comparison
 
     with setup.bars() as tick:
-        Comparison(record, model, data, tick).run(asked, tasks)
+        Comparison(record, model, data, tick, save).run(asked, tasks)
