@@ -32,8 +32,8 @@ CONTROL = "random"
 TEXTS = 12  # with kvpress, which takes a second for each
 MODEL = "tests/models/lookup"
 RUNS: dict[str, tuple[str, ...]] = {
-    "lookup": (MODEL, "--items", "40", "--threads", "1"),
-    "tiny": ("pronghorn-tiny", "--items", "40", "--length", "384", "--budget", "4", "--threads", "1"),
+    "lookup": (MODEL, "--items", "16", "--threads", "1"),
+    "tiny": ("pronghorn-tiny", "--items", "16", "--length", "384", "--budget", "4", "--threads", "1"),
 }
 
 
@@ -89,7 +89,7 @@ def draw(record: Record, name: str) -> None:
     from matplotlib import pyplot
 
     for what, of in (("held", record.held), ("read", record.read)):
-        tasks = record.tasks
+        tasks = [t for t in record.tasks if any(of(r) > 0 for r in record.results if r.task == t)]
         columns = 3
         rows = -(-(len(tasks) + 1) // columns)
         figure, panels = pyplot.subplots(rows, columns, figsize=(10, 2.6 * rows), squeeze=False)
@@ -97,13 +97,15 @@ def draw(record: Record, name: str) -> None:
         for panel, task in zip(panels.flat, tasks, strict=False):
             for i, method in enumerate(sorted({r.method for r in record.results} - {PLAIN})):
                 found = [r for r in record.results if (r.task, r.method) == (task, method)]
-                points = sorted((of(r), _height(r)) for r in found)
+                points = sorted((of(r), _height(r)) for r in found if of(r) > 0)
                 if points:
                     handles[method] = line(panel, points, method, i)
             plain = record.find(task)
             if plain:
                 panel.axhline(_height(plain), color="0.6", linewidth=0.8, linestyle=":")
             panel.set_xscale("log", base=2)
+            if plain and plain.perplexity:
+                panel.set_yscale("log")
             panel.set_title(task)
             panel.set_xlabel(f"bytes {what}, of plain")
             panel.set_ylabel("perplexity" if plain and plain.perplexity else "right, %")

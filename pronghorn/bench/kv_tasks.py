@@ -169,11 +169,11 @@ def _requests(kind: str, length: int, items: int) -> Task:
 
 def _decode(kind: str, length: int, items: int) -> Task:
     """A text of a quarter of the length; behind it, token by token, all that it answers, over and over. The
-    answers' tokens count."""
+    answers' tokens count. They are many, so a quarter of the texts will do."""
     made, n = [], length // 4
     if n < 40:
         raise AbsentError(f"{kind} takes 160 tokens or more, not {length}")
-    for i in range(items):
+    for i in range(-(-items // 4)):
         r = random.Random(f"{kind} {length} {i}")
         amounts = lookups.Amounts(pairs=n // 12, chains=n // 48, needles=True)
         ids, questions = lookups.document(r, amounts, n)
