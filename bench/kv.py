@@ -205,7 +205,10 @@ class Script:
             out[forced[0]] = True
 
     def advance(self, ids: Sequence[int]) -> int:
-        self.said += ids
+        for n, token in enumerate(ids):
+            if self.forced()[:1] not in ([], [token]):
+                return n
+            self.said.append(token)
         return len(ids)
 
     def rollback(self, n: int) -> None:

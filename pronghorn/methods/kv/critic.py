@@ -34,7 +34,7 @@ SUM, FOCUS = "critic.sum", "critic.focus"
 @dataclass(frozen=True)
 class Critic:
     budget: int = 1024  # rows that each head keeps, half of them the latest
-    focus: float = 0.2  # weight of the row's own focus, from 0 to 1
+    focus: float = 0.05  # weight of the row's own focus, from 0 to 1
     values: bool = True  # attention counts times the norm of the value
     sinks: int = 4  # first rows that always stay
     every: int = 64  # tokens between drops in the answer
