@@ -72,6 +72,12 @@ def cost_methods(n: int) -> dict[str, tuple[str, ...]]:
     return {
         "plain": (),
         f"snapkv:budget={q}": (f"snapkv:budget={q}",),
+        f"h2o:budget={q}": (f"h2o:budget={q}",),
+        f"tova:budget={q}": (f"tova:budget={q}",),
+        f"d2o:budget={q}": (f"d2o:budget={q}",),
+        f"adakv of snapkv:budget={q}": (f"adakv:policy='snapkv:budget={q}'",),
+        f"pyramidkv of snapkv:budget={q}": (f"pyramidkv:policy='snapkv:budget={q}'",),
+        f"razor-attention:window={q - 5}": (f"razor-attention:window={q - 5}",),
         f"streaming-llm:window={q - 4}": (f"streaming-llm:window={q - 4}",),
         "kvfmt.int8": ("kvfmt.int8",),
         f"quest:tokens={q}": (f"quest:tokens={q}",),

@@ -252,7 +252,18 @@ class Composition:
     @cached_property
     def q_rows(self) -> int:
         """Prompt rows at the end whose rotated queries are wanted."""
-        return max((int(t.removeprefix("q.last")) for t in self.taps if t.startswith("q.")), default=0)
+        return max((int(t.removeprefix("q.last")) for t in self.taps if t.startswith("q.last")), default=0)
+
+    @cached_property
+    def q_new(self) -> bool:
+        """The rotated queries of every row are wanted."""
+        return "q.new" in self.taps
+
+    @cached_property
+    def private(self) -> bool:
+        """Rows are of use only with what was noted of them and who asked for them, which no stored state
+        has."""
+        return self.q_new or any(t.notes for t in self.traits)
 
     @cached_property
     def again(self) -> int:
@@ -327,7 +338,11 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
             chosen[slot] = method
         t: Traits = method.traits
         order = ["seq", "layer", "head"]
-        absent = [tap for tap in t.taps if tap not in base.taps and not tap.startswith("top")]
+        queries = any(tap.startswith("q.") for tap in base.taps)  # whosever they are
+        absent = [
+            tap for tap in t.taps
+            if tap not in base.taps and not tap.startswith("top") and not (queries and tap.startswith("q."))
+        ]  # fmt: skip
         if order.index(t.rows) > order.index(base.rows):
             raise MethodError(f"{name} keeps other rows per {t.rows}, and this engine's store has groups per "
                               f"{base.rows}: start with --use {name} to lay it out so")  # fmt: skip
@@ -407,6 +422,8 @@ def effects(slot: str, method: Any) -> list[str]:
         out.append(f"runs {t.recompute} reused rows again")
     if t.taps:
         out.append("reads " + ", ".join(t.taps))
+    if t.notes:
+        out.append("notes " + ", ".join(t.notes) + " of each row")
     if t.models:
         out.append("needs " + ", ".join(t.models))
     if t.stores:

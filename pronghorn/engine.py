@@ -235,7 +235,7 @@ class Engine:
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]
         out = self.runner.run(rows, kvs, taps)
-        self._collect(works, out.taps)
+        self._collect(works, rows.pos, out.taps)
         events: list[Event] = []
         accepts: list[Accept] = []
         places = _Places()
@@ -259,6 +259,8 @@ class Engine:
                 events.append(event)
                 kept += [w.take + i for i in accept.path[: max(len(event.tokens) - 1, 0)]]
             accepts.append(accept)
+            if seq.methods.q_new and len(kept) > w.take:  # rows of drafts that stand
+                self._tap(seq, seq.kv.length + w.take, w.row + np.array(kept[w.take :]), rows.pos, out.taps)
             places.add(self.store, seq.kv, w.row, kept)
         if places.n:
             self.runner.commit(*places.take())
@@ -316,7 +318,7 @@ class Engine:
         ids, pos, span, index, parent, want = rows = self._buffer[:, :n_rows]
         want[:] = 0
         at = n_want = 0
-        taps = self.hidden or any(w.seq.request.embed for w in works)
+        taps = self.hidden or any(w.seq.request.embed or w.seq.methods.q_new for w in works)
         for i, w in enumerate(works):
             seq, first, n = w.seq, w.seq.kv.length, w.draft.n
             w.row, w.logit = at, n_want
@@ -358,9 +360,9 @@ class Engine:
             seq.counts.recomputed += max(0, min(first + w.take, seq.lost) - first)
         return Rows(*rows), taps
 
-    def _collect(self, works: list[Work], taps: dict[str, NDArray[Any]]) -> None:
-        """Keep the rotated queries of the last prompt rows until the policy has seen them, and the sums of
-        final states that embeddings are made of."""
+    def _collect(self, works: list[Work], pos: Ints, taps: dict[str, NDArray[Any]]) -> None:
+        """Keep the rotated queries that a policy wants until it has seen them, and the sums of final states
+        that embeddings are made of."""
         for w in works:
             seq, first = w.seq, w.seq.kv.length
             if seq.request.embed:
@@ -368,20 +370,24 @@ class Engine:
                 for state in taps["final"][at : w.row + w.take]:  # one by one: the same sum for any chunks
                     seq.pooled = seq.pooled + state if seq.n_pooled else np.asarray(state, np.float64)
                     seq.n_pooled += 1
-            start = max(seq.n_prompt - seq.methods.q_rows, first)
-            stop = min(seq.n_prompt, first + w.take)
+            start, stop = first, first + w.take
+            if not seq.methods.q_new:
+                start, stop = max(seq.n_prompt - seq.methods.q_rows, first), min(seq.n_prompt, stop)
             if "q" in taps and start < stop:
-                at = w.row + start - first
-                new = taps["q"][:, at : at + stop - start].transpose(0, 2, 1, 3)  # (L, heads, rows, d)
-                held = seq.taps.get("q")
-                seq.taps["q"] = new.copy() if held is None else np.concatenate([held, new], axis=2)
+                self._tap(seq, start, np.arange(start, stop) - first + w.row, pos, taps)
+
+    def _tap(
+        self, seq: Seq, first: int, rows: NDArray[Any], pos: Ints, taps: dict[str, NDArray[Any]]
+    ) -> None:  # fmt: skip
+        """Keep the queries of rows of the step, which become a sequence's rows from `first` on."""
+        seq.queries.append((first, pos[rows], taps["q"][:, rows]))
 
     def _branch(self, leader: Seq, s: Seq) -> None:
         """A sibling starts where the leader's prompt ends."""
         self.store.free(s.kv)
         s.kv = self.store.fork(leader.kv)
         s.counts.reused = leader.n_prompt
-        s.taps = dict(leader.taps)
+        s.queries = list(leader.queries)
         self.running.append(s)
 
     def _score(self, w: Work, logits: NDArray[Any]) -> None:

@@ -462,6 +462,8 @@ def make_engine(
         make = RefRunner
 
     runner = make(bound, store, ())
+    if backend == "native":
+        store.look = runner.look
     arithmetic = runner.isa if backend == "native" else np.__version__
     home = Home(Model(checkpoint, tape, tokenizer), methods, ops, bound, store, runner, make, own)
     companions = open_companions(methods.models, home)

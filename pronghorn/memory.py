@@ -82,8 +82,8 @@ class Memory:
             self.offer(seq, seq.n_prompt)
         plan, policy = None, seq.methods.kv
         if int(policy.barrier(seq.n_prompt, barrier - 1)) == barrier:
-            plan = policy.plan(self.store.view(kv, seq.n_prompt), seq.taps)
-            seq.taps = {}
+            plan = policy.plan(self.store.view(kv, seq.n_prompt), seq.taps())
+            seq.queries = []
         self.store.seal(kv, plan, policy.traits.moves)  # what the plan leaves out is never packed
         self.make_room(0)  # pages that a state shared with this sequence may be its own now
 
@@ -93,6 +93,8 @@ class Memory:
         """Hand the state of the first n tokens to the reuse method, unless rows of it were dropped."""
         request = seq.request
         if not self.shareable or seq.kv.dropped or request.score or request.embed or seq.torn:
+            return
+        if seq.methods.private:
             return
         seq.offered = n
         kv = self.store.fork(seq.kv)
@@ -123,7 +125,7 @@ class Memory:
 
     def _usable(self, seq: Seq) -> int:
         """Rows that it may take from a stored state."""
-        if seq.request.score or seq.request.embed or not self.shareable:
+        if seq.request.score or seq.request.embed or not self.shareable or seq.methods.private:
             return 0
         if self.plain(seq):
             return len(seq.tokens) - seq.methods.again
@@ -158,7 +160,7 @@ class Memory:
         if seq.ticket is not None:
             self.swap.drop(seq.ticket)
             seq.ticket = None
-        seq.kv_bytes = self.store.bytes_of(seq.kv)
+        seq.kv_bytes, seq.queries = self.store.bytes_of(seq.kv), []
         self.store.free(seq.kv)
 
     # ------------------------------------------------------------------ preemption
@@ -175,7 +177,7 @@ class Memory:
             return
         if self.plain(seq) and n > seq.offered:
             self.offer(seq, n)
-        seq.taps, seq.lost = {}, max(seq.lost, n)
+        seq.queries, seq.lost = [], max(seq.lost, n)
         self.store.free(seq.kv)
 
 

@@ -101,7 +101,8 @@ class Seq:
     pooled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (width,) sum of final states
     n_pooled: int = 0  # rows in it
     origins: list[Origin] = field(default_factory=list)  # of each new token
-    taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # collected over prompt chunks
+    # rotated queries that the policy has not seen yet: first row, positions, (L, rows, heads, dim)
+    queries: list[tuple[int, Ints, NDArray[Any]]] = field(default_factory=list)
     offered: int = 0  # rows of it that the reuse method was handed, or that came from there
     ticket: Any = None  # its rows on a slower tier while it waits
     lost: int = 0  # rows at its beginning that it once had, and gave up
@@ -113,6 +114,19 @@ class Seq:
         """The method's own per-sequence state. Values must be rebuilt, not shared, on `fork`: a method
         keeps only what it can derive from `tokens`."""
         return self._memory.setdefault(method, {})
+
+    def taps(self) -> dict[str, NDArray[Any]]:
+        """What a policy is shown: rotated queries "q" (L, heads, r, dim), their positions "q_pos" (r,), and
+        "q_at" (r,), which token's each is."""
+        if not self.queries:
+            return {}
+        first, pos, q = zip(*self.queries, strict=True)
+        at = [np.arange(f, f + len(p), dtype=np.int32) for f, p in zip(first, pos, strict=True)]
+        return {
+            "q": np.concatenate(q, axis=1).transpose(0, 2, 1, 3),
+            "q_pos": np.concatenate(pos),
+            "q_at": np.concatenate(at),
+        }
 
     @property
     def held(self) -> int:

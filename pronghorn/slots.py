@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pronghorn.datastore import Datastore
     from pronghorn.kv.store import SeqKV, Store
     from pronghorn.kv.tiers import NoSwap, Swap
-    from pronghorn.kv.view import KVView
+    from pronghorn.kv.view import KVView, Scored
     from pronghorn.model.tokenizer import Tokenizer
     from pronghorn.seq import Request, Seq
 
@@ -344,8 +344,19 @@ class KVPolicy(Protocol):
         ...
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        """Called at a barrier, before open rows are sealed: what it drops is never packed. None keeps all."""
+        """Called at a barrier, before open rows are sealed: what it drops is never packed. None keeps all.
+        taps: "q" (L, n_heads, r, dim) float32, the queries that its trait asks for, "q_pos" (r,) their
+        positions, "q_at" (r,) which token's each is. The row of token i is number n - (length - i) of those
+        that a head has, unless it was dropped."""
         ...
+
+
+class Scorer(KVPolicy, Protocol):
+    """A policy that keeps the best rows, as many as a budget says. Its `plan` is `view.plan(self.score(..))`,
+    and another policy may give its layers and heads other budgets. Called at a barrier also where nothing is
+    over the budget."""
+
+    def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored: ...
 
 
 class Residency(Protocol):

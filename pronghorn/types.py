@@ -49,11 +49,14 @@ class Traits:
     """What the core must know of a method. The core reads these, never a method's name.
 
     taps:      values the method needs: "q.last32" (rotated queries of the last 32 prompt rows, every
-               layer), "hidden.3" (residual stream after layer 3; negative counts from the end),
-               "top8" (ids of the 8 largest raw logits of every wanted row).
+               layer), "q.new" (of every row committed since the policy last acted), "hidden.3" (residual
+               stream after layer 3; negative counts from the end), "top8" (ids of the 8 largest raw logits
+               of every wanted row).
     rows:      the finest unit whose kept KV rows may differ: "seq", "layer" or "head".
     drops:     stored KV shrinks.       moves: logical positions of stored rows change.
     recompute: rows at the end of a reused prefix to run again.
+    notes:     numbers that a policy keeps beside each stored row, by name; "bias" is added to the row's
+               score in attention (`KVPlan`).
     models:    companion models it needs.
     stores:    files of tokens (`pronghorn.datastore`) that it reads.
     greedy:    works only at temperature 0.
@@ -65,6 +68,7 @@ class Traits:
     drops: bool = False
     moves: bool = False
     recompute: int = 0
+    notes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     greedy: bool = False
@@ -189,10 +193,31 @@ class Accept(NamedTuple):
     bonus: int
 
 
-class KVPlan(NamedTuple):
-    """Rows to keep: group index -> sorted indices into that group's sealed rows."""
+BIAS = "bias"  # the note that attention adds to a row's score
 
-    keep: dict[int, Ints]
+
+class Rewrite(NamedTuple):
+    """New values of some rows that are kept: sorted indices rows (m,) into the group's rows before the plan,
+    k, v (m, members of the group, dim); keys rotated to the rows' positions."""
+
+    rows: Ints
+    k: NDArray[Any]
+    v: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class KVPlan:
+    """What a policy wants done with a sequence's rows. Indices count them as they are before it: sealed ones,
+    then open ones.
+
+    keep: group -> sorted indices of the rows that stay; a group that is not named keeps all. values: group ->
+    what becomes of rows that stay. notes: name -> (layers, heads, n) float32 for every row, in place of what
+    was noted before.
+    """
+
+    keep: dict[int, Ints] = field(default_factory=dict)
+    values: dict[int, Rewrite] = field(default_factory=dict)
+    notes: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

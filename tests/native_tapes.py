@@ -119,7 +119,7 @@ def store_for(bound: Bound, ops: Any, kv: str = "float32", fmt: Any = None, sele
               rows: str = "seq") -> Store:  # fmt: skip
     return Store(
         ops, bound.n_layers, bound.n_kv, bound.head_dim, kv, fmt or ExactKV(),
-        selector or Dense(), rows, list(bound.kv_ropes),
+        selector or Dense(), rows, list(bound.kv_ropes), bound.attention,
     )  # fmt: skip
 
 

@@ -20,6 +20,12 @@ from tests.engines import byte_tokenizer
 OPTIONS = {
     "streaming-llm": "sinks=4,window=40,every=16,prompt_every=64",
     "snapkv": "budget=24,window=8,kernel=3",
+    "h2o": "budget=24,every=16,prompt_every=32",
+    "tova": "budget=24,every=16,prompt_every=32",
+    "d2o": "budget=24,every=16,prompt_every=32",
+    "adakv": "policy='h2o:budget=24,every=16,prompt_every=32'",
+    "pyramidkv": "policy='snapkv:budget=24,window=8,kernel=3'",
+    "razor-attention": "heads=1,window=24,every=16,prompt_every=32",
     "quest": "tokens=48,dense_layers=0",
     "draft-model": "model=self",
     "self-skip": "layers=1a",

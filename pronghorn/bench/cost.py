@@ -74,7 +74,7 @@ def model_of(engine: Engine) -> Model:
     kv_row = layout.block * len(layout.groups) / PAGE
     return Model(
         int(weight_bytes), body, head, kv_row, 4 * bound.n_heads * bound.head_dim,
-        "fp32" if store.open_dtype == "float32" else "bf16", tuple(w for _, w in bound.attention),
+        "fp32" if store.open_dtype == "float32" else "bf16", tuple(w for _, w, _ in bound.attention),
         bound.context,
     )  # fmt: skip
 

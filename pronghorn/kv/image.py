@@ -6,7 +6,8 @@ holds. All numbers are little-endian. Nothing in an image is believed: both part
 is checked against the bytes that are there before anything is allocated, and the tables must fit each other.
 
     head   HEAD, fixed size
-    tables tokens, positions of open pages, then for each group: fills and positions of sealed pages
+    tables tokens, positions of open pages, then for each group: fills and positions of sealed pages, then the
+           notes of rows: names, and each one's numbers for each group
     data   open pages, then the sealed pages of each group, as they lie in memory
 """
 
@@ -28,10 +29,12 @@ from pronghorn.types import Ints
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV, Store
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"PRONGKV\0"
 NONE = bytes(32)  # no parent
 ROWS_MOST = 1 << 26  # of an image
+NAME = 32  # bytes of a note's name
+NOTES = 16  # of an image, at most
 _HEAD = struct.Struct("<8sII32s32s32s8Q32s32s")
 SIZE = _HEAD.size
 
@@ -118,12 +121,23 @@ def dump(
             _ints(s.fill[first_sealed:]), _ints(s.pos[first_sealed * PAGE :]),
         ]  # fmt: skip
         data.append(_raw(store.sealed_arena, s.blocks[first_sealed:]))
-    table = b"".join(tables)
+    table = b"".join([*tables, *_notes(kv)])
     head = Head(
         fingerprint, layout_digest(store), parent, kv.dropped, at, kv.length, kv.next_pos, kv.n_open, grid,
         len(ids), len(table), sum(d.nbytes for d in data), digest(*data),
     )  # fmt: skip
     return [head.pack(table), table, *(d.reshape(-1).data for d in data)]
+
+
+def _notes(kv: SeqKV) -> list[bytes]:
+    names = sorted({name for s in kv.sealed for name in s.notes})
+    out = [struct.pack("<I", len(names))]
+    for name in names:
+        out.append(name.encode().ljust(NAME, b"\0"))
+        for s in kv.sealed:
+            a = s.notes.get(name, np.zeros((0, 0), np.float32))
+            out += [struct.pack("<I", a.shape[1]), np.ascontiguousarray(a, "<f4").tobytes()]
+    return out
 
 
 def start(kv: SeqKV, at: int) -> tuple[int, int]:
@@ -134,7 +148,8 @@ def start(kv: SeqKV, at: int) -> tuple[int, int]:
     sealed = int(np.searchsorted(ends, min(at, kv.n_sealed), side="right"))
     held = int(ends[sealed - 1]) if sealed else 0
     n_open = max(0, at - kv.n_sealed)
-    if kv.dropped or at > kv.length or held + n_open != at or n_open % PAGE:
+    whole = kv.dropped or any(s.notes for s in kv.sealed)  # not to be cut
+    if whole or at > kv.length or held + n_open != at or n_open % PAGE:
         raise ImageError(f"no page begins at row {at}")
     return n_open // PAGE, sealed
 
@@ -161,11 +176,13 @@ def parse(head: bytes, size: int) -> Head:
 
 @dataclass(frozen=True)
 class Tables:
-    """ids: of the image's rows; open_pos; for each group: pages before its own, fills, positions."""
+    """ids: of the image's rows; open_pos; for each group: pages before its own, fills, positions; notes of
+    its rows."""
 
     ids: Ints
     open_pos: Ints
     groups: tuple[tuple[int, Ints, Ints], ...]
+    notes: tuple[dict[str, NDArray[np.float32]], ...]
 
 
 def tables(h: Head, head: bytes, raw: bytes, store: Store, fingerprint: bytes) -> Tables:
@@ -190,7 +207,7 @@ def tables(h: Head, head: bytes, raw: bytes, store: Store, fingerprint: bytes) -
         if first < 0 or n < 0:
             raise ImageError("the image's numbers are out of range")
         groups.append((first, reader.ints(n), reader.ints(n * PAGE)))
-    t = Tables(ids, open_pos, tuple(groups))
+    t = Tables(ids, open_pos, tuple(groups), _read_notes(reader, store, [int(f.sum()) for _, f, _ in groups]))
     if reader.left or h.data != _data(store, t):
         raise ImageError("the image's tables do not fit its head")
     every = np.concatenate([open_pos, *(pos for _, _, pos in groups)])
@@ -200,6 +217,25 @@ def tables(h: Head, head: bytes, raw: bytes, store: Store, fingerprint: bytes) -
     if any(int(fill.sum()) > h.length for _, fill, _ in groups):
         raise ImageError("the image holds more rows than its text has")
     return t
+
+
+def _read_notes(reader: _Reader, store: Store, rows: list[int]) -> tuple[dict[str, NDArray[np.float32]], ...]:
+    """Of each group, which has so many rows."""
+    out: tuple[dict[str, NDArray[np.float32]], ...] = tuple({} for _ in rows)
+    (n_names,) = reader.ints(1)
+    if not 0 <= n_names <= NOTES:
+        raise ImageError("the image's numbers are out of range")
+    for _ in range(n_names):
+        name = reader.ints(NAME // 4).astype("<i4").tobytes().rstrip(b"\0").decode("utf-8", "replace")
+        for notes, most, members in zip(out, rows, store.sealed_layout.groups, strict=True):
+            (n,) = reader.ints(1)
+            if not 0 <= n <= most or name in notes:
+                raise ImageError("the image's notes do not fit its rows")
+            a = reader.ints(int(n) * len(members)).astype("<i4").view("<f4").astype(np.float32)
+            if not np.isfinite(a).all():
+                raise ImageError("the image's numbers are out of range")
+            notes[name] = a.reshape((len(members), int(n)))
+    return out
 
 
 def _data(store: Store, t: Tables) -> int:
@@ -233,11 +269,12 @@ def build(kv: SeqKV, h: Head, t: Tables, data: Bytes) -> None:
     kv.open = np.concatenate([kv.open, blocks])
     kv.open_addr = store.open_arena.address(kv.open)
     kv.open_pos = np.concatenate([kv.open_pos, t.open_pos])
-    for s, (_, fill, pos) in zip(kv.sealed, t.groups, strict=True):
+    for s, (_, fill, pos), notes in zip(kv.sealed, t.groups, t.notes, strict=True):
         end = at + len(fill) * store.sealed_layout.block
         s.blocks = np.concatenate([s.blocks, _place(store.sealed_arena, data[at:end])])
         s.fill, s.pos = np.concatenate([s.fill, fill]), np.concatenate([s.pos, pos])
         s.addr = store.sealed_arena.address(s.blocks)
+        s.notes.update(notes)
         at = end
     kv.n_open, kv.length, kv.next_pos, kv.dropped = h.n_open, h.length, h.next_pos, h.dropped
     store._point(kv)

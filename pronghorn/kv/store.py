@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 
 from pronghorn.kv.arena import Arena
 from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping
+from pronghorn.kv.look import Looks, by_ops
 from pronghorn.kv.view import KVView
 from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
 from pronghorn.slots import KVFormat, Selector
-from pronghorn.types import Array, Ints, KVPlan
+from pronghorn.types import BIAS, Array, Ints, KVPlan, Rewrite
 
 U64 = NDArray[np.uint64]
+Floats = NDArray[np.float32]
 
 
 def _ints(n: int = 0) -> Ints:
@@ -44,6 +46,8 @@ class Sealed:
     fill: Ints = field(default_factory=_ints)  # (n_pages,) rows in each page
     pos: Ints = field(default_factory=_ints)  # (n_pages * PAGE,) logical positions
     addr: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))  # (n_pages,)
+    notes: dict[str, Floats] = field(default_factory=dict)  # (members, first rows); never written to
+    bias: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # that note, by slot
 
     @property
     def n(self) -> int:
@@ -53,6 +57,14 @@ class Sealed:
         """Flat slot (page * PAGE + row of the page) of each row."""
         grid = np.arange(PAGE, dtype=np.int32)[None] < self.fill[:, None]
         return np.flatnonzero(grid.reshape(-1)).astype(np.int32)
+
+    def noted(self, name: str, rows: Ints, members: int) -> Floats:
+        """(members, len(rows)) of a note; 0 for rows that never had it."""
+        held = self.notes.get(name, np.zeros((members, 0), np.float32))
+        out = np.zeros((members, len(rows)), np.float32)
+        there = rows < held.shape[1]
+        out[:, there] = held[:, rows[there]]
+        return out
 
 
 class SeqKV:
@@ -66,9 +78,10 @@ class SeqKV:
         self.n_open = 0
         self.sealed = [Sealed() for _ in store.sealed_layout.groups]
         self.table = np.zeros((len(self.sealed), 4), np.int64)  # addr, fill, pos pointers; n_pages
+        self.bias = np.zeros(len(self.sealed), np.int64)  # pointers, 0: none
         self.length = 0  # tokens committed, dropped ones included
         self.next_pos = 0  # logical position of the next row; differs from length once rows moved
-        self.dropped = False
+        self.dropped = False  # rows were, or rewritten
         self.rewritten = 0  # times that a plan replaced sealed pages; else they are only appended to
 
     @property
@@ -89,19 +102,20 @@ class Store:
     """All stored KV of an engine.
 
     ropes: the rotary table of each layer's keys, None where keys are not rotated by position.
-    open_dtype: dtype of the exact zones. attention: (scale, window) of each layer, window 0 for none;
-    by default one over the root of head_dim, and none.
+    open_dtype: dtype of the exact zones. attention: (scale, window, soft cap) of each layer, 0 for none; by
+    default one over the root of head_dim, and none.
     """
 
     def __init__(
         self, ops: Ops, n_layers: int, n_kv: int, head_dim: int, open_dtype: str, fmt: KVFormat,
         selector: Selector, rows: str, ropes: list[Rope | None],
-        attention: Sequence[tuple[float, int]] = (),
+        attention: Sequence[tuple[float, int, float]] = (),
     ) -> None:  # fmt: skip
         self.ops, self.fmt, self.selector, self.ropes = ops, fmt, selector, ropes
         self.n_layers, self.n_kv, self.head_dim = n_layers, n_kv, head_dim
         self.open_dtype = open_dtype
-        self.attention = tuple(attention) or ((head_dim**-0.5, 0),) * n_layers
+        self.attention = tuple(attention) or ((head_dim**-0.5, 0, 0.0),) * n_layers
+        self.look: Looks = by_ops
         self.packed = fmt.group > 0
         exact = exact_fields(open_dtype, head_dim)
         groups = grouping(rows, n_layers, n_kv)
@@ -128,6 +142,7 @@ class Store:
         self.open_arena.keep(new.open)
         for a, b in zip(kv.sealed, new.sealed, strict=True):
             b.blocks, b.fill, b.pos, b.addr = a.blocks.copy(), a.fill.copy(), a.pos.copy(), a.addr
+            b.notes, b.bias = dict(a.notes), a.bias
             self.sealed_arena.keep(b.blocks)
         self._point(new)
         return new
@@ -145,6 +160,7 @@ class Store:
                 self.sealed_arena.drop(s.blocks[pages:])
                 s.blocks, s.fill = s.blocks[:pages].copy(), s.fill[:pages].copy()
                 s.pos, s.addr = s.pos[: pages * PAGE].copy(), s.addr[:pages].copy()
+                s.notes = {name: a[:, :n] for name, a in s.notes.items()}
             self._point(kv)
         kv.n_open = max(0, n - sealed)
         keep = -(-kv.n_open // PAGE)
@@ -219,40 +235,73 @@ class Store:
     def seal(self, kv: SeqKV, plan: KVPlan | None = None, moves: bool = False) -> None:
         """Pack and index the open rows; the open zone is empty afterwards.
 
-        plan: the rows to keep, sealed ones first, then open ones; rows that it leaves out are never
-        packed. moves: re-rotate what is kept to contiguous positions from 0.
+        plan: what to keep, rewrite and note, over sealed rows first, then open ones; rows that it leaves out
+        are never packed. moves: re-rotate what is kept to contiguous positions from 0.
         """
-        keep = plan.keep if plan is not None else {}
-        for g in keep:
-            if len(keep[g]) and not 0 <= keep[g][0] <= keep[g][-1] < kv.sealed[g].n + kv.n_open:
-                raise ValueError(f"a plan keeps rows {keep[g][0]} to {keep[g][-1]} of {kv.n_rows}")
+        plan = plan or KVPlan()
+        for g, rows in plan.keep.items():
+            if len(rows) and not 0 <= rows[0] <= rows[-1] < kv.sealed[g].n + kv.n_open:
+                raise ValueError(f"a plan keeps rows {rows[0]} to {rows[-1]} of {kv.n_rows}")
+        self._note(kv, plan)
         held = [s.n for s in kv.sealed]
-        sealed = {g: rows[: np.searchsorted(rows, held[g])] for g, rows in keep.items()}
-        self.apply(kv, KVPlan(sealed), moves)
+        sealed, packed = self._cut_plan(plan, held)
+        self._drop(kv, sealed, moves)
         for g, s in enumerate(kv.sealed):
-            rows = np.arange(kv.n_open, dtype=np.int32)
-            if g in keep:
-                rows = keep[g][len(sealed[g]) :] - held[g]
-                kv.dropped = kv.dropped or len(rows) < kv.n_open
-            self._append(kv, g, s, rows, moves and g in keep)
+            rows = packed.keep.get(g, np.arange(kv.n_open, dtype=np.int32))
+            kv.dropped = kv.dropped or len(rows) < kv.n_open
+            self._append(kv, g, s, rows, packed.values.get(g), moves and g in packed.keep)
+        kv.dropped = kv.dropped or bool(plan.values)
         self.open_arena.drop(kv.open)
         kv.open, kv.open_addr, kv.open_pos = _ints(), np.zeros(0, np.uint64), _ints()
         kv.n_open = 0
-        if moves and keep:
+        if moves and plan.keep:
             kv.next_pos = kv.n_sealed
         self._point(kv)
 
-    def _append(self, kv: SeqKV, g: int, s: Sealed, rows: Ints, moves: bool) -> None:
-        """Pack the open rows `rows` behind a group's sealed ones."""
+    def _cut_plan(self, plan: KVPlan, held: list[int]) -> tuple[KVPlan, KVPlan]:
+        """What a plan says of the sealed rows, and of the open ones."""
+        sealed, packed = KVPlan(), KVPlan()
+        for g, rows in plan.keep.items():
+            at = np.searchsorted(rows, held[g])
+            sealed.keep[g], packed.keep[g] = rows[:at], rows[at:] - held[g]
+        for g, (rows, k, v) in plan.values.items():
+            at = np.searchsorted(rows, held[g])
+            if at:
+                sealed.values[g] = Rewrite(rows[:at], k[:at], v[:at])
+            if at < len(rows):
+                packed.values[g] = Rewrite(rows[at:] - held[g], k[at:], v[at:])
+        return sealed, packed
+
+    def _note(self, kv: SeqKV, plan: KVPlan) -> None:
+        """Write a plan's notes and let those of the rows that it drops go."""
+        for g, members in enumerate(self.sealed_layout.groups):
+            s, n = kv.sealed[g], kv.sealed[g].n + kv.n_open
+            for name, a in plan.notes.items():
+                s.notes[name] = np.stack([a[layer, head, :n] for layer, head in members]).astype(np.float32)
+            if g in plan.keep:
+                s.notes = {name: s.noted(name, plan.keep[g], len(members)) for name in s.notes}
+
+    def _rewritten(self, a: Array, rows: Ints, new: Ints, values: Array) -> Array:
+        """a (len(rows), dim), which this changes, with new values of the rows `new`, which are in `rows`."""
+        at = np.searchsorted(rows, new)
+        if not np.array_equal(rows[np.minimum(at, len(rows) - 1)], new):
+            raise ValueError("a plan rewrites rows that it does not keep")
+        a[self.ops.array(at)] = self.ops.to(self.ops.array(values), self.ops.name)
+        return a
+
+    def _append(
+        self, kv: SeqKV, g: int, s: Sealed, rows: Ints, new: Rewrite | None, moves: bool
+    ) -> None:  # fmt: skip
+        """Pack the open rows `rows` behind a group's sealed ones; new: other values for some of them."""
         n = len(rows)
         if not n:
             return
         spare = self._spare(s)  # free rows of the last sealed page that can be filled up
-        new = self.sealed_arena.alloc(-(-max(0, n - spare) // PAGE))
+        more = self.sealed_arena.alloc(-(-max(0, n - spare) // PAGE))
         first = len(s.blocks) - (1 if spare else 0)
-        blocks = np.concatenate([s.blocks, new])
+        blocks = np.concatenate([s.blocks, more])
         held = s.n
-        fill = np.concatenate([s.fill, _ints(len(new))])
+        fill = np.concatenate([s.fill, _ints(len(more))])
         left = n + int(fill[first:].sum())
         for i in range(first, len(blocks)):
             fill[i] = min(PAGE, left)
@@ -263,6 +312,9 @@ class Store:
         touched = blocks[first:]
         for i, (layer, head) in enumerate(self.sealed_layout.groups[g]):
             k, v = (self._take(a, rows) for a in self.read_open(kv, layer, head, pages))
+            if new:
+                k = self._rewritten(k, rows, new.rows, new.k[:, i])
+                v = self._rewritten(v, rows, new.rows, new.v[:, i])
             if moves:
                 k = self.ops.to(self._rerotate(k, pos - old_pos, layer), self.ops.name)
             if spare:
@@ -292,17 +344,24 @@ class Store:
         return KVView(self, kv, n_prompt)
 
     def apply(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
-        """Keep only the planned rows; with `moves`, re-rotate them to contiguous positions from 0. Always
-        writes to new blocks, so shared pages stay as they were."""
-        for g, keep in plan.keep.items():
+        """Do what a plan over the sealed rows says, where there are no open ones."""
+        self._note(kv, plan)
+        self._drop(kv, plan, moves)
+
+    def _drop(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
+        """Keep only the planned sealed rows, some with new values; with `moves`, re-rotate them to contiguous
+        positions from 0. Always writes to new blocks, so shared pages stay as they were."""
+        for g in sorted({*plan.keep, *plan.values}):
             s = kv.sealed[g]
+            keep = plan.keep.get(g, np.arange(s.n, dtype=np.int32))
+            changed = plan.values.get(g)
             members = self.sealed_layout.groups[g]
             old_slots = s.slots()
             if len(keep) and (keep[0] < 0 or keep[-1] >= len(old_slots)):
                 raise ValueError(f"plan keeps rows {keep[0]}..{keep[-1]} of {len(old_slots)}")
             slots = old_slots[keep]
             n = len(keep)
-            if n == len(old_slots) and not moves:
+            if n == len(old_slots) and not moves and not changed:
                 continue
             pages = -(-n // PAGE)
             new = self.sealed_arena.alloc(pages)
@@ -314,7 +373,7 @@ class Store:
             used = np.unique(slots // PAGE)  # pages that hold kept rows
             at = np.searchsorted(used, slots // PAGE) * PAGE + slots % PAGE
             for i, (layer, _) in enumerate(members if n else ()):
-                if self.fmt.group <= 1 and not (moves and (new_pos != old_pos).any()):
+                if self.fmt.group <= 1 and not changed and not (moves and (new_pos != old_pos).any()):
                     self._move_raw(s.blocks[used], at, new, g, i)
                     k, v = self._unpack(new, g, i)
                     self._index(new, g, i, k, fill)
@@ -322,12 +381,15 @@ class Store:
                     k, v = self._unpack(s.blocks[used], g, i)
                     k = self._take(k, at)
                     v = self._take(v, at)
+                    if changed:
+                        k = self._rewritten(k, keep, changed.rows, changed.k[:, i])
+                        v = self._rewritten(v, keep, changed.rows, changed.v[:, i])
                     if moves:
                         k = self._rerotate(k, new_pos - old_pos, layer)
                     self._write(new, g, i, k, v, fill)
             self.sealed_arena.drop(s.blocks)
             kv.rewritten += 1
-            kv.dropped = kv.dropped or n < len(old_slots)
+            kv.dropped = kv.dropped or n < len(old_slots) or changed is not None
             s.blocks, s.fill = new, fill
             s.pos = np.zeros(pages * PAGE, np.int32)
             s.pos[:n] = new_pos
@@ -365,6 +427,19 @@ class Store:
             a = self.ops.xp.permute_dims(a, (0, 2, 1)) if spec.rows == 1 else a
             out.append(a.reshape((-1, self.head_dim)))
         return out[0], out[1]
+
+    def keys(self, kv: SeqKV, layer: int, head: int) -> tuple[Array, Ints, Array]:
+        """Every stored row of a head: k (n, dim) in the compute dtype, positions (n,), and what is added to
+        scores (n,), empty for nothing."""
+        g, member = self.group_of[layer, head]
+        s, slots = kv.sealed[g], kv.sealed[g].slots()
+        k = self._take(self._unpack(s.blocks, g, member)[0], slots)
+        fresh = self.read_open(kv, layer, head, -(-kv.n_open // PAGE))[0][: kv.n_open]
+        bias = np.zeros(len(slots) + kv.n_open if len(s.bias) else 0, np.float32)
+        if len(s.bias):
+            bias[: len(slots)] = s.bias[member, slots]
+        pos = np.concatenate([s.pos[slots], kv.open_pos[: kv.n_open]])
+        return self.ops.xp.concat([k, fresh]), pos, self.ops.cast(self.ops.array(bias))
 
     def read_fields(self, blocks: Ints, g: int, i: int, own: bool) -> dict[str, Array]:
         """The format's own fields, or the index fields, of member i of group g: (n_pages, *shape)."""
@@ -450,7 +525,19 @@ class Store:
     def _point(self, kv: SeqKV) -> None:
         """Refresh the pointers that the native runner follows."""
         for g, s in enumerate(kv.sealed):
+            self._place_bias(s, len(self.sealed_layout.groups[g]))
+            kv.bias[g] = s.bias.ctypes.data if len(s.bias) else 0
             kv.table[g] = (s.addr.ctypes.data, s.fill.ctypes.data, s.pos.ctypes.data, len(s.blocks))
+
+    def _place_bias(self, s: Sealed, members: int) -> None:
+        """The note that attention reads, by slot. Forks keep one array while their rows are alike."""
+        if not len(s.notes.get(BIAS, ())):
+            s.bias = np.zeros((0, 0), np.float32)
+            return
+        by_slot = np.zeros((members, len(s.blocks) * PAGE), np.float32)
+        by_slot[:, s.slots()] = s.noted(BIAS, np.arange(s.n, dtype=np.int32), members)
+        if not np.array_equal(by_slot, s.bias):
+            s.bias = by_slot
 
     # ------------------------------------------------------------------ accounting
 
@@ -475,11 +562,15 @@ class Store:
         return pages[0] * self.open_layout.block + pages[1] * self.sealed_layout.block
 
     def bytes_of(self, kv: SeqKV) -> int:
-        """Bytes of pages, positions and tables that one sequence refers to."""
+        """Bytes of pages, positions, notes and tables that one sequence refers to."""
         pages = len(kv.open) * self.open_layout.block
         pages += sum(len(s.blocks) for s in kv.sealed) * self.sealed_layout.block
         meta = kv.open_pos.nbytes + kv.open.nbytes + kv.open_addr.nbytes + kv.table.nbytes
-        meta += sum(s.blocks.nbytes + s.fill.nbytes + s.pos.nbytes + s.addr.nbytes for s in kv.sealed)
+        meta += kv.bias.nbytes + sum(
+            s.blocks.nbytes + s.fill.nbytes + s.pos.nbytes + s.addr.nbytes + s.bias.nbytes
+            + sum(a.nbytes for a in s.notes.values())
+            for s in kv.sealed
+        )  # fmt: skip
         return int(pages + meta)
 
     @property

@@ -99,7 +99,7 @@ class Swap:
         ticket.length, ticket.lost, ticket._rewritten, ticket._kv = kv.length, False, kv.rewritten, [kv]
         ticket._tables = [
             kv.open_pos.copy(), kv.n_open, kv.length, kv.next_pos, kv.dropped, kv.rewritten,
-            [(s.fill.copy(), s.pos.copy()) for s in kv.sealed],
+            [(s.fill.copy(), s.pos.copy(), dict(s.notes)) for s in kv.sealed],
         ]  # fmt: skip
         blocks = {p: want[p][0] for p in new}
         ticket._job = self._thread.submit(self._write, ticket, blocks)
@@ -222,10 +222,11 @@ class Swap:
         first = kv.length - kv.n_open
         kv.open = self._fill([(OPEN, first + i) for i in range(0, kv.n_open, PAGE)], ticket, kv)
         kv.open_addr = store.open_arena.address(kv.open)
-        for g, (fill, pos) in enumerate(groups):
+        for g, (fill, pos, notes) in enumerate(groups):
             s = kv.sealed[g]
             s.blocks = self._fill([(g, i) for i in range(len(fill))], ticket, kv)
             s.fill, s.pos, s.addr = fill.copy(), pos.copy(), store.sealed_arena.address(s.blocks)
+            s.notes = dict(notes)
         store._point(kv)
         return kv
 

@@ -1,15 +1,16 @@
-"""What an eviction policy sees of a sequence, and the two verbs with which it answers."""
+"""What an eviction policy sees of a sequence, and the verbs with which it answers."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.kv.layout import PAGE
-from pronghorn.types import Ints, KVPlan
+from pronghorn.kv.look import Look
+from pronghorn.types import Ints, KVPlan, Rewrite
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV, Store
@@ -28,6 +29,17 @@ def rounded(score: Floats, digits: int = 4) -> Floats:
     return np.where(np.isfinite(x), np.round(x * scale) / scale, x)
 
 
+class Scored(NamedTuple):
+    """What a policy thinks of rows: rows (L, H, n), larger is better, rounded; always (L, H, n) bool, or what
+    broadcasts to it: rows that stay before any other; budget: rows that a head keeps, a number, (L, 1) or
+    (L, H); notes to write in any case (`KVPlan.notes`)."""
+
+    rows: Floats
+    always: Bools
+    budget: int | Ints
+    notes: dict[str, Floats] = {}  # noqa: RUF012 - read only
+
+
 class KVView:
     """The stored rows of a sequence at a barrier, by layer and KV head: sealed ones, then open ones.
 
@@ -35,7 +47,7 @@ class KVView:
     Policies score heads; where the store groups heads coarsely, scores are averaged over a group.
 
     n_prompt: tokens of the prompt; length: tokens committed; next_pos: position of the next token;
-    scale, window: of each layer's attention, (L,).
+    scale, window, softcap: of each layer's attention, (L,), 0 for none.
     """
 
     def __init__(self, store: Store, kv: SeqKV, n_prompt: int) -> None:
@@ -43,14 +55,20 @@ class KVView:
         self.n_prompt, self.length, self.next_pos = n_prompt, kv.length, kv.next_pos
         self.n_layers, self.n_kv = store.n_layers, store.n_kv
         self.n = kv.n_rows
-        self.scale = np.array([scale for scale, _ in store.attention])
-        self.window = np.array([window for _, window in store.attention], np.int32)
+        self.scale = np.array([scale for scale, _, _ in store.attention])
+        self.window = np.array([window for _, window, _ in store.attention], np.int32)
+        self.softcap = np.array([softcap for _, _, softcap in store.attention])
 
     def _rows(self, g: int) -> int:
         return self._kv.sealed[g].n + self._kv.n_open
 
     def _each(self) -> list[tuple[int, int, int]]:
         return [(layer, head, g) for (layer, head), (g, _) in self._store.group_of.items()]
+
+    @property
+    def groups(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """(layer, head) of each group's members, which keep the same rows; plans go by its number."""
+        return self._store.sealed_layout.groups
 
     @cached_property
     def valid(self) -> Bools:
@@ -96,20 +114,87 @@ class KVView:
         """(L, H, n, dim) values."""
         return self._kv_rows[1]
 
-    def keep_top(self, score: Floats, budget: int, always: Bools | None = None) -> KVPlan:
+    def mass(self, layer: int, q: Floats, pos: Ints) -> Floats:
+        """(n_heads, n): the weight that queries q (n_heads, r, dim) at positions pos (r,) give to each stored
+        row, summed over them in their order. A row is seen by queries at its position or later, within the
+        layer's window. float32, as the other two (float64 from a float64 store)."""
+        return self._store.look(self._kv, layer, q, pos, Look.SUMS)
+
+    def weights(self, layer: int, q: Floats, pos: Ints) -> Floats:
+        """(n_heads, r, n): each of those weights; they sum to 1 along n where a query sees anything."""
+        return self._store.look(self._kv, layer, q, pos, Look.WEIGHTS)
+
+    def logits(self, layer: int, q: Floats, pos: Ints) -> Floats:
+        """(n_heads, r, n): the scores they come from, scaled and capped; -inf where a row is not seen."""
+        return self._store.look(self._kv, layer, q, pos, Look.LOGITS)
+
+    def note(self, name: str) -> Floats:
+        """(L, H, n) float32: what a policy noted of each row; 0 where it did not."""
+        out = np.zeros((self.n_layers, self.n_kv, self.n), np.float32)
+        groups = self._store.sealed_layout.groups
+        for (layer, head), (g, i) in self._store.group_of.items():
+            s = self._kv.sealed[g]
+            out[layer, head, : s.n] = s.noted(name, np.arange(s.n, dtype=np.int32), len(groups[g]))[i]
+        return out
+
+    def total(self, name: str, taps: dict[str, Floats]) -> Floats:
+        """(L, H, n) float32: the note `name` grown by the weight that the queries of `taps` give to each row,
+        averaged over the query heads of a KV head. To be noted again."""
+        total = self.note(name)
+        for layer, q in enumerate(taps["q"]):
+            total[layer] += self.by_kv_head(self.mass(layer, q, taps["q_pos"]))
+        return total
+
+    def last(self, n: int) -> Bools:
+        """(L, H, n) bool: the last n rows of each head."""
+        held = self.valid.sum(axis=-1, keepdims=True)
+        return np.asarray(self.valid & (np.arange(self.n) >= held - n))
+
+    def by_kv_head(self, x: Floats) -> Floats:
+        """Mean of x (n_heads, ...) over the query heads of each KV head."""
+        return np.asarray(x.reshape(self.n_kv, -1, *x.shape[1:]).mean(axis=1))
+
+    def keep_top(self, score: Floats, budget: int | Ints, always: Bools | None = None) -> KVPlan:
         """Keep the `budget` rows of highest score in each group, ties to the earlier row; rows in
-        `always` come first. Both broadcast to (L, H, n)."""
+        `always` come first. All broadcast: budget to (L, H), of a group the mean, the others to (L, H, n)."""
         shape = (self.n_layers, self.n_kv, self.n)
         s = np.broadcast_to(np.asarray(score, np.float64), shape)
+        most = np.broadcast_to(np.asarray(budget), shape[:2])
         if always is not None:
             s = np.where(np.broadcast_to(always, shape), np.inf, s)
         keep: dict[int, Ints] = {}
         for g, members in enumerate(self._store.sealed_layout.groups):
             n = self._rows(g)
             mean = np.mean([s[layer, head, :n] for layer, head in members], axis=0)
-            top = np.argsort(-mean, kind="stable")[: max(budget, 1)]
+            room = round(float(np.mean([most[m] for m in members])))
+            top = np.argsort(-mean, kind="stable")[: max(room, 1)]
             keep[g] = np.sort(top).astype(np.int32)
         return KVPlan(keep)
+
+    def plan(self, scored: Scored) -> KVPlan | None:
+        """Keep the best rows of each group, as many as the budget says (see `keep_top`); write the notes."""
+        plan = self.keep_top(scored.rows, scored.budget, scored.always)
+        if all(len(rows) == self._rows(g) for g, rows in plan.keep.items()):
+            plan.keep.clear()
+        plan.notes.update(scored.notes)
+        return plan if plan.keep or plan.notes else None
+
+    def kept(self, plan: KVPlan) -> Bools:
+        """(L, H, n) bool: the rows that a plan keeps."""
+        out = np.zeros(self.valid.shape, bool)
+        for layer, head, g in self._each():
+            out[layer, head, plan.keep.get(g, slice(self._rows(g)))] = True
+        return out
+
+    def rewrite(self, plan: KVPlan, k: Floats, v: Floats, changed: Bools) -> KVPlan:
+        """`plan`, and rows that it keeps have the values of k, v (L, H, n, dim) where `changed` (L, H, n)."""
+        changed = changed & self.kept(plan)
+        for g, members in enumerate(self.groups):
+            rows = np.flatnonzero(np.any([changed[m] for m in members], axis=0)).astype(np.int32)
+            if len(rows):
+                new = (np.stack([a[m][rows] for m in members], axis=1) for a in (k, v))
+                plan.values[g] = Rewrite(rows, *new)
+        return plan
 
     def keep_where(self, keep: Bools) -> KVPlan:
         """Keep the rows where `keep`, broadcast to (L, H, n), holds for any head of the group."""

@@ -105,7 +105,7 @@ class Bound:
     vecs: dict[str, NDArray[np.float32]]
     ropes: tuple[Rope, ...]
     kv_ropes: tuple[Rope | None, ...]
-    attention: tuple[tuple[float, int], ...]  # (scale, window) of each layer, window 0: none
+    attention: tuple[tuple[float, int, float], ...]  # (scale, window, soft cap) of each layer, 0: none
     layers: tuple[int, ...]  # layer of the model for each layer that runs
     n_heads: int
     n_kv: int
@@ -139,7 +139,7 @@ def bind(
     tap_q = any(t.startswith("q.") for t in taps)
     ops: list[Op] = []
     kv_ropes: list[Rope | None] = [None] * len(layers)
-    attention = [(0.0, 0)] * len(layers)
+    attention = [(0.0, 0, 0.0)] * len(layers)
     for op in tape.ops:
         if op.layer >= 0 and op.layer not in number:
             source, out = tape.io[op.layer]
@@ -149,7 +149,7 @@ def bind(
         attrs = dict(op.attrs)
         if op.kind == "attend":
             attrs["layer"] = number[op.layer]
-            attention[number[op.layer]] = (attrs["scale"], attrs["window"])
+            attention[number[op.layer]] = (attrs["scale"], attrs["window"], attrs["softcap"])
             if tap_q:
                 ops.append(Op("tap", (ins[0],), -1, (), {"name": f"q.{number[op.layer]}"}, op.layer))
             kv_ropes[number[op.layer]] = _key_rope(tape, ins[1])

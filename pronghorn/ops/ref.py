@@ -123,16 +123,38 @@ def rotate(ops: Ops, x: Array, cos: Array, sin: Array) -> Array:
     return xp.concat([a * c - b * s, b * c + a * s, rest], axis=-1)
 
 
-def attend(
-    ops: Ops, q: Array, k: Array, v: Array, visible: Array, scale: float, softcap: float
-) -> tuple[Array, Array]:
-    """One KV head. q (n, g, d), k, v (m, d), visible (n, m) bool -> out (n, g, d), lse (n, g); a row
-    that sees nothing gives out 0 and lse -inf."""
+def scores(
+    ops: Ops, q: Array, k: Array, visible: Array, scale: float, softcap: float, bias: Array = ()
+) -> Array:  # fmt: skip
+    """One KV head. q (n, g, d), k (m, d), visible (n, m) bool, bias (m,) or empty -> logits (n, g, m), -inf
+    where a row is not visible."""
     xp = ops.xp
-    s = xp.matmul(q, k.T[None]) * scale  # (n, g, m)
+    s = xp.matmul(q, k.T[None]) * scale
     if softcap:
         s = softcap * xp.tanh(s / softcap)
-    s = xp.where(visible[:, None, :], s, xp.full_like(s, -math.inf))
+    if len(bias):
+        s = s + bias
+    return xp.where(visible[:, None, :], s, xp.full_like(s, -math.inf))
+
+
+def softmax(ops: Ops, s: Array) -> Array:
+    """Along the last axis; 0 where all is -inf."""
+    xp = ops.xp
+    if s.shape[-1] == 0:
+        return s
+    top = xp.max(s, axis=-1, keepdims=True)
+    e = xp.exp(s - xp.where(top == -math.inf, xp.zeros_like(top), top))
+    total = xp.sum(e, axis=-1, keepdims=True)
+    return e / xp.where(total > 0, total, xp.ones_like(total))
+
+
+def attend(
+    ops: Ops, q: Array, k: Array, v: Array, visible: Array, scale: float, softcap: float, bias: Array = ()
+) -> tuple[Array, Array]:
+    """One KV head. q (n, g, d), k, v (m, d), visible (n, m) bool, bias (m,) or empty -> out (n, g, d), lse
+    (n, g); a row that sees nothing gives out 0 and lse -inf."""
+    xp = ops.xp
+    s = scores(ops, q, k, visible, scale, softcap, bias)
     if s.shape[-1] == 0:
         return xp.zeros_like(q), xp.full_like(q[..., 0], -math.inf)
     top = xp.max(s, axis=-1, keepdims=True)

@@ -9,6 +9,7 @@ float32 over a float32 store; over bfloat16 its products take queries and weight
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import UnsupportedError
 from pronghorn.kv.layout import Layout
+from pronghorn.kv.look import Look, room
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
@@ -236,6 +238,16 @@ class NativeRunner:
             heads = q.shape[1] // store.n_kv
             pages = store.selector.select(q[:, h * heads : (h + 1) * heads], index, self.ops).pages
             out.append(np.ascontiguousarray(np.asarray(pages, bool)).view(np.uint8))
+        return out
+
+    def look(self, kv: SeqKV, layer: int, q: NDArray[Any], pos: Ints, what: Look) -> NDArray[Any]:
+        """See `kv.look.Looks`. Products are float32, whatever keys are made of."""
+        scale, window, softcap = self.store.attention[layer]
+        out = room(kv, q, what, np.float32)
+        self.exe.look(
+            kv, layer, np.ascontiguousarray(q, np.float32), np.ascontiguousarray(pos, np.int32), scale,
+            softcap, window, int(what), out.reshape((math.prod(out.shape[:-1]), out.shape[-1])),
+        )  # fmt: skip
         return out
 
     def top(self, logits: NDArray[Any], n: int) -> Ints:

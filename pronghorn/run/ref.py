@@ -184,12 +184,12 @@ class RefRunner:
 
                 def add(
                     kk: Array, vv: Array, see: NDArray[np.bool_], where: NDArray[Any], qh: Array = qh,
-                    pos: Ints = pos, parts: list[Any] = parts,
+                    pos: Ints = pos, parts: list[Any] = parts, bias: Array = (),
                 ) -> None:  # fmt: skip
                     if a["window"]:
                         see = see & (where[None] > pos[:, None] - a["window"])
                     seen = ops.array(see)
-                    parts.append(ref.attend(ops, qh, kk, vv, seen, a["scale"], a["softcap"]))
+                    parts.append(ref.attend(ops, qh, kk, vv, seen, a["scale"], a["softcap"], bias))
 
                 g, member = store.group_of[layer, h]
                 sealed = kv.sealed[g]
@@ -204,7 +204,8 @@ class RefRunner:
                         }
                         pages = ops.numpy(store.selector.select(qh, index, ops).pages)
                         see = see & np.repeat(pages, PAGE, axis=1)
-                    add(pk.reshape((-1, dim)), pv.reshape((-1, dim)), see, sealed.pos)
+                    bias = ops.cast(ops.array(sealed.bias[member])) if len(sealed.bias) else ()
+                    add(pk.reshape((-1, dim)), pv.reshape((-1, dim)), see, sealed.pos, bias=bias)
                 if kv.n_open:
                     ok, ov = store.read_open(kv, layer, h, -(-kv.n_open // PAGE))
                     see = np.ones((len(at), kv.n_open), bool)

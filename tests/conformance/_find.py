@@ -8,6 +8,8 @@ slot in one of three settings:
                 a selector that has such a field drops or skips much of a hundred rows
     full        `budget`, `window` or `tokens` a million: nothing is dropped, everything selected
 
+A field `policy` names the policy that another one asks: SnapKV, in the same setting.
+
 Only fields that the method has are set; a method without any of them is tested as it is.
 """
 
@@ -69,7 +71,7 @@ def room(drafter: Any, truth: Any) -> DraftRoom:
     )
 
 
-def _with(cls: Any, wanted: dict[str, int]) -> Any:
+def _with(cls: Any, wanted: dict[str, Any]) -> Any:
     have = {f.name for f in dataclasses.fields(cls)}
     return cls(**{k: v for k, v in wanted.items() if k in have})
 
@@ -80,12 +82,13 @@ def tight(slot: str, name: str) -> Any:
     return _with(
         cls,
         {"budget": 24, "window": 8 if has_budget else 16, "every": 16, "prompt_every": 16,
-         "tokens": 48, "dense_layers": 0},
+         "tokens": 48, "dense_layers": 0, "policy": "snapkv:budget=24,window=8"},
     )  # fmt: skip
 
 
 def full(slot: str, name: str) -> Any:
     cls = classes(slot)[name]
     has_budget = "budget" in {f.name for f in dataclasses.fields(cls)}
-    wanted = {"budget": MANY} if has_budget else {"window": MANY}
+    wanted: dict[str, Any] = {"budget": MANY} if has_budget else {"window": MANY}
+    wanted["policy"] = f"snapkv:budget={MANY}"
     return _with(cls, {**wanted, "every": 16, "prompt_every": 16, "tokens": MANY, "dense_layers": 0})

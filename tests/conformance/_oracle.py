@@ -2,8 +2,9 @@
 rotation, and dense attention under a mask.
 
 It shares no code with the store or the runner. What a plan keeps is applied as a mask of -inf (and, when
-positions move, by rotating the raw keys to their new positions), so agreement shows that dropping,
-packing and re-rotating bytes did what the plan says.
+positions move, by rotating the raw keys to their new positions), what it rewrites by turning the new keys
+back to position 0, and what it adds to scores is added. So agreement shows that dropping, packing,
+re-rotating and rewriting bytes did what the plan says.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pronghorn.model.bind import Bound
-from pronghorn.types import KVPlan
+from pronghorn.types import BIAS, KVPlan
 
 
 def _rotated(x: Any, pos: Any, freq: Any) -> Any:
@@ -38,6 +39,7 @@ class Oracle:
         self.v = np.zeros((*n, 0, bound.head_dim))
         self.alive = np.zeros((*n, 0), bool)
         self.pos = np.zeros((*n, 0))
+        self.bias = np.zeros((*n, 0))
         self.next_pos = 0
 
     def _w(self, key: str) -> Any:
@@ -60,6 +62,7 @@ class Oracle:
         self.k = np.pad(self.k, (*grow, (0, 0)))
         self.v = np.pad(self.v, (*grow, (0, 0)))
         self.alive = np.pad(self.alive, grow, constant_values=True)
+        self.bias = np.pad(self.bias, grow)
         self.pos = np.pad(self.pos, grow, constant_values=self.next_pos)
         freq = b.ropes[0].inv_freq(0)
         x = self._w("embed")[token]
@@ -73,7 +76,7 @@ class Oracle:
             out = np.zeros((b.n_heads, b.head_dim))
             for head in range(b.n_heads):
                 kv = head // (b.n_heads // b.n_kv)
-                s = k[kv] @ q[head] / np.sqrt(b.head_dim)
+                s = k[kv] @ q[head] / np.sqrt(b.head_dim) + self.bias[i, kv]
                 s = np.where(self.alive[i, kv], s, -np.inf)
                 e = np.exp(s - s.max())
                 out[head] = e / e.sum() @ self.v[i, kv]
@@ -88,6 +91,17 @@ class Oracle:
     def _apply(self, plan: KVPlan | None) -> None:
         if plan is None:
             return
+        freq = self.b.ropes[0].inv_freq(0)
+        for g, members in enumerate(self.groups):
+            for i, (layer, head) in enumerate(members):
+                held = np.flatnonzero(self.alive[layer, head])
+                if BIAS in plan.notes:
+                    self.bias[layer, head, held] = plan.notes[BIAS][layer, head, : len(held)]
+                if g in plan.values:
+                    rows, k, v = plan.values[g]
+                    at = held[rows]
+                    self.k[layer, head, at] = _rotated(k[:, i], -self.pos[layer, head, at], freq)
+                    self.v[layer, head, at] = v[:, i]
         for g, keep in plan.keep.items():
             for layer, head in self.groups[g]:
                 held = np.flatnonzero(self.alive[layer, head])
@@ -96,5 +110,5 @@ class Oracle:
                 self.alive[layer, head, kept] = True
                 if self.moves:
                     self.pos[layer, head, kept] = np.arange(len(kept))
-        if self.moves:
+        if self.moves and plan.keep:
             self.next_pos = int(self.alive[0, 0].sum())

@@ -166,6 +166,7 @@ class Small:
         self.kv: SeqKV = self.store.new()
         self.plans: list[tuple[int, Any]] = []  # committed length and plan of each barrier
         self.seal_every = 0  # seal also where there is no policy
+        self.queries: list[tuple[int, Any, Any]] = []  # not seen by the policy: first row, positions, queries
 
     def step(self, ids: list[int], n_prompt: int) -> StepOut:
         """Run and commit `ids`, all of them wanted."""
@@ -189,30 +190,39 @@ class Small:
 
     def feed(self, ids: list[int], n_prompt: int, chunk: int = 64) -> Any:
         """Logits (len(ids), n_vocab) after each of `ids`."""
-        logits, queries = [], []
+        logits = []
         i = 0
         while i < len(ids):
             at = self.next_barrier(n_prompt)
             assert at > self.kv.length, "a barrier lies ahead of the committed length"
             n = min(chunk, len(ids) - i, at - self.kv.length)
+            first, pos = self.kv.length, self.kv.next_pos + np.arange(n, dtype=np.int32)
             out = self.step(ids[i : i + n], n_prompt)
             logits.append(np.array(out.logits))
-            queries.append(out.taps["q"])
+            self.queries.append((first, pos, out.taps["q"]))
             i += n
             if self.kv.length == at:
                 self.store.seal(self.kv)
                 if self.policy and at == self.policy_barrier(n_prompt, at):
-                    self.ask(n_prompt, np.concatenate(queries, axis=1))
+                    self.ask(n_prompt)
         return np.concatenate(logits)
 
     def policy_barrier(self, n_prompt: int, length: int) -> int:
         return self.policy.barrier(n_prompt, length - 1)
 
-    def ask(self, n_prompt: int, q: Any) -> None:
-        taps = {}
+    def taps(self, n_prompt: int) -> dict[str, Any]:
+        """What the policy's trait asks for, as `Seq.taps` gives it."""
+        at = np.concatenate([np.arange(f, f + len(p), dtype=np.int32) for f, p, _ in self.queries])
+        pos = np.concatenate([p for _, p, _ in self.queries])
+        q = np.concatenate([x for _, _, x in self.queries], axis=1).transpose(0, 2, 1, 3)
         for t in self.policy.traits.taps:
-            if t.startswith("q.last"):
-                taps["q"] = q[:, -int(t[6:]) :].transpose(0, 2, 1, 3).astype(np.float32)
+            last = int(t[6:]) if t.startswith("q.last") else 0
+            keep = (at >= n_prompt - last) & (at < n_prompt) if last else at >= 0
+            return {"q": q[:, :, keep].astype(np.float32), "q_pos": pos[keep], "q_at": at[keep]}
+        return {}
+
+    def ask(self, n_prompt: int) -> None:
+        taps, self.queries = self.taps(n_prompt), []
         plan = self.policy.plan(self.store.view(self.kv, n_prompt), taps)
         self.plans.append((self.kv.length, plan))
         if plan is not None:

@@ -3,9 +3,9 @@
 Each KV head keeps the rows that the last `window` prompt tokens attend to most, and those tokens
 themselves. Attention is summed over the window, averaged over `kernel` neighbouring rows so that whole
 phrases stay together, and averaged over the query heads that share the KV head (the paper stores every
-query head). Scores leave out a soft cap where a model has one. The answer's rows are kept
-whole; memory at the end of the prompt's run is that of the whole prompt. A window that is longer than the
-question dilutes its attention: at small budgets `window` and `kernel` decide everything (bench/kv.py).
+query head). The answer's rows are kept whole; memory at the end of the prompt's run is that of the whole
+prompt. A window that is longer than the question dilutes its attention: at small budgets `window` and
+`kernel` decide everything (bench/kv.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
-from pronghorn.kv.view import KVView, rounded
+from pronghorn.kv.view import KVView, Scored, rounded
 from pronghorn.types import FOREVER, Guarantee, KVPlan, Traits
 
 
@@ -45,33 +45,23 @@ class SnapKv:
         return n_prompt if length < n_prompt else FOREVER
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        if view.n <= self.budget:
-            return None
-        q = taps["q"]  # (n_layers, n_heads, window, dim)
-        n, w = view.n, q.shape[2]
-        hidden = np.arange(n) > np.arange(n - w, n)[:, None]  # (w, n): later than the query
+        return view.plan(self.score(view, taps)) if view.n > self.budget else None
+
+    def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
+        q, n = taps["q"], view.n  # (n_layers, n_heads, window, dim)
+        w = q.shape[2]
         score = np.zeros((view.n_layers, view.n_kv, n))
         for layer in range(view.n_layers):
-            qh = q[layer].reshape(view.n_kv, -1, w, q.shape[3])  # (n_kv, g, w, dim): head h // g
-            s = qh @ view.k[layer][:, None].swapaxes(-1, -2) * view.scale[layer]
-            s = np.where(hidden | self._past(view, layer, w), -np.inf, s)
-            e = np.exp(s - s.max(axis=-1, keepdims=True))
-            seen = (e / e.sum(axis=-1, keepdims=True)).sum(axis=2)  # (n_kv, g, n)
-            score[layer] = self._smooth(seen[..., : n - w], n).mean(axis=1)
-        return view.keep_top(rounded(score), self.budget, always=np.arange(n) >= n - w)
-
-    def _past(self, view: KVView, layer: int, w: int) -> NDArray[np.bool_]:
-        """(w, n): rows that have left a query's attention window, on a layer that has one."""
-        pos = view.pos[layer, 0]
-        reach = int(view.window[layer]) or FOREVER
-        return np.asarray(pos[None] <= pos[-w:, None] - reach)
+            seen = view.by_kv_head(view.mass(layer, q[layer], taps["q_pos"]))
+            score[layer] = self._smooth(seen[..., : n - w], n)
+        return Scored(rounded(score), view.last(w), self.budget)
 
     def _smooth(self, s: NDArray[Any], n: int) -> NDArray[Any]:
-        """Mean over `kernel` rows around each of s (..., m), zeros beyond its ends; padded to n."""
+        """Mean over `kernel` rows around each of s (heads, m), zeros beyond its ends; padded to n."""
         half = self.kernel // 2
-        wide = np.pad(s, ((0, 0), (0, 0), (half, half)))
+        wide = np.pad(s, ((0, 0), (half, half)))
         m = s.shape[-1]
         total = np.zeros(s.shape)
         for i in range(self.kernel):
-            total += wide[..., i : i + m]
-        return np.pad(total / self.kernel, ((0, 0), (0, 0), (0, n - m)))
+            total += wide[:, i : i + m]
+        return np.pad(total / self.kernel, ((0, 0), (0, n - m)))

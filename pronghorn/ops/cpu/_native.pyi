@@ -281,6 +281,14 @@ class Executor:
     ) -> None:
         """Copy rows of the last step to rows `slot` of the open blocks at `addr`."""
 
+    def look(
+        self, kv: Any, layer: int, q: npt.NDArray[np.float32], pos: npt.NDArray[np.int32], scale: float,
+        softcap: float, window: int, what: int, out: npt.NDArray[np.float32],
+    ) -> None:  # fmt: skip
+        """What queries q (n_heads, r, dim) at positions pos (r,) see of a sequence's rows, see
+        `kv.look.Look`: fills out (n_heads, n) or (n_heads * r, n) as far as a head has rows. Raises as `run`
+        does."""
+
     def portions(self) -> list[tuple[list[str], list[int]]]:
         """The parts of the plan: names of their ops, numbers of their matrices."""
 

@@ -64,6 +64,7 @@ AttendItem Executor::asked(int thread, const TapeOp& op, const Item& item, int h
     // A float32 store keeps its precision, whatever its sealed pages are made of.
     a.pairs = open_.kind == BF16 && sealed_.kind != F32;
     a.factors = sealed_.kind == I8;
+    a.bias = bias_of(step_->seqs[item.seq], op.ints[0] * shape_.n_kv + head) != nullptr;
     a.scratch = static_cast<float*>(scratch_[thread].bytes.get());
     return a;
 }
@@ -149,6 +150,7 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
     const auto* fill = reinterpret_cast<const std::int32_t*>(row[1]);
     const auto* pos = reinterpret_cast<const std::int32_t*>(row[2]);
     const int n_sealed = int(row[3]), n_open = s.n_open / PAGE;
+    const float* bias = bias_of(s, member);
     const std::uint8_t* picks = nullptr;
     if (selects_[layer] && !picks_[item.seq].empty()) {
         picks = picks_[item.seq][head].data() + std::size_t(item.row0 - s.row0) * n_sealed;
@@ -168,6 +170,7 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
         const char* base =
             reinterpret_cast<const char*>(addr[i]) + index_[member] * sealed_.member;
         KvPage p = page(sealed_, base, pos + i * PAGE, n, i * PAGE);
+        if (bias) p.bias = bias + i * PAGE;
         if (picks) {
             p.pick = picks + i;
             bool any = false;

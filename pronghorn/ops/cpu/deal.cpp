@@ -78,6 +78,7 @@ int Executor::common_blocks(const SeqView& a, const SeqView& b) const {
     for (int g = 0; g < n_groups_ && least; ++g) {
         const std::int64_t *x = a.table + 4 * g, *y = b.table + 4 * g;
         const int n_x = int(x[3]), n_y = int(y[3]), n_sealed = std::min(n_x, n_y);
+        if ((a.bias ? a.bias[g] : 0) != (b.bias ? b.bias[g] : 0)) return 0;
         const auto addr = [](const std::int64_t* t) { return reinterpret_cast<const std::uint64_t*>(t[0]); };
         const auto fill = [](const std::int64_t* t) { return reinterpret_cast<const std::int32_t*>(t[1]); };
         const auto pos = [](const std::int64_t* t) { return reinterpret_cast<const std::int32_t*>(t[2]); };

@@ -21,6 +21,7 @@ void need(bool ok, const char* what) {
 Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vector<int> widths,
                    const Executor* beside)
     : k_(kernels_named(isa)),
+      isa_(isa),
       shape_(shape),
       widths_(std::move(widths)),
       threads_(beside ? beside->threads_ : std::make_shared<Team>(n_threads)),
@@ -260,6 +261,8 @@ void Executor::work(Lane& lane) {
         case Job::Step: return execute(lane);
         case Job::Commit:
             return team_.each(lane, shape_.n_layers * shape_.n_kv, [&](int i) { commit_head(i); });
+        case Job::Look:
+            return team_.each(lane, shape_.n_heads, [&](int i) { look_head(lane.id, i); });
         case Job::Pack:
             return team_.each(lane, n_panels_.load(std::memory_order_relaxed),
                               [&](int i) { pack(source_, mats_.back(), i); });

@@ -53,6 +53,8 @@ struct SeqView {
     const std::int32_t* open_pos = nullptr;
     int n_open = 0;
     const std::int64_t* table = nullptr;  // per group: addresses, fills, positions, number of pages
+    const std::int64_t* bias = nullptr;   // per group: where (member, 16 per page) numbers lie that are added to
+                                          // scores of sealed rows, 0: none
     int row0 = 0, row1 = 0;               // its rows in the step
 };
 
@@ -72,6 +74,17 @@ struct StepIn {
     float* logits = nullptr;
     std::vector<float*> taps;
     Select select;  // asked on the calling thread, on the layers that select
+};
+
+// Queries that look at the stored rows of a layer; see look.h.
+struct LookIn {
+    SeqView seq;
+    int layer, n_rows, window;
+    float scale, softcap;
+    const float* q;           // (n_heads, n_rows, head_dim)
+    const std::int32_t* pos;  // (n_rows,)
+    int what, n;
+    float* out;  // (n_heads, n) or (n_heads, n_rows, n)
 };
 
 class Executor {
@@ -101,6 +114,9 @@ public:
     // Copy K and V of rows of the last step to row slot[i] of the open block at addr[i].
     void commit(int n, const std::int32_t* row, const std::uint64_t* addr,
                 const std::int32_t* slot);
+
+    void look(const LookIn& in);
+    int stored(const SeqView& s, int layer, int head) const;  // rows of a KV head
 
     bool finished() const { return finished_; }
     int n_threads() const { return team_.size(); }
@@ -218,6 +234,13 @@ private:
     void work(Lane& lane);
     void execute(Lane& lane);
     void commit_head(int head) const;
+    void look_head(int thread, int head);
+    // Of a head's sealed rows, 16 per page; null: none.
+    const float* bias_of(const SeqView& s, int member) const {
+        const std::int64_t at = s.bias ? s.bias[group_[member]] : 0;
+        return at ? reinterpret_cast<const float*>(at) + index_[member] * s.table[4 * group_[member] + 3] * PAGE
+                  : nullptr;
+    }
     void row_op(const TapeOp& op, int r, const Own& own);
     void keep(const TapeOp& op, int r, const Own& own);
     void keep_head(const TapeOp& op, int r, int head, const float* k, const float* v);
@@ -269,6 +292,7 @@ private:
     }
 
     const Kernels& k_;
+    const std::string isa_;
     Shape shape_;
     std::vector<int> widths_;
     std::vector<PackedMatrix> mats_;
@@ -324,7 +348,7 @@ private:
     std::unique_ptr<Moe> moe_;
 
     // What threads read outside of items (see team.h).
-    enum class Job { Step, Commit, Pack };
+    enum class Job { Step, Commit, Pack, Look };
     std::atomic<Job> job_{Job::Step};
     std::atomic<int> n_rows_{0}, n_wanted_{0}, n_tasks_{0}, n_merges_{0};
     std::atomic<bool> angles_made_{false}, whole_seqs_{false};  // each sequence is one task
@@ -337,6 +361,7 @@ private:
         const std::int32_t* slot;
     };
     Commit commit_{};
+    const LookIn* look_ = nullptr;
     Source source_{};
     std::atomic<int> n_panels_{0};
     Profile profile_;

@@ -151,6 +151,7 @@ struct KvPage {
     const std::uint8_t* pick;  // whether row r of the item reads it: pick[r * pick_step]; null: all
     Kind kind;
     int lo, hi, at;
+    const float* bias = nullptr;  // (16,) added to scores, of a page whose keys begin in lane 0; null: none
 };
 
 // Rows [row0, row1) of an item, a chain: the last key of row r is number n_keys - (row1 - r).
@@ -177,6 +178,7 @@ struct AttendItem {
     const std::int32_t* pos;  // of the rows
     bool pairs;               // products in bfloat16 where the set has them (packs_input)
     bool factors;             // whether some pages may be I8
+    bool bias;                // whether some pages have one
     const KvPage* shared;     // pages that every row sees, `at` rising, multiples of 16
     int n_shared;
     int n_shared_keys;  // a multiple of 16; keys of pages that are left out count

@@ -83,7 +83,7 @@ struct Block {
     int base;  // number of the first key
     const void* keys[GROUPS];
     int keys_kind[GROUPS];
-    const float *ks[GROUPS], *vs[GROUPS];
+    const float *ks[GROUPS], *vs[GROUPS], *bias[GROUPS];
     bool there[GROUPS];
     Kind kind[GROUPS];
     const void* value[KEYS];
@@ -201,6 +201,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
             b.kind[c] = p->kind;
             b.ks[c] = p->ks;
             b.vs[c] = p->vs;
+            b.bias[c] = p->bias;
             float* packed = w.keys + size_t(c) * w.steps * 16;
             if (direct && !packs_keys<A>(p->kind, n_queries)) {
                 b.keys[c] = p->k;
@@ -343,6 +344,9 @@ struct RoughExp {
 };
 #endif
 
+// Whether the scores of a group need more than a factor that all have in common.
+PH_INLINE bool bent(const AttendItem& a, const Block& b, int c) { return b.ks[c] || b.bias[c] || a.softcap > 0; }
+
 // Scores to weights, and their sum. Those of groups with factors, or all where a cap bends them, are
 // finished and go under the top as they are; the others are multiplied by `scale` on the way.
 template <class A>
@@ -354,7 +358,7 @@ float raise(const Work<A>& w, const Block& b, int query, int groups, float top) 
     if constexpr (A::STEP == 2) {
         const RoughExp finished(1.0f, top), scaled(a.scale, top);
         uint16_t* p = reinterpret_cast<uint16_t*>(w.p + query * w.ldp);
-        if (!a.factors && a.softcap <= 0) {
+        if (!a.factors && !a.bias && a.softcap <= 0) {
             const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
             if (groups % 2) vst(s + groups * PAGE, vall(NONE));
             for (int c = 0; c < groups; c += 2) {
@@ -368,7 +372,7 @@ float raise(const Work<A>& w, const Block& b, int query, int groups, float top) 
         }
         for (int c = 0; c < groups; ++c) {
             const __m512 x = _mm512_loadu_ps(s + c * PAGE);
-            __m512 e = b.ks[c] || a.softcap > 0 ? finished(x) : scaled(x);
+            __m512 e = bent(a, b, c) ? finished(x) : scaled(x);
             const __m512 f = b.vs[c] ? _mm512_mul_ps(e, _mm512_loadu_ps(b.vs[c])) : e;
             const __m256i h = (__m256i)_mm512_cvtneps_pbh(f);
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE), h);
@@ -380,7 +384,7 @@ float raise(const Work<A>& w, const Block& b, int query, int groups, float top) 
 #endif
     for (int c = 0; c < groups; ++c) {
         V x = vld(s + c * PAGE);
-        if (!b.ks[c] && a.softcap <= 0) x = vmul(x, vall(a.scale));
+        if (!bent(a, b, c)) x = vmul(x, vall(a.scale));
         const V e = vexp(vsub(x, vall(top)));
         sum = vadd(sum, e);
         vst(s + c * PAGE, b.vs[c] ? vmul(e, vld(b.vs[c])) : e);
@@ -397,15 +401,16 @@ void weigh(const Work<A>& w, const Block& b, int query, int end, int stop) {
     const int groups = stop / PAGE;
     const V scale = vall(a.scale), cap = vall(a.softcap);
     V top = vall(NONE), plain = vall(NONE);
-    const bool all_plain = !a.factors && a.softcap <= 0;
+    const bool all_plain = !a.factors && !a.bias && a.softcap <= 0;
     for (int c = 0; c < groups; ++c) {
         const V x = vld(s + c * PAGE);
-        if (all_plain || (!b.ks[c] && a.softcap <= 0)) {
+        if (all_plain || !bent(a, b, c)) {
             plain = vmax(plain, x);
             continue;
         }
         V y = vmul(b.ks[c] ? vmul(x, vld(b.ks[c])) : x, scale);
         if (a.softcap > 0) y = vmul(vtanh(vdiv(y, cap)), cap);
+        if (b.bias[c]) y = vadd(y, vld(b.bias[c]));
         y = vif_less(x, vall(HIDDEN), x, y);  // what is hidden stays so, whatever its factor
         vst(s + c * PAGE, y);
         top = vmax(top, y);
@@ -495,6 +500,7 @@ void run_block(const Work<A>& w, int number) {
     memset(b.there, 0, sizeof b.there);
     memset(b.ks, 0, sizeof b.ks);
     memset(b.vs, 0, sizeof b.vs);
+    memset(b.bias, 0, sizeof b.bias);
     memset(w.sums, 0, sizeof(float) * w.n * w.width);
     int common = (a.n_shared_keys - b.base) / PAGE;  // groups that all rows see
     common = common < 0 ? 0 : common > GROUPS ? GROUPS : common;
@@ -507,7 +513,7 @@ void run_block(const Work<A>& w, int number) {
     const auto own = [&](const KvRun& run) {
         for (int c = common; c < GROUPS; ++c) {
             b.there[c] = false;
-            b.ks[c] = b.vs[c] = nullptr;
+            b.ks[c] = b.vs[c] = b.bias[c] = nullptr;
         }
         const Span pages = within(a.own + run.page0, run.page1 - run.page0, b.base);
         lay_out(w, b, pages, (run.row1 - run.row0) * a.g);

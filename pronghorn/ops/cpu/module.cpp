@@ -19,6 +19,7 @@
 #include "curve.h"
 #include "executor.h"
 #include "isa.h"
+#include "look.h"
 #include "ngrams.h"
 #include "probe.h"
 #include "sample.h"
@@ -361,6 +362,34 @@ public:
         ph::Executor::commit(int(row.shape(0)), row.data(), addr.data(), slot.data());
     }
 
+    // out: (n_heads, n) for sums, else (n_heads * n_rows, n)
+    void look(const nb::object& kv, int layer, const Flat<float, 3>& q, const Ints& pos, float scale, float softcap,
+              int window, int what,
+              const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& out) {
+        const Turn turn(*this);
+        need(finished(), "look before finish");
+        need(layer >= 0 && layer < shape().n_layers, "a layer that does not exist");
+        ph::StepIn s;
+        nb::list one;
+        one.append(kv);
+        const std::vector<Arrays> held = sequences(s, one);
+        const std::size_t heads = shape().n_heads, n_rows = q.shape(1);
+        need(q.shape(0) == heads && q.shape(2) == std::size_t(shape().head_dim) && pos.shape(0) == n_rows &&
+                 n_rows < (1u << 20) && window >= 0,
+             "queries (n_heads, rows, head_dim) and their positions");
+        need(what >= ph::SUMS && what <= ph::LOGITS && out.shape(1) < (1u << 28) &&
+                 out.shape(0) == heads * (what == ph::SUMS ? 1 : n_rows),
+             "room for what queries look at");
+        for (int head = 0; head < shape().n_kv; ++head) {
+            need(std::size_t(stored(s.seqs[0], layer, head)) <= out.shape(1), "room for every stored row");
+        }
+        const ph::LookIn in{s.seqs[0],      layer, int(n_rows),       window,    scale, softcap, q.data(),
+                            pos.data(), what,  int(out.shape(1)), out.data()};
+        if (!n_rows) return;
+        const nb::gil_scoped_release release;
+        ph::Executor::look(in);
+    }
+
 private:
     ph::Picks ask(const nb::object& select, int layer, int seq, const float* q, int n_rows) const {
         const nb::gil_scoped_acquire hold;
@@ -386,6 +415,7 @@ private:
         Flat<std::uint64_t, 1> open;
         Ints pos;
         Flat<std::int64_t, 2> table;
+        Flat<std::int64_t, 1> bias;
     };
 
     // Without conversion, which would point to a copy that is gone when the step begins.
@@ -402,13 +432,15 @@ private:
         for (const nb::handle kv : kvs) {
             held.push_back({array_of<Flat<std::uint64_t, 1>>(kv, "open_addr"),
                             array_of<Ints>(kv, "open_pos"),
-                            array_of<Flat<std::int64_t, 2>>(kv, "table")});
-            const auto& [open, pos, table] = held.back();
+                            array_of<Flat<std::int64_t, 2>>(kv, "table"),
+                            array_of<Flat<std::int64_t, 1>>(kv, "bias")});
+            const auto& [open, pos, table, bias] = held.back();
             const int n_open = nb::cast<int>(kv.attr("n_open"));
             need(n_open >= 0 && std::size_t(n_open) <= open.shape(0) * ph::PAGE &&
                      std::size_t(n_open) <= pos.shape(0),
                  "a sequence with fewer open pages than open rows");
-            need(int(table.shape(0)) == n_groups() && table.shape(1) == 4,
+            need(int(table.shape(0)) == n_groups() && table.shape(1) == 4 &&
+                     int(bias.shape(0)) == n_groups(),
                  "a sequence of another store");
             for (int i = 0; i < (n_open + ph::PAGE - 1) / ph::PAGE; ++i) {
                 need(open(i) != 0, "a sequence with an open page that does not exist");
@@ -423,6 +455,7 @@ private:
             view.open_pos = pos.data();
             view.n_open = n_open;
             view.table = table.data();
+            view.bias = bias.data();
             s.seqs.push_back(view);
         }
         return held;
@@ -730,6 +763,9 @@ NB_MODULE(_native, m) {
              nb::arg("logits").noconvert(), nb::arg("taps").noconvert(), nb::arg("select"))
         .def("commit", &Native::commit, nb::arg("row").noconvert(), nb::arg("addr").noconvert(),
              nb::arg("slot").noconvert())
+        .def("look", &Native::look, nb::arg("kv"), nb::arg("layer"), nb::arg("q").noconvert(),
+             nb::arg("pos").noconvert(), nb::arg("scale"), nb::arg("softcap"), nb::arg("window"), nb::arg("what"),
+             nb::arg("out").noconvert())
         .def("portions",
              [](const Native& self) {
                  nb::list out;

@@ -1,0 +1,48 @@
+"""H2O (Zhang et al., 2023, arXiv 2306.14048): heavy hitters and recent rows.
+
+Each KV head keeps `budget` rows: the last half of them, and of the others those to which all queries so far
+gave most attention in sum. What a row was given is noted beside it and grows as queries come, those of the
+prompt included; a row that was dropped never returns. Departures: rows are dropped in batches at barriers and
+not at every token, so that up to `every` rows more are held (`prompt_every` inside the prompt), and queries
+between two barriers see all of them; scores are averaged over the query heads that share a KV head (the paper
+has one each). Sums favour early rows, as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pronghorn.errors import MethodError
+from pronghorn.kv.view import KVView, Scored, rounded
+from pronghorn.types import Guarantee, KVPlan, Traits
+
+SUM = "h2o.sum"
+
+
+@dataclass(frozen=True)
+class H2O:
+    budget: int = 1024  # rows that each head keeps, half of them the latest
+    every: int = 64  # tokens between drops in the answer
+    prompt_every: int = 512  # tokens between drops inside the prompt
+
+    traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="head", drops=True, notes=(SUM,))
+
+    def __post_init__(self) -> None:
+        for name, low in (("budget", 2), ("every", 1), ("prompt_every", 1)):
+            if getattr(self, name) < low:
+                raise MethodError(f"h2o: {name} is {low} or above, not {getattr(self, name)}")
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        if length < n_prompt:
+            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
+        return (length // self.every + 1) * self.every
+
+    def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
+        return view.plan(self.score(view, taps))
+
+    def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
+        total = view.total(SUM, taps)
+        return Scored(rounded(total), view.last(self.budget - self.budget // 2), self.budget, {SUM: total})

@@ -1,0 +1,68 @@
+"""RazorAttention (Tang et al., 2024, arXiv 2407.15891): whole cache for some heads, a summary for the others.
+
+Retrieval heads keep every row. The others keep the first `sinks` rows and the last `window`, and between them
+one row for all that were dropped: the means of their keys and values, which counts in attention as many times
+as rows went into it (their logarithm is added to its score). Where all dropped keys are equal, nothing is
+lost. Departures: rows are dropped in batches at barriers; the row lies at the position of the first dropped
+one and its keys are averaged as they are stored, rotated; heads are named by `heads` (layer times KV heads
+plus head), where the paper finds them by their attention to text that repeats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.errors import MethodError
+from pronghorn.kv.view import KVView
+from pronghorn.types import BIAS, Guarantee, KVPlan, Traits
+
+COUNT = "razor.count"
+
+
+@dataclass(frozen=True)
+class RazorAttention:
+    heads: tuple[int, ...] = ()  # retrieval heads: layer * (KV heads) + head
+    sinks: int = 4  # first rows that always stay
+    window: int = 1024  # last rows that stay
+    every: int = 64  # tokens between drops in the answer
+    prompt_every: int = 2048  # tokens between drops inside the prompt
+
+    traits = Traits(Guarantee.APPROXIMATE, rows="head", drops=True, notes=(COUNT, BIAS))
+
+    def __post_init__(self) -> None:
+        for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
+            if getattr(self, name) < low:
+                raise MethodError(f"razor-attention: {name} is {low} or above, not {getattr(self, name)}")
+        if any(h < 0 for h in self.heads):
+            raise MethodError("razor-attention: heads are numbered from 0")
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        if length < n_prompt:
+            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
+        return (length // self.every + 1) * self.every
+
+    def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
+        first, retrieves = np.arange(view.n) < self.sinks, np.zeros((view.n_layers, view.n_kv), bool)
+        retrieves.reshape(-1)[[h for h in self.heads if h < retrieves.size]] = True
+        gone = view.valid & ~first & ~view.last(self.window) & ~retrieves[..., None]
+        if not (gone.sum(axis=-1) > 1).any():
+            return None
+        k, v = view.k.copy(), view.v.copy()
+        count, bias = view.note(COUNT), view.note(BIAS)
+        for at in np.ndindex(view.n_layers, view.n_kv):
+            rows = np.flatnonzero(gone[at])
+            if len(rows) < 2:
+                continue
+            many = np.maximum(count[at][rows], 1)[:, None]
+            one, total = rows[0], many.sum()
+            for a in (k, v):
+                a[at][one] = (many * a[at][rows]).sum(axis=0) / total
+            count[at][one], bias[at][one] = total, np.log(total)
+        summary = gone & (np.arange(view.n) == self.sinks)
+        plan = view.keep_where(view.valid & (~gone | summary))
+        plan.notes.update({COUNT: count, BIAS: bias})
+        return view.rewrite(plan, k, v, summary)

@@ -1,0 +1,61 @@
+"""TOVA (Oren et al., 2024, arXiv 2401.06104): each new query drops the row that it attends to least.
+
+One row leaves a layer whenever it has more than `budget`: the one of least weight under the newest query,
+averaged over all heads, whether old or new; all heads of a layer keep the same rows. Departures: what queries
+would have dropped one after the other is done at barriers, in their order and from their own weights, so that
+up to `every` rows more are held (`prompt_every` inside the prompt) and queries between two barriers still
+see them. The prompt is treated alike, query by query, from the first one beyond the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pronghorn.errors import MethodError
+from pronghorn.kv.look import BLOCK
+from pronghorn.kv.view import KVView, rounded
+from pronghorn.types import Guarantee, KVPlan, Traits
+
+
+@dataclass(frozen=True)
+class Tova:
+    budget: int = 1024  # rows that each layer keeps
+    every: int = 64  # tokens between drops in the answer
+    prompt_every: int = 512  # tokens between drops inside the prompt
+
+    traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="layer", drops=True)
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "every", "prompt_every"):
+            if getattr(self, name) < 1:
+                raise MethodError(f"tova: {name} is 1 or above, not {getattr(self, name)}")
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        if length < n_prompt:
+            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
+        return (length // self.every + 1) * self.every
+
+    def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
+        if view.n <= self.budget:
+            return None
+        keep = np.stack([self._alive(view, layer, taps) for layer in range(view.n_layers)])
+        return view.keep_where(keep[:, None])
+
+    def _alive(self, view: KVView, layer: int, taps: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """(n,): what is left of a layer's rows after its queries."""
+        q, pos = taps["q"][layer], taps["q_pos"]
+        n, rows = int(view.valid[layer, 0].sum()), len(pos)
+        alive = np.arange(view.n) < n
+        first = max(0, self.budget - (n - rows))  # queries before it drop nothing
+        for start in range(first, rows, BLOCK):
+            some = slice(start, start + BLOCK)
+            weights = rounded(view.weights(layer, q[:, some], pos[some]).mean(axis=0))
+            for i, row in enumerate(weights, n - rows + start):  # i: number of the query's own row
+                there = np.flatnonzero(alive[: i + 1])
+                if len(there) > self.budget:
+                    alive[there[np.argmin(row[there])]] = False
+        return alive
