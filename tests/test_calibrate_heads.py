@@ -1,0 +1,120 @@
+"""`pronghorn calibrate heads`: its table is that of the model, and methods go by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cli
+import pytest
+
+from pronghorn.calibrate.heads import find, text, watching
+from pronghorn.calibrate.table import read
+from pronghorn.errors import MethodError, RequestError
+from pronghorn.llm import LLM
+
+SMALL = ("calibrate", "heads", "--threads", "1", "--tokens", "60", "--repeats", "3")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> cli.Caller:
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    return cli.Caller(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    path = tmp_path_factory.mktemp("tables") / "heads.json"
+    llm = LLM(use=[watching()], defaults=("match", "fcfs"), threads=1)
+    find(llm, "pronghorn-tiny", text(llm, 60, 3)).write(path)
+    llm.close()
+    assert llm.engine.store.held == 0
+    return path
+
+
+def test_the_table_is_told_and_written(call: cli.Caller, tmp_path: Path, made: Path) -> None:
+    path = tmp_path / "t.json"
+    told = call(*SMALL, "-o", str(path), "--json").data
+    table = read(str(path))
+    assert told["table"] == str(path)
+    assert [list(row) for row in table.induction] == told["induction"]
+    assert sorted(told["heads"]) == list(range(len(table.echo) * len(table.echo[0])))
+    assert 0 < max(map(max, table.induction)) <= 1
+    assert table == read(str(made)), "the same in every run"
+    shown = call(*SMALL, "-o", str(path))
+    assert shown.out.splitlines()[-1] == f"--use razor-attention:table={path}"
+
+
+def test_it_needs_a_file_and_a_text(call: cli.Caller, tmp_path: Path) -> None:
+    assert "-o" in call.refused(*SMALL)
+    assert "repeats" in call.refused(*SMALL, "-o", str(tmp_path / "t"), "--tokens", "3")
+    assert "cannot write" in call.refused(*SMALL, "-o", "/proc/none/t.json")
+
+
+def test_backends_agree(made: Path) -> None:
+    llm = LLM(use=[watching()], defaults=("match", "fcfs"), backend="ref")
+    table = find(llm, "pronghorn-tiny", text(llm, 60, 3))
+    llm.close()
+    native = read(str(made))
+    assert table.fingerprint == native.fingerprint
+    for a, b in zip(table.induction + table.echo, native.induction + native.echo, strict=True):
+        assert a == pytest.approx(b, abs=1e-2)  # this one's model is in float32
+
+
+@pytest.mark.parametrize("name", ["razor-attention", "duo-attention"])
+def test_methods_go_by_it(made: Path, name: str) -> None:
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    options = "sinks=4,window=16,every=16,prompt_every=32,share=0.3"
+    best = read(str(made)).best(0.3).reshape(-1)
+    heads = "+".join(str(i) for i in range(len(best)) if best[i])
+    answers = []
+    for which in (f"table={made}", f"heads={heads}", "window=16"):
+        spec = f"{name}:{which},{options.replace('window=16,', '') if which == 'window=16' else options}"
+        llm = LLM(use=[spec], threads=1)
+        answer = llm.generate("Once upon a time there was a fox. " * 8, max_tokens=48)
+        answers.append((answer.tokens, answer.stats.kv_bytes))
+        llm.close()
+    assert answers[0] == answers[1]
+    assert answers[2][1] < answers[0][1], "heads that retrieve keep more"
+
+
+def test_another_model_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="calibrate heads"):
+        LLM(use=[f"duo-attention:table={made}", "skip-layers:layers=1"], threads=1)
+    data = json.loads(made.read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(data | {"fingerprint": "ab" * 32}))
+    with pytest.raises(MethodError, match="another model"):
+        LLM(use=[f"razor-attention:table={other}"], threads=1)
+
+
+def test_packed_weights_have_the_model_s_table(made: Path) -> None:
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    llm = LLM(use=[f"duo-attention:table={made}", "weight.int8"], threads=1)
+    assert llm.generate("Once", max_tokens=4).tokens
+    llm.close()
+
+
+def test_a_request_opens_no_file(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    llm = LLM(use=[f"duo-attention:table={made}"], threads=1)
+    own = f"razor-attention:table={made},window=16"
+    with pytest.raises(MethodError, match="started with"):  # notes are of the engine too; a table is there
+        llm.generate("Once", max_tokens=4, use=(f"duo-attention:table={tmp_path / 'absent'}",))
+    assert llm.generate("Once", max_tokens=4, use=(own,)).tokens
+    llm.close()
+
+
+def test_too_short_a_context_is_refused(made: Path) -> None:
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    llm = LLM(use=[watching()], defaults=("match", "fcfs"), threads=1)
+    shown = text(llm, 1 << 20, 4)
+    assert len(shown.ids) <= llm.engine.bound.context - 1
+    with pytest.raises(RequestError, match="repeats"):
+        text(llm, 1 << 20, llm.engine.bound.context)
+    llm.close()
+
+
+def test_help_has_examples(call: cli.Caller) -> None:
+    assert "Examples" in call("calibrate", "heads", "--help").out
