@@ -81,7 +81,10 @@ def test_prefixkv_layers_hold_one_share_of_attention() -> None:
         assert 24 * view.n_layers - view.n_layers <= sum(want) <= 24 * view.n_layers
         for layer, (order, k) in enumerate(zip(orders, want, strict=True)):
             assert plan.keep.get(layer, np.arange(view.n)).tolist() == sorted(order[:k])
-        uneven += len(set(want)) > 1
+        if len(set(want)) > 1:
+            uneven += 1
+            least = min(h[k] for h, k in zip(holds, want, strict=True))
+            assert least > min(h[24] for h in holds), "even budgets hold less where least is held"
 
     run(PrefixKv(24, window=8, every=16, prompt_every=16), look, gain=4.0)
     assert uneven > 2
