@@ -95,8 +95,7 @@ class KvMerger:
         heavy = np.argsort(np.where(safe, np.inf, -score), kind="stable")[: self._heavy]
         free = ~safe
         free[heavy] = False
-        unit = k / np.maximum(np.linalg.norm(k, axis=-1, keepdims=True), 1e-30)
-        alike = np.round((unit[1:] * unit[:-1]).sum(axis=-1), 4)
+        alike = self._alike(k)
         pairs = np.flatnonzero(free[1:] & free[:-1] & (alike >= self.threshold))
         joined = np.zeros(len(k), bool)  # to the row before
         joined[1 + pairs[np.argsort(-alike[pairs], kind="stable")[:over]]] = True
@@ -114,6 +113,11 @@ class KvMerger:
         if left > 0:
             given = np.where(free & stays, rounded(total), np.inf)
             stays[np.argsort(given, kind="stable")[: min(left, int((free & stays).sum()))]] = False
+
+    def _alike(self, k: NDArray[Any]) -> NDArray[Any]:
+        """(n - 1,): the cosine of each key and the next."""
+        unit = k / np.maximum(np.linalg.norm(k, axis=-1, keepdims=True), 1e-30)
+        return np.asarray(np.round((unit[1:] * unit[:-1]).sum(axis=-1), 4))
 
 
 def _runs(joined: Bools) -> list[Ints]:
