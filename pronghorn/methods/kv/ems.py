@@ -60,17 +60,24 @@ class Ems:
         return (length // self.every + 1) * self.every
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        scored = self.score(view, taps)
-        plan = view.plan(scored)
+        total, late, best = self._given(view, taps)
+        plan = view.plan(self._scored(view, total, late, best))
         if plan is None or not plan.keep:
             return plan
         k, v, changed = view.k.copy(), view.v.copy(), np.zeros(view.valid.shape, bool)
         kept = view.kept(plan)
         for at in np.ndindex(view.n_layers, view.n_kv):
-            self._merge(k[at], v[at], scored.rows[at], kept[at], view.valid[at], changed[at])
+            self._merge(k[at], v[at], best[at], kept[at], view.valid[at], changed[at])
         return view.rewrite(plan, k, v, changed)
 
     def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
+        return self._scored(view, *self._given(view, taps))
+
+    def _given(
+        self, view: KVView, taps: dict[str, NDArray[Any]]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """(L, H, n) each: given by all queries, by the last ones, and the score. Not rounded: where rows are
+        weighted by it, the last digit of a rounded one would show."""
         total, late = view.note(SUM), view.note(LATE)
         q, pos = taps["q"], taps["q_pos"]
         fresh = min(self.window, len(pos))
@@ -82,9 +89,12 @@ class Ems:
             if fresh < len(pos):
                 total[layer] += view.by_kv_head(view.mass(layer, q[layer, :, :-fresh], pos[:-fresh]))
         seen = total / np.maximum(view.next_pos - view.pos, 1)
-        best = rounded(np.maximum(_of_largest(seen), _of_largest(late)))
-        budget = self._budgets(view, best)
-        return Scored(best, view.last(self.window), budget, {SUM: total, LATE: late})
+        return total, late, np.maximum(_of_largest(seen), _of_largest(late))
+
+    def _scored(self, view: KVView, total: NDArray[Any], late: NDArray[Any], best: NDArray[Any]) -> Scored:
+        rows = rounded(best)
+        budget = self._budgets(view, rows)
+        return Scored(rows, view.last(self.window), budget, {SUM: total, LATE: late})
 
     def _budgets(self, view: KVView, score: NDArray[Any]) -> int | Ints:
         if not self.heads or view.n <= self.budget:
@@ -106,7 +116,7 @@ class Ems:
         """Merge one head's candidates into its k and v, and mark the rows that change."""
         centres, others = np.flatnonzero(kept), np.flatnonzero(valid & ~kept)
         most = int(self.candidates * len(centres))
-        others = others[np.argsort(-score[others], kind="stable")[:most]]
+        others = others[np.argsort(-rounded(score[others]), kind="stable")[:most]]
         size = np.maximum(np.linalg.norm(k, axis=-1, keepdims=True), 1e-30)
         unit = k / size
         alike = np.round(unit[others] @ unit[centres].T, 4)
