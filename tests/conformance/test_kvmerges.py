@@ -355,3 +355,28 @@ def test_elastic_keeps_the_same_rows_merged_or_not() -> None:
 def test_elastic_ranges(bad: dict[str, int]) -> None:
     with pytest.raises(MethodError, match=next(iter(bad))):
         Elastic(**bad)
+
+
+# ------------------------------------------------------------------------------- all
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PrefixKv(24, window=8, every=16, prompt_every=16), KvMerger(24, 0.2, every=16, prompt_every=16),
+        Ems(24, 8, threshold=0.2, every=16, prompt_every=16), Elastic(24, window=8, every=16, prompt_every=16),
+    ],
+    ids=lambda p: type(p).__name__,
+)  # fmt: skip
+def test_a_text_of_twelve_budgets_takes_no_more_memory(policy: Any) -> None:
+    """Budgets hold at every barrier, and pages go back."""
+    got = Small(small(), policy)
+    r = np.random.default_rng(3)
+    most = 0
+    for _ in range(18):
+        got.feed(r.integers(0, N_VOCAB, 16).tolist(), 32)
+        most = max(most, got.store.held)
+        assert sum(s.n for s in got.kv.sealed) <= 24 * len(got.kv.sealed)
+    assert got.kv.length == 288
+    page = got.store.sealed_layout.block
+    assert most <= len(got.kv.sealed) * (24 // 16 + 2) * page
