@@ -60,6 +60,7 @@ class Traits:
                score in attention (`KVPlan`).
     models:    companion models it needs.
     stores:    files of tokens (`pronghorn.datastore`) that it reads.
+    tables:    files of what a model was found to be (`pronghorn.calibrate.table`) that it reads.
     greedy:    works only at temperature 0.
     """
 
@@ -72,6 +73,7 @@ class Traits:
     notes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     greedy: bool = False
 
 
