@@ -80,6 +80,7 @@ def cost_methods(n: int) -> dict[str, tuple[str, ...]]:
         f"razor-attention:window={q - 5}": (f"razor-attention:window={q - 5}",),
         f"streaming-llm:window={q - 4}": (f"streaming-llm:window={q - 4}",),
         "kvfmt.int8": ("kvfmt.int8",),
+        "kvfmt.int4": ("kvfmt.int4",),
         f"quest:tokens={q}": (f"quest:tokens={q}",),
         f"snapkv:budget={q} + kvfmt.int8": (f"snapkv:budget={q}", "kvfmt.int8"),
     }
@@ -237,6 +238,9 @@ class Quality:
     n_prompt: float  # tokens, mean
 
 
+FORMATS = ("kvfmt.int8", "kvfmt.fp8", "kvfmt.int4", "kvfmt.int4:keys=channel", "kivi", "turbo", "zipcache")
+
+
 def quality_methods(budget: int) -> dict[str, Any]:
     tuned = f"snapkv:budget={budget},window={WINDOW},kernel=9"
     return {
@@ -246,7 +250,7 @@ def quality_methods(budget: int) -> dict[str, Any]:
         f"by lot, {budget} rows": ByLot(budget),
         f"streaming-llm:window={budget - 4}": f"streaming-llm:window={budget - 4},every=16",
         f"quest:tokens={budget}": f"quest:tokens={budget},dense_layers=0",
-        "kvfmt.int8": "kvfmt.int8",
+        **{f: f for f in FORMATS},
     }
 
 

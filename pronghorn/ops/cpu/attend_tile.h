@@ -79,6 +79,13 @@ struct Pairs {
                                _mm512_castps_si512(b));
     }
 
+    // Pairs of two registers of floats, rounded.
+    static PH_INLINE Right both(const V& even, const V& odd) {
+        const __m512i a = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even.p[0]));
+        const __m512i b = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd.p[0]));
+        return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+    }
+
     template <int K>
     static PH_INLINE Right keys(const void* page, int s, bool half) {
         if constexpr (K == BF16) {

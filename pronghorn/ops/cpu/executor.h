@@ -34,13 +34,18 @@ struct TapeOp {
                                 // Head: scale, softcap
 };
 
-inline std::size_t size_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
+inline std::size_t size_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }  // not CODED
 
 // Byte offsets of the fields of a page of one head.
 struct Zone {
     Kind kind = F32;
     std::size_t member = 0;  // bytes of one head's page
-    std::size_t k = 0, v = 0, ks = 0, vs = 0;
+    std::size_t k = 0, v = 0, ks = 0, vs = 0;  // ks, vs: factors of I8 and CODED
+    Coding k_codes, v_codes;
+    bool holds(int dim) const {  // its codes and factors
+        return k + code_keys(k_codes, dim) <= member && ks + code_factors(k_codes, dim) <= member &&
+               v + PAGE * code_row(v_codes, dim) <= member && vs + code_factors(v_codes, dim) <= member;
+    }
 };
 
 struct Shape {
@@ -267,6 +272,7 @@ private:
     AttendItem asked(int thread, const TapeOp& op, const Item& item, int head) const;
     float* part_of(const Item& item, int head, int block) const;
     std::size_t page_bytes(const KvPage& p) const;
+    KvPage zone_page(const Zone& zone, const char* base, const std::int32_t* where, int n, int at) const;
     void attend_item(int thread, const TapeOp& op, const Task& task, int head);
     void merge_item(int thread, const TapeOp& op, const Merge& merge, int head);
     void gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
