@@ -168,8 +168,9 @@ def test_torch_packs_the_same_bytes(name: str) -> None:
     a = fmt.pack(pages(6), pages(7), Ops("float32"))
     ops = Ops("float32", torch)
     b = fmt.pack(ops.array(pages(6)), ops.array(pages(7)), ops)
-    for field in a:
-        assert (a[field] == ops.numpy(b[field])).all()
+    for f in fmt.fields(PAGE, DIM):
+        wide = "float32" if f.dtype == "bfloat16" else f.dtype  # which NumPy does not take from torch
+        assert (a[f.name].astype(wide) == ops.numpy(ops.to(b[f.name], wide))).all()
     for x, y in zip(fmt.unpack(a, DIM, Ops("float32")), fmt.unpack(b, DIM, ops), strict=True):
         assert (x == ops.numpy(y)).all()
 
@@ -190,7 +191,7 @@ def test_through_the_store(name: str) -> None:
     got, exact = run.store.view(run.kv, 50), plain.store.view(plain.kv, 50)
     within(fmt, got.k[0], exact.k[0])  # the first layer's rows do not depend on attention
     within(fmt, got.v[0], exact.v[0])
-    assert np.abs(logits - want).max() < 1.0
+    assert np.abs(logits - want).max() < max(1.0, 100 * fmt.error)
     if fmt.open != "float32" or fmt.group:
         assert np.abs(logits - want).max() > 0, "the control: something was rounded"
 

@@ -119,19 +119,6 @@ std::size_t Executor::page_bytes(const KvPage& p) const {
     return 2 * PAGE * row;
 }
 
-// A page that lies at `base`, with n keys from number `at` on.
-KvPage Executor::zone_page(const Zone& zone, const char* base, const std::int32_t* where, int n, int at) const {
-    KvPage p{base + zone.k, base + zone.v, nullptr, nullptr, where, nullptr, zone.kind, 0, n, at};
-    if (zone.kind == I8) {
-        p.ks = reinterpret_cast<const float*>(base + zone.ks);
-        p.vs = reinterpret_cast<const float*>(base + zone.vs);
-    } else if (zone.kind == CODED) {
-        p.kf = reinterpret_cast<const std::uint16_t*>(base + zone.ks);
-        p.vf = reinterpret_cast<const std::uint16_t*>(base + zone.vs);
-    }
-    return p;
-}
-
 void Executor::merge_item(int thread, const TapeOp& op, const Merge& merge, int head) {
     ThreadScratch& t = scratch_[thread];
     const int g = shape_.n_heads / shape_.n_kv;
@@ -181,19 +168,21 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
         if (!n || !visible(pos + i * PAGE, n)) continue;
         const char* base =
             reinterpret_cast<const char*>(addr[i]) + index_[member] * sealed_.member;
-        KvPage p = zone_page(sealed_, base, pos + i * PAGE, n, i * PAGE);
+        KvPage& p = t.shared.emplace_back();
+        zone_page(sealed_, base, pos + i * PAGE, n, i * PAGE, p);
         if (bias) p.bias = bias + i * PAGE;
         if (picks) {
             p.pick = picks + i;
             bool any = false;
             for (int r = 0; r < item.row1 - item.row0; ++r) any |= p.pick[std::size_t(r) * n_sealed];
-            if (!any) continue;
+            if (!any) t.shared.pop_back();
         }
-        t.shared.push_back(p);
     }
     const auto open_page = [&](int i, int n) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
-        return zone_page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE);
+        KvPage p;
+        zone_page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE, p);
+        return p;
     };
     for (int i = std::max(0, task.block0 * PAGES - n_sealed);
          i < std::min(task.block1 * PAGES - n_sealed, n_open); ++i) {

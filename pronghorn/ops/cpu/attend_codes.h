@@ -46,62 +46,96 @@ void turn(float* x, int dim, bool back) {
 
 // ------------------------------------------------------------------------------ levels
 
-template <int LEVELS>
-PH_INLINE V levels_of(const uint32_t (&code)[16], const float* table) {
-    float f[16];
-    if constexpr (LEVELS == NUMBERS) {
-        for (int i = 0; i < 16; ++i) f[i] = float(int32_t(code[i]));
-        return vld(f);
-    } else if constexpr (LEVELS == TABLE) {
 #if defined(__AVX512F__)
-        return {{_mm512_permutexvar_ps(_mm512_loadu_si512(code), _mm512_loadu_ps(table))}};
-#else
-        for (int i = 0; i < 16; ++i) f[i] = table[code[i]];
-        return vld(f);
-#endif
-    } else {  // the exponent is 120 too small, also of what has none of its own
-        uint32_t bits[16];
-        for (int i = 0; i < 16; ++i) bits[i] = (code[i] & 0x80u) << 24 | (code[i] & 0x7fu) << 20;
-        memcpy(f, bits, sizeof f);
-        return vmul(vld(f), vall(0x1p120f));
-    }
-}
-
-// Codes of channel c of a page's keys.
+using Words = __m512i;  // sixteen
+PH_INLINE Words words(const void* p) { return _mm512_loadu_si512(p); }
 template <int BITS>
-PH_INLINE void key_codes(const void* page, int c, uint32_t (&code)[16]) {
-    constexpr int PER = 32 / BITS;
-    memcpy(code, static_cast<const char*>(page) + size_t(c / PER) * 64, 64);
-    const int shift = c % PER / 2 * BITS + c % 2 * 16;
-    for (int i = 0; i < 16; ++i) code[i] = code[i] >> shift & ((1u << BITS) - 1);
+PH_INLINE Words low_bits(Words x, int shift) {
+    return _mm512_and_si512((__m512i)((__v16su)x >> shift), _mm512_set1_epi32((1 << BITS) - 1));
 }
-
-// The channel, from the start of its 32, that lies in a lane of register d of two.
-template <bool PAIRED>
-constexpr int channel_of(int d, int lane) {
-    return PAIRED ? lane / 4 * 8 + d * 4 + lane % 4 : d * 16 + lane;
+PH_INLINE V as_numbers(Words x) { return {{_mm512_cvtepi32_ps(x)}}; }
+PH_INLINE V as_levels(Words x, const float* table) {
+    return {{_mm512_permutexvar_ps(x, _mm512_loadu_ps(table))}};
 }
-
-// Codes of sixteen channels of a row: register d of the 32 channels that begin at `row`.
-template <int BITS, bool PAIRED>
-PH_INLINE void value_codes(const uint8_t* row, int d, uint32_t (&code)[16]) {
-    constexpr int PER = 32 / BITS;
-#if defined(__AVX512F__)
-    alignas(64) int32_t word[16], shift[16];
-    PH_UNROLL for (int i = 0; i < 16; ++i) {
-        const int c = channel_of<PAIRED>(d, i);
-        word[i] = c / PER;
-        shift[i] = c % 4 * 8 + c % PER / 4 * BITS;
-    }
-    __m512i x = _mm512_maskz_loadu_epi32(__mmask16((1u << BITS) - 1), row);
-    x = _mm512_permutexvar_epi32(_mm512_load_si512(word), x);
-    x = _mm512_srlv_epi32(x, _mm512_load_si512(shift));
-    _mm512_storeu_si512(code, _mm512_and_si512(x, _mm512_set1_epi32((1 << BITS) - 1)));
+PH_INLINE V as_e4m3(Words x) {
+    x = _mm512_and_si512(_mm512_srai_epi32(_mm512_slli_epi32(x, 24), 4), _mm512_set1_epi32(int(0x87f00000u)));
+    return vmul({{_mm512_castsi512_ps(x)}}, vall(0x1p120f));
+}
+PH_INLINE V brain(const uint16_t* p) {  // in all lanes
+    const Words x = _mm512_and_si512(_mm512_set1_epi16(short(*p)), _mm512_set1_epi32(int(0xffff0000u)));
+    return {{_mm512_castsi512_ps(x)}};
+}
 #else
-    PH_UNROLL for (int i = 0; i < 16; ++i) {
-        const int c = channel_of<PAIRED>(d, i);
-        code[i] = uint32_t(row[c / PER * 4 + c % 4]) >> (c % PER / 4 * BITS) & ((1u << BITS) - 1);
+struct Words {
+    uint32_t at[16];
+};
+PH_INLINE Words words(const void* p) {
+    Words x;
+    memcpy(x.at, p, 64);
+    return x;
+}
+template <int BITS>
+PH_INLINE Words low_bits(Words x, int shift) {
+    for (uint32_t& w : x.at) w = w >> shift & ((1u << BITS) - 1);
+    return x;
+}
+PH_INLINE V as_numbers(const Words& x) {
+    float f[16];
+    for (int i = 0; i < 16; ++i) f[i] = float(int32_t(x.at[i]));
+    return vld(f);
+}
+PH_INLINE V as_levels(const Words& x, const float* table) {
+    float f[16];
+    for (int i = 0; i < 16; ++i) f[i] = table[x.at[i]];
+    return vld(f);
+}
+PH_INLINE V as_e4m3(const Words& x) {
+    uint32_t bits[16];
+    for (int i = 0; i < 16; ++i) bits[i] = uint32_t(int32_t(x.at[i] << 24) >> 4) & 0x87f00000u;
+    float f[16];
+    memcpy(f, bits, 64);
+    return vmul(vld(f), vall(0x1p120f));
+}
+PH_INLINE V brain(const uint16_t* p) { return vall(widened(*p)); }
+#endif
+
+// E4M3 as a float has an exponent that is 120 too small, also what has none of its own.
+template <int LEVELS>
+PH_INLINE V levels_of(const Words& code, const float* table) {
+    if constexpr (LEVELS == TABLE) return as_levels(code, table);
+    if constexpr (LEVELS == E4M3) return as_e4m3(code);
+    return as_numbers(code);
+}
+
+// Where sixteen channels of a row lie, those of register D of the 32 that begin at a word: paired, in the order of
+// `Pairs`.
+template <int BITS, bool PAIRED, int D>
+struct Spots {
+    alignas(64) int32_t word[16] = {}, shift[16] = {}, channel[16] = {};
+    constexpr Spots() {
+        for (int i = 0; i < 16; ++i) {
+            const int c = PAIRED ? i / 4 * 8 + D * 4 + i % 4 : D * 16 + i;
+            channel[i] = c;
+            word[i] = c / (32 / BITS);
+            shift[i] = c % 4 * 8 + c % (32 / BITS) / 4 * BITS;
+        }
     }
+};
+
+template <int BITS, bool PAIRED, int D>
+PH_INLINE Words value_codes(const uint8_t* row) {
+    static constexpr Spots<BITS, PAIRED, D> spots{};
+#if defined(__AVX512F__)
+    Words x = _mm512_maskz_loadu_epi32(__mmask16((1u << BITS) - 1), row);
+    x = _mm512_permutexvar_epi32(_mm512_load_si512(spots.word), x);
+    x = _mm512_srlv_epi32(x, _mm512_load_si512(spots.shift));
+    return _mm512_and_si512(x, _mm512_set1_epi32((1 << BITS) - 1));
+#else
+    uint32_t w[BITS];
+    memcpy(w, row, sizeof w);
+    Words x;
+    for (int i = 0; i < 16; ++i) x.at[i] = w[spots.word[i]] >> spots.shift[i] & ((1u << BITS) - 1);
+    return x;
 #endif
 }
 
@@ -119,28 +153,35 @@ PH_INLINE void by_coding(const Coding& c, F f) {
 
 template <class A, int BITS, int LEVELS>
 __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& page, int dim, float* out) {
+    constexpr int PER = 32 / BITS;
     const uint16_t *f = page.kf, *own = f + code_factors(k, dim) / 2 - dim;  // factors of channels, at the end
     V by = vall(1.0f), plus = vall(0.0f);
-    const auto channel = [&](int c) __attribute__((always_inline)) {
-        if (!k.group) {
-            by = vall(widened(f[c]));
-            if (k.offset) plus = vall(widened(f[dim + c]));
-        } else if (c % k.group == 0) {
-            const uint16_t* at = f + size_t(c / k.group) * (k.offset ? 2 : 1) * PAGE;
+    for (int w = 0; w * PER < dim; ++w) {
+        if (k.group && w * PER % k.group == 0) {
+            const uint16_t* at = f + size_t(w * PER / k.group) * (k.offset ? 2 : 1) * PAGE;
             by = vld(at);
             if (k.offset) plus = vld(at + PAGE);
         }
-        uint32_t code[16];
-        key_codes<BITS>(page.k, c, code);
-        const V x = vfma(levels_of<LEVELS>(code, k.table), by, plus);
-        return k.channels ? vmul(x, vall(widened(own[c]))) : x;
-    };
-    if constexpr (A::STEP == 1) {
-        for (int c = 0; c < dim; ++c) vst(out + c * 16, channel(c));
-    } else {
-        for (int c = 0; c < dim; c += 2) {
-            const V even = channel(c), odd = c + 1 < dim ? channel(c + 1) : vall(0.0f);
-            A::st(out + c / 2 * 16, A::both(even, odd));
+        const Words x = words(static_cast<const char*>(page.k) + size_t(w) * 64);
+        const auto channel = [&](int c, int shift) __attribute__((always_inline)) {
+            if (!k.group) {
+                by = brain(f + c);
+                if (k.offset) plus = brain(f + dim + c);
+            }
+            const V v = vfma(levels_of<LEVELS>(low_bits<BITS>(x, shift), k.table), by, plus);
+            return k.channels ? vmul(v, brain(own + c)) : v;
+        };
+        PH_UNROLL for (int i = 0; i < PER / 2; ++i) {
+            const int c = w * PER + 2 * i;
+            if (c >= dim) break;
+            const V even = channel(c, i * BITS);
+            const V odd = c + 1 < dim ? channel(c + 1, i * BITS + 16) : vall(0.0f);
+            if constexpr (A::STEP == 1) {
+                vst(out + c * 16, even);
+                if (c + 1 < dim) vst(out + (c + 1) * 16, odd);
+            } else {
+                A::st(out + c / 2 * 16, A::both(even, odd));
+            }
         }
     }
 }
@@ -151,46 +192,50 @@ void unpack_keys(const Coding& k, const KvPage& page, int dim, float* out) {
     by_coding(k, [&]<int BITS, int LEVELS>() { unpack_keys_as<A, BITS, LEVELS>(k, page, dim, out); });
 }
 
-template <class A, int BITS, int LEVELS>
-__attribute__((noinline)) void unpack_values_as(const Coding& v, const void* const* row,
-                                                const uint16_t* const* factors, int from, int to, int dim,
-                                                int width, float* out) {
+template <class A, int BITS, int LEVELS, int D>
+PH_INLINE void unpack_register(const Coding& v, const void* const* row, const uint16_t* f, int block, int dim,
+                               int width, float* out) {
+    static constexpr Spots<BITS, A::STEP == 2, D> spots{};
     const int each = v.offset ? 2 : 1;
-    const auto part = [&](int key, int block, int d) __attribute__((always_inline)) {
-        const uint16_t* f = factors[key / PAGE];
-        const uint16_t* at = f + size_t(block * 32 / v.group) * each * PAGE + key % PAGE;
-        uint32_t code[16];
-        value_codes<BITS, A::STEP == 2>(static_cast<const uint8_t*>(row[key]) + block * 4 * BITS, d, code);
-        const V plus = v.offset ? vall(widened(at[PAGE])) : vall(0.0f);
-        const V x = vfma(levels_of<LEVELS>(code, v.table), vall(widened(at[0])), plus);
-        if (!v.channels) return x;
-        const uint16_t* own = f + code_factors(v, dim) / 2 - dim;
+    const uint16_t *at = f + size_t(block * 32 / v.group) * each * PAGE, *own = f + code_factors(v, dim) / 2 - dim;
+    V by_channel = vall(1.0f);
+    if (v.channels) {
         float by[16];
         for (int i = 0; i < 16; ++i) {
-            const int c = block * 32 + channel_of<A::STEP == 2>(d, i);
+            const int c = block * 32 + spots.channel[i];
             by[i] = c < dim ? widened(own[c]) : 0.0f;
         }
-        return vmul(x, vld(by));
+        by_channel = vld(by);
+    }
+    const auto part = [&](int key) __attribute__((always_inline)) {
+        const auto* bytes = static_cast<const uint8_t*>(row[key]) + block * 4 * BITS;
+        const V x = levels_of<LEVELS>(value_codes<BITS, A::STEP == 2, D>(bytes), v.table);
+        const V y = v.offset ? vfma(x, brain(at + key), brain(at + PAGE + key)) : vmul(x, brain(at + key));
+        return v.channels ? vmul(y, by_channel) : y;
     };
-    for (int s = from; s < to; ++s) {
-        for (int c = 0; c < width; c += 16) {
-            float* to_ = out + size_t(s) * width + c;
-            if constexpr (A::STEP == 1) {
-                vst(to_, part(s, c / 32, c / 16 % 2));
-            } else {
-                A::st(to_, A::both(part(2 * s, c / 32, c / 16 % 2), part(2 * s + 1, c / 32, c / 16 % 2)));
-            }
+    for (int s = 0; s < PAGE / A::STEP; ++s) {
+        float* to = out + size_t(s) * width + block * 32 + D * 16;
+        if constexpr (A::STEP == 1) {
+            vst(to, part(s));
+        } else {
+            A::st(to, A::both(part(2 * s), part(2 * s + 1)));
         }
     }
 }
 
-// Values as right operands: steps [from, to), (step, width). row: by key; factors: by sixteen of them.
+template <class A, int BITS, int LEVELS>
+__attribute__((noinline)) void unpack_values_as(const Coding& v, const void* const* row, const uint16_t* f,
+                                                int dim, int width, float* out) {
+    for (int block = 0; block * 32 < width; ++block) {
+        unpack_register<A, BITS, LEVELS, 0>(v, row, f, block, dim, width, out);
+        if (block * 32 + 16 < width) unpack_register<A, BITS, LEVELS, 1>(v, row, f, block, dim, width, out);
+    }
+}
+
+// Values of sixteen keys as right operands: (step, width). row: by key; f: their factors.
 template <class A>
-void unpack_values(const Coding& v, const void* const* row, const uint16_t* const* factors, int from, int to,
-                   int dim, int width, float* out) {
-    by_coding(v, [&]<int BITS, int LEVELS>() {
-        unpack_values_as<A, BITS, LEVELS>(v, row, factors, from, to, dim, width, out);
-    });
+void unpack_values(const Coding& v, const void* const* row, const uint16_t* f, int dim, int width, float* out) {
+    by_coding(v, [&]<int BITS, int LEVELS>() { unpack_values_as<A, BITS, LEVELS>(v, row, f, dim, width, out); });
 }
 
 // ------------------------------------------------------------------------------ 4-bit numbers as they lie

@@ -48,6 +48,18 @@ struct Zone {
     }
 };
 
+// p: the page of a zone that lies at `base`, with n keys from number `at` on.
+inline void zone_page(const Zone& zone, const char* base, const std::int32_t* pos, int n, int at, KvPage& p) {
+    p = {base + zone.k, base + zone.v, nullptr, nullptr, pos, nullptr, zone.kind, 0, n, at};
+    if (zone.kind == I8) {
+        p.ks = reinterpret_cast<const float*>(base + zone.ks);
+        p.vs = reinterpret_cast<const float*>(base + zone.vs);
+    } else if (zone.kind == CODED) {
+        p.kf = reinterpret_cast<const std::uint16_t*>(base + zone.ks);
+        p.vf = reinterpret_cast<const std::uint16_t*>(base + zone.vs);
+    }
+}
+
 struct Shape {
     int n_vocab, n_layers, n_heads, n_kv, head_dim;
 };
@@ -272,7 +284,6 @@ private:
     AttendItem asked(int thread, const TapeOp& op, const Item& item, int head) const;
     float* part_of(const Item& item, int head, int block) const;
     std::size_t page_bytes(const KvPage& p) const;
-    KvPage zone_page(const Zone& zone, const char* base, const std::int32_t* where, int n, int at) const;
     void attend_item(int thread, const TapeOp& op, const Task& task, int head);
     void merge_item(int thread, const TapeOp& op, const Merge& merge, int head);
     void gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,

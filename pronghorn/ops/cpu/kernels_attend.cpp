@@ -230,11 +230,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
             b.kf[c] = p->kf;
             b.vf[c] = p->vf;
             b.turned |= p->kind == CODED && w.a.v_codes->turn;
-            if (p->kind == CODED && as_they_lie<A>(*w.a.v_codes)) {
-                b.fours = true;
-                const int each = 2 * code_groups(*w.a.v_codes, w.a.dim);
-                for (int i = 0; i < each; ++i) vst(w.factors + i * KEYS + c * PAGE, vld(p->vf + i * PAGE));
-            }
+            b.fours |= p->kind == CODED && as_they_lie<A>(*w.a.v_codes);
             float* packed = w.keys + size_t(c) * w.steps * 16;
             if (p->kind == CODED && !as_they_lie<A>(*w.a.k_codes)) {
                 const Coding& v = *w.a.v_codes;
@@ -369,7 +365,10 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
         if (kind == CODED) {
             const Coding& k = *w.a.k_codes;
             for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], code_keys(k, w.a.dim) + code_factors(k, w.a.dim));
-            unpack_values<A>(*w.a.v_codes, b.value, b.vf, i * PER, j * PER, w.a.dim, w.width, w.values);
+            for (int c = i; c < j; ++c) {
+                unpack_values<A>(*w.a.v_codes, b.value + c * PAGE, b.vf[c], w.a.dim, w.width,
+                                 w.values + size_t(c) * PER * w.width);
+            }
             kind = PACKED;
         } else if (packs_values<A>(Kind(kind), q1 - q0)) {
             by_kind<A>(kind, [&]<int K>() {
@@ -393,6 +392,15 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
             });
         });
         i = j;
+    }
+}
+
+// Factors of 4-bit values of groups [0, n), group of channels by group.
+template <class A>
+void spread_factors(const Work<A>& w, const Block& b, int n) {
+    const int each = 2 * code_groups(*w.a.v_codes, w.a.dim);
+    for (int c = 0; c < n; ++c) {
+        for (int i = 0; b.vf[c] && i < each; ++i) vst(w.factors + i * KEYS + c * PAGE, vld(b.vf[c] + i * PAGE));
     }
 }
 
@@ -690,6 +698,7 @@ void run_block(const Work<A>& w, int number) {
     for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
     score(w, b, 0, w.n, 0, common);
     hide(w, b.base, shared, 0, a.n_rows, true);
+    if (b.fours) spread_factors(w, b, common);
     const auto own = [&](const KvRun& run) {
         for (int c = common; c < GROUPS; ++c) {
             b.there[c] = false;

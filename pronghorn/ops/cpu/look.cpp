@@ -58,14 +58,14 @@ void Executor::look_head(int thread, int head) {
     t.shared.clear();
     for (int i = 0; i < int(row[3]); ++i) {
         const char* base = reinterpret_cast<const char*>(addr[i]) + index_[member] * sealed_.member;
-        KvPage p = zone_page(sealed_, base, pos + i * PAGE, std::clamp(fill[i], 0, PAGE), i * PAGE);
+        KvPage& p = t.shared.emplace_back();
+        zone_page(sealed_, base, pos + i * PAGE, std::clamp(fill[i], 0, PAGE), i * PAGE, p);
         if (bias) p.bias = bias + i * PAGE;
-        t.shared.push_back(p);
     }
     for (int i = 0; i * PAGE < s.n_open; ++i) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
-        t.shared.push_back(zone_page(open_, base, s.open_pos + i * PAGE, std::min(s.n_open - i * PAGE, PAGE),
-                                     int(t.shared.size()) * PAGE));
+        const int at = int(t.shared.size()) * PAGE;
+        zone_page(open_, base, s.open_pos + i * PAGE, std::min(s.n_open - i * PAGE, PAGE), at, t.shared.emplace_back());
     }
     const std::size_t queries = std::size_t(in.n_rows) * shape_.head_dim;
     const LookItem item{shape_.head_dim, in.n_rows, in.window, in.scale, in.softcap, in.q + queries * head, in.pos,
