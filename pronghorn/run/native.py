@@ -317,7 +317,8 @@ def _zone(layout: Layout, dim: int, codes: tuple[Codes, ...]) -> tuple[int, int,
     """Kind of the stored values, bytes of a member, offsets of k, v, and their factors (0 where absent)."""
     at = {f.name: (o, f) for o, f in zip(layout.offsets, layout.fields, strict=True)}
     if codes:
-        if layout.fields[:4] != coded_fields(*codes, dim):
+        keys, values = codes
+        if layout.fields[:4] != coded_fields(keys, values, dim):
             raise UnsupportedError(f"codes of KV do not lie as their description says; {WAY_OUT}")
         return CODED, layout.member, [at[n][0] for n in ("k", "v", "kf", "vf")]
     kinds = {at[name][1].dtype if name in at else "nothing" for name in ("k", "v")}

@@ -19,7 +19,7 @@ def lay_keys(code: Array, bits: int, ops: Any) -> Array:
     x = _wide(code, per, ops)
     n, page, dim = x.shape
     x = x.reshape((n, page, dim // per, 2, 8 // bits, 2))  # byte of the half, place in it, half
-    words = ops.xp.permute_dims(_join(x, 4, bits), (0, 2, 1, 4, 3))
+    words = ops.xp.permute_dims(_join(x, 4, bits, ops), (0, 2, 1, 4, 3))
     return ops.to(words, "uint8").reshape((n, dim // per, page, 4))
 
 
@@ -34,7 +34,7 @@ def lay_values(code: Array, bits: int, ops: Any) -> Array:
     """Codes (n, page, dim) -> uint8 (n, page, bytes)."""
     x = _wide(code, 32, ops)
     n, page, _ = x.shape
-    return ops.to(_join(x.reshape((n, page, -1, 8 // bits, 4)), 3, bits), "uint8").reshape((n, page, -1))
+    return ops.to(_join(x.reshape((n, page, -1, 8 // bits, 4)), 3, bits, ops), "uint8").reshape((n, page, -1))
 
 
 def read_values(a: Array, bits: int, dim: int, ops: Any) -> Array:
@@ -54,11 +54,11 @@ def _wide(code: Array, unit: int, ops: Any) -> Array:
     return ops.xp.concat([code, zero], axis=-1)
 
 
-def _join(x: Array, axis: int, bits: int) -> Array:
-    before = (slice(None),) * axis
-    out = x[(*before, 0)]
-    for i in range(1, x.shape[axis]):
-        out = out | x[(*before, i)] << bits * i
+def _join(x: Array, axis: int, bits: int, ops: Any) -> Array:
+    parts = ops.xp.moveaxis(x, axis, 0)
+    out = parts[0]
+    for i in range(1, len(parts)):
+        out = out | parts[i] << bits * i
     return out
 
 
