@@ -123,6 +123,14 @@ def test_pages_are_packed_one_by_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PACKED)
+def test_no_pages_are_no_pages(name: str) -> None:
+    fmt, ops = _find.defaults("kvfmt", name), Ops("float32")
+    none = fmt.pack(pages(0)[:0], pages(0)[:0], ops)
+    assert all(none[f.name].shape == (0, *f.shape) for f in fmt.fields(PAGE, DIM))
+    assert [a.shape for a in fmt.unpack(none, DIM, ops)] == [(0, PAGE, DIM)] * 2
+
+
+@pytest.mark.parametrize("name", PACKED)
 def test_fields_are_as_declared(name: str) -> None:
     fmt, ops = _find.defaults("kvfmt", name), Ops("float32")
     packed = fmt.pack(pages(2), pages(3), ops)

@@ -27,21 +27,22 @@ def read_keys(a: Array, bits: int, dim: int, ops: Any) -> Array:
     """The inverse of `lay_keys`, int32."""
     n, words, page, _ = a.shape
     x = _part(ops.to(a, "int32").reshape((n, words, page, 2, 2)), bits, ops)  # ..., half, byte of it, place
-    return ops.xp.permute_dims(x, (0, 2, 1, 4, 5, 3)).reshape((n, page, -1))[..., :dim]
+    return ops.xp.permute_dims(x, (0, 2, 1, 4, 5, 3)).reshape((n, page, words * 32 // bits))[..., :dim]
 
 
 def lay_values(code: Array, bits: int, ops: Any) -> Array:
     """Codes (n, page, dim) -> uint8 (n, page, bytes)."""
     x = _wide(code, 32, ops)
-    n, page, _ = x.shape
-    return ops.to(_join(x.reshape((n, page, -1, 8 // bits, 4)), 3, bits, ops), "uint8").reshape((n, page, -1))
+    n, page, wide = x.shape
+    x = x.reshape((n, page, wide * bits // 32, 8 // bits, 4))
+    return ops.to(_join(x, 3, bits, ops), "uint8").reshape((n, page, wide * bits // 8))
 
 
 def read_values(a: Array, bits: int, dim: int, ops: Any) -> Array:
     """The inverse of `lay_values`, int32."""
     n, page, size = a.shape
     x = _part(ops.to(a, "int32").reshape((n, page, size // 4, 4)), bits, ops)
-    return ops.xp.permute_dims(x, (0, 1, 2, 4, 3)).reshape((n, page, -1))[..., :dim]
+    return ops.xp.permute_dims(x, (0, 1, 2, 4, 3)).reshape((n, page, size * 8 // bits))[..., :dim]
 
 
 def _wide(code: Array, unit: int, ops: Any) -> Array:
@@ -101,7 +102,7 @@ def pack_rows(x: Array, c: Codes, ops: Any, least: float = 2.0**-6) -> tuple[Arr
 def pack_channels(x: Array, c: Codes, ops: Any) -> tuple[Array, Array]:
     """Numbers by `affine` for each channel: codes (n, page, dim), factors (n, 2 * dim)."""
     code, scale, low = affine(x, 1, c.bits, 0.0, ops)
-    return code, ops.to(ops.xp.concat([scale, low], axis=1).reshape((len(x), -1)), "bfloat16")
+    return code, ops.to(ops.xp.concat([scale, low], axis=1).reshape((len(x), 2 * x.shape[-1])), "bfloat16")
 
 
 def values_of(code: Array, factors: Array, c: Codes, ops: Any) -> Array:
@@ -115,7 +116,8 @@ def values_of(code: Array, factors: Array, c: Codes, ops: Any) -> Array:
         f = factors.reshape((n, each, 1, dim))
         return level * f[:, 0] + (f[:, 1] if c.offset else 0)
     groups = -(-dim // c.group)
-    f = factors.reshape((n, -1))[:, : groups * each * page].reshape((n, groups, each, page))
+    f = factors[:, : groups * each * page] if c.channels else factors
+    f = f.reshape((n, groups, each, page))
     parts = []
     for g in range(groups):
         x = level[..., g * c.group : (g + 1) * c.group] * f[:, g, 0, :, None]

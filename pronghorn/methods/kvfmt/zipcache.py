@@ -58,5 +58,5 @@ class ZipCache:
         xp = ops.xp
         by = _codes.bfloat(xp.sqrt(xp.max(xp.abs(v), axis=1, keepdims=True)), ops)
         code, factors = _codes.pack_rows(v / xp.where(by > 0, by, xp.ones_like(by)), codes, ops, 0.0)
-        flat = factors.reshape((len(v), -1))
+        flat = factors.reshape((len(v), 2 * v.shape[1]))
         return code, xp.concat([flat, ops.to(by, "bfloat16")[:, 0]], axis=-1)
