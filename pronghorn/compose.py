@@ -74,6 +74,8 @@ def resolve(name: str) -> tuple[str, str]:
             return slot, rest
         raise MethodError(_unknown(f"method in slot {slot!r}", rest, names()[slot]))
     homes = [s for s in SLOTS if name in names()[s]]
+    if len(homes) > 1:  # methods that are never meant by the bare name say so
+        homes = [s for s in homes if getattr(load(s, name), "bare", True)] or homes
     if len(homes) == 1:
         return homes[0], name
     if homes:

@@ -270,6 +270,28 @@ class Field(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Codes:
+    """What the codes of a page's keys, or of its values, mean: a value is scale * level + offset.
+
+    bits: of a code, 2, 4 or 8. group: channels of a row that share a scale and an offset, a multiple of 32
+    (`ROW`: all); 0: those are a channel's, for all rows of the page. offset: whether there is one. levels: of
+    each code; empty: a code is its own level, or E4M3 where it has 8 bits. channels: each channel's values
+    are multiplied by a factor of its own in the end. turn: rows were turned before, by signs and Hadamard's
+    matrix (`methods.kvfmt._codes.turn`). Factors are bfloat16.
+    """
+
+    bits: int
+    group: int
+    offset: bool = True
+    levels: tuple[float, ...] = ()
+    channels: bool = False
+    turn: bool = False
+
+
+ROW = 1 << 16  # a group of all channels
+
+
+@dataclass(frozen=True)
 class Packed:
     """A weight as a format stores it. `kind` names the layout that a runner's kernel reads;
     `shape` is the logical (n_out, n_in); `fields` the arrays; `grid` what codes mean where there are

@@ -463,7 +463,7 @@ class Store:
         """k, v (n_pages, PAGE, dim) in the compute dtype."""
         fields = self.read_fields(blocks, g, i, own=True)
         if self.packed:
-            k, v = self.fmt.unpack(fields, self.ops)
+            k, v = self.fmt.unpack(fields, self.head_dim, self.ops)
             return self.ops.cast(k), self.ops.cast(v)
         k = self.ops.xp.permute_dims(self.ops.cast(fields["k"]), (0, 2, 1))
         return k, self.ops.cast(fields["v"])
@@ -477,13 +477,9 @@ class Store:
         """Rows k, v (n, dim), laid out by `fill`, into member i of the group's blocks; indexed."""
         xp = self.ops.xp
         n = len(blocks)
-        slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
-        pages = []
-        for a in (k, v):
-            p = xp.zeros((n * PAGE, self.head_dim), dtype=a.dtype, device=a.device)
-            p[self.ops.array(slots)] = a
-            pages.append(p.reshape((n, PAGE, self.head_dim)))
-        pk, pv = pages
+        # a page that is not full has its last row again, so that ranges of what is packed together stay
+        at_row = (np.cumsum(fill) - fill)[:, None] + np.minimum(np.arange(PAGE), fill[:, None] - 1)
+        pk, pv = (self._take(a, at_row.reshape(-1)).reshape((n, PAGE, self.head_dim)) for a in (k, v))
         at = self.sealed_layout
         if self.packed:
             values = self.fmt.pack(pk, pv, self.ops)
