@@ -33,8 +33,12 @@ TEXTS = 12  # with kvpress, which takes a second for each
 MODEL = "tests/models/lookup"
 RUNS: dict[str, tuple[str, ...]] = {
     "lookup": (MODEL, "--items", "16", "--threads", "1"),
-    "tiny": ("pronghorn-tiny", "--items", "16", "--length", "384", "--budget", "4", "--threads", "1"),
-}
+    "tiny": (
+        "pronghorn-tiny", "--items", "16", "--length", "384", "--threads", "1", "--budget", "4", "--method",
+        "random", "--method", "streaming-llm", "--method", "h2o", "--method", "snapkv", "--method",
+        "kvfmt.int8", "--task", "needle", "--task", "registry", "--task", "gsm8k", "--task", "wikitext",
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
