@@ -9,7 +9,9 @@ from typing import Any
 import cli
 import numpy as np
 import pytest
+from looked import LOOKUP, answered
 
+from pronghorn.bench.lookups import task
 from pronghorn.calibrate.heads import find, text, watching
 from pronghorn.calibrate.table import read
 from pronghorn.errors import MethodError, RequestError
@@ -124,52 +126,41 @@ def test_help_has_examples(call: cli.Caller) -> None:
 
 # ------------------------------------------------------------------- on a model that looks things up
 
-LOOKUP = Path(__file__).parent / "models" / "lookup"
+ITEMS = 20
 
 
-@pytest.fixture(scope="module")
-def looked() -> tuple[Path, list[Any]]:
-    """The look-up model, and 20 texts of 512 tokens with a key and its two words asked for."""
+def found_by(use: list[Any]) -> tuple[int, float]:
+    """Of texts of 512 tokens, those of which a key is answered, and those of which then another is, the
+    fewer; bytes of KV over those of the plain path."""
     pytest.importorskip("pronghorn.ops.cpu._native")
-    if not LOOKUP.is_dir():
-        pytest.skip(f"{LOOKUP} is not here")
-    from recipes.lookup.measure import made
-
-    return LOOKUP, [made("kv", i, 512) for i in range(20)]
-
-
-def found_by(model: Path, tasks: list[Any], use: list[Any]) -> tuple[int, float]:
-    """Questions answered, and bytes of KV over those of the plain path."""
-    from recipes.lookup.measure import judge
-
-    llm = LLM(model, use=use, threads=1, defaults=("match", "fcfs"))
-    right, again = judge(llm, tasks)
-    stats = llm.generate(f"{tasks[0].text} {tasks[0].questions[0][0]}", max_tokens=4).stats
+    llm = LLM(LOOKUP, use=use, threads=1, defaults=("match", "fcfs"))
+    right = answered(llm, "kv", ITEMS, 512)
+    t = task("kv", 0, 502)
+    stats = llm.generate(f"{t.text} {t.questions[0][0]}", max_tokens=4).stats
     llm.close()
-    return min(right, again), stats.kv_bytes / stats.kv_full
+    return min(right["kv"], right["kv-2q"]), stats.kv_bytes / stats.kv_full
 
 
 @pytest.mark.parametrize(
     ("name", "share", "most"), [("duo-attention", 0.5, 0.62), ("razor-attention", 0.15, 0.4)]
 )
 def test_heads_found_retrieve_and_others_do_not(
-    looked: tuple[Path, list[Any]], tmp_path: Path, name: str, share: float, most: float
-) -> None:
+    tmp_path: Path, name: str, share: float, most: float
+) -> None:  # fmt: skip
     """Nothing is lost, at the second question neither; with as many other heads 30 points or more are. Half
     of duo-attention's bytes are whole heads, the rest sinks and windows."""
-    model, tasks = looked
     path = tmp_path / "t.json"
-    llm = LLM(model, use=[watching()], threads=1, defaults=("match", "fcfs"))
+    llm = LLM(LOOKUP, use=[watching()], threads=1, defaults=("match", "fcfs"))
     table = find(llm, "lookup", text(llm, 120, 4))
     table.write(path)
     llm.close()
     best = table.best(share).reshape(-1)
     worst = "+".join(str(i) for i in np.flatnonzero(~best)[-int(best.sum()) :])
     options = "sinks=4,window=32,every=16"
-    dense, _ = found_by(model, tasks, [])
-    right, held = found_by(model, tasks, [f"{name}:table={path},share={share},{options}"])
-    assert dense == len(tasks)
+    dense, _ = found_by([])
+    right, held = found_by([f"{name}:table={path},share={share},{options}"])
+    assert dense == ITEMS
     assert right == dense
     assert held < most
-    wrong, _ = found_by(model, tasks, [f"{name}:heads={worst},{options}"])
-    assert wrong <= 0.7 * len(tasks)
+    wrong, _ = found_by([f"{name}:heads={worst},{options}"])
+    assert wrong <= 0.7 * ITEMS

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from looked import LOOKUP, answered
 
 from pronghorn.llm import LLM
 from pronghorn.methods.kv.kvmerger import KvMerger
 
-LOOKUP = Path(__file__).parent / "models" / "lookup"
 ITEMS = 20
 
 
@@ -27,12 +26,10 @@ def model() -> None:
 @cache
 def found(method: Any, kind: str = "mn", length: int = 512) -> int:
     """Of `ITEMS` texts with four needles, those of which all are listed."""
-    from recipes.lookup.measure import judge, made
-
     llm = LLM(LOOKUP, use=[method] if method else [], threads=1, defaults=("match", "fcfs"))
-    right, _ = judge(llm, [made(kind, i, length) for i in range(ITEMS)])
+    right = answered(llm, kind, ITEMS, length)
     llm.close()
-    return right
+    return right[kind]
 
 
 @dataclass(frozen=True)
