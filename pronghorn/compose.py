@@ -230,6 +230,11 @@ class Composition:
         return tuple(sorted({s for t in self.traits for s in t.stores}))
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Calibration tables in use."""
+        return tuple(sorted({s for t in self.traits for s in t.tables}))
+
+    @property
     def traits(self) -> list[Traits]:
         return [m.traits for _, m in self.each()]
 
@@ -348,8 +353,9 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
         if order.index(t.rows) > order.index(base.rows):
             raise MethodError(f"{name} keeps other rows per {t.rows}, and this engine's store has groups per "
                               f"{base.rows}: start with --use {name} to lay it out so")  # fmt: skip
-        if absent or set(t.models) - set(base.models) or set(t.stores) - set(base.stores):
-            needs = ", ".join([*absent, *t.models, *t.stores])
+        files = {*t.models, *t.stores, *t.tables} - {*base.models, *base.stores, *base.tables}
+        if absent or files:
+            needs = ", ".join([*absent, *t.models, *t.stores, *t.tables])
             raise MethodError(f"{name} needs {needs}, which this engine was not started with: start with "
                               f"--use {name}")  # fmt: skip
     own = chosen.get("shape", ())
@@ -401,6 +407,11 @@ def check(c: Composition, facts: Facts) -> list[str]:
                 "context length, so a key's rotation is not known afterwards: use a policy that keeps "
                 "positions"
             )
+        if "q.behind" in t.taps and facts.hard_context:
+            reasons.append(
+                f"{name} runs rows behind the prompt, and this model has learned position embeddings, which "
+                "end with its context: use a policy that runs none"
+            )
         missing = [x for x in t.models if x not in facts.companions]
         if missing:
             reasons.append(f"{name} needs a companion model: {', '.join(missing)}")
@@ -430,6 +441,8 @@ def effects(slot: str, method: Any) -> list[str]:
         out.append("needs " + ", ".join(t.models))
     if t.stores:
         out.append("looks up in " + ", ".join(t.stores))
+    if t.tables:
+        out.append("goes by " + ", ".join(t.tables))
     if t.greedy:
         out.append("temperature 0 only")
     if slot == "select" and not method.dense:

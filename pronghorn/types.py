@@ -49,7 +49,8 @@ class Traits:
     """What the core must know of a method. The core reads these, never a method's name.
 
     taps:      values the method needs: "q.last32" (rotated queries of the last 32 prompt rows, every
-               layer), "q.new" (of every row committed since the policy last acted), "hidden.3" (residual
+               layer), "q.new" (of every row committed since the policy last acted), "q.behind" (of
+               rows that it has run behind stored ones, `KVView.behind`), "hidden.3" (residual
                stream after layer 3; negative counts from the end), "top8" (ids of the 8 largest raw logits
                of every wanted row).
     rows:      the finest unit whose kept KV rows may differ: "seq", "layer" or "head".
@@ -59,6 +60,7 @@ class Traits:
                score in attention (`KVPlan`).
     models:    companion models it needs.
     stores:    files of tokens (`pronghorn.datastore`) that it reads.
+    tables:    files of what a model was found to be (`pronghorn.calibrate.table`) that it reads.
     greedy:    works only at temperature 0.
     """
 
@@ -71,6 +73,7 @@ class Traits:
     notes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     greedy: bool = False
 
 

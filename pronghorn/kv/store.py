@@ -15,8 +15,9 @@ it lies, and groups (all heads, a layer's heads, one head) may keep different ro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,14 @@ from numpy.typing import NDArray
 from pronghorn.kv.arena import Arena
 from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping
 from pronghorn.kv.look import Looks, by_ops
-from pronghorn.kv.view import KVView
+from pronghorn.kv.view import KVView, Runs, nobody
 from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
 from pronghorn.slots import KVFormat, Selector
 from pronghorn.types import BIAS, Array, Ints, KVPlan, Rewrite
+
+if TYPE_CHECKING:
+    from pronghorn.calibrate.table import Table
 
 U64 = NDArray[np.uint64]
 Floats = NDArray[np.float32]
@@ -116,6 +120,7 @@ class Store:
         self.open_dtype = open_dtype
         self.attention = tuple(attention) or ((head_dim**-0.5, 0, 0.0),) * n_layers
         self.look: Looks = by_ops
+        self.tables: Mapping[str, Table] = {}  # calibration tables that policies go by, by path
         self.packed = fmt.group > 0
         exact = exact_fields(open_dtype, head_dim)
         groups = grouping(rows, n_layers, n_kv)
@@ -339,9 +344,11 @@ class Store:
             s.blocks[-1] = self.sealed_arena.copy(int(s.blocks[-1]))
         return PAGE - int(s.fill[-1])
 
-    def view(self, kv: SeqKV, n_prompt: int) -> KVView:
+    def view(
+        self, kv: SeqKV, n_prompt: int, seed: int = 0, ids: Sequence[int] = (), run: Runs = nobody
+    ) -> KVView:  # fmt: skip
         """What a policy sees: every stored row, sealed ones first, read on demand."""
-        return KVView(self, kv, n_prompt)
+        return KVView(self, kv, n_prompt, seed, ids, run)
 
     def apply(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
         """Do what a plan over the sealed rows says, where there are no open ones."""
