@@ -364,7 +364,8 @@ def test_elastic_ranges(bad: dict[str, int]) -> None:
     "policy",
     [
         PrefixKv(24, window=8, every=16, prompt_every=16), KvMerger(24, 0.2, every=16, prompt_every=16),
-        Ems(24, 8, threshold=0.2, every=16, prompt_every=16), Elastic(24, window=8, every=16, prompt_every=16),
+        Ems(24, 8, threshold=0.2, every=16, prompt_every=16),
+        Elastic(24, window=8, every=16, prompt_every=16),
     ],
     ids=lambda p: type(p).__name__,
 )  # fmt: skip
