@@ -74,6 +74,8 @@ def resolve(name: str) -> tuple[str, str]:
             return slot, rest
         raise MethodError(_unknown(f"method in slot {slot!r}", rest, names()[slot]))
     homes = [s for s in SLOTS if name in names()[s]]
+    if len(homes) > 1:  # methods that are never meant by the bare name say so
+        homes = [s for s in homes if getattr(load(s, name), "bare", True)] or homes
     if len(homes) == 1:
         return homes[0], name
     if homes:
@@ -404,6 +406,11 @@ def check(c: Composition, facts: Facts) -> list[str]:
                 f"{name} re-rotates stored keys, and this model's rotary frequencies change with the "
                 "context length, so a key's rotation is not known afterwards: use a policy that keeps "
                 "positions"
+            )
+        if "q.behind" in t.taps and facts.hard_context:
+            reasons.append(
+                f"{name} runs rows behind the prompt, and this model has learned position embeddings, which "
+                "end with its context: use a policy that runs none"
             )
         missing = [x for x in t.models if x not in facts.companions]
         if missing:

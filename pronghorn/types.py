@@ -49,7 +49,8 @@ class Traits:
     """What the core must know of a method. The core reads these, never a method's name.
 
     taps:      values the method needs: "q.last32" (rotated queries of the last 32 prompt rows, every
-               layer), "q.new" (of every row committed since the policy last acted), "hidden.3" (residual
+               layer), "q.new" (of every row committed since the policy last acted), "q.behind" (of
+               rows that it has run behind stored ones, `KVView.behind`), "hidden.3" (residual
                stream after layer 3; negative counts from the end), "top8" (ids of the 8 largest raw logits
                of every wanted row).
     rows:      the finest unit whose kept KV rows may differ: "seq", "layer" or "head".
@@ -266,6 +267,28 @@ class Field(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     rows: int = 0
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What the codes of a page's keys, or of its values, mean: a value is scale * level + offset.
+
+    bits: of a code, 2, 4 or 8. group: channels of a row that share a scale and an offset, a multiple of 32
+    (`ROW`: all); 0: those are a channel's, for all rows of the page. offset: whether there is one. levels: of
+    each code; empty: a code is its own level, or E4M3 where it has 8 bits. channels: each channel's values
+    are multiplied by a factor of its own in the end. turn: rows were turned before, by signs and Hadamard's
+    matrix (`methods.kvfmt._codes.turn`). Factors are bfloat16.
+    """
+
+    bits: int
+    group: int
+    offset: bool = True
+    levels: tuple[float, ...] = ()
+    channels: bool = False
+    turn: bool = False
+
+
+ROW = 1 << 16  # a group of all channels
 
 
 @dataclass(frozen=True)

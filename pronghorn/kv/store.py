@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pronghorn.kv.arena import Arena
 from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping
 from pronghorn.kv.look import Looks, by_ops
-from pronghorn.kv.view import KVView
+from pronghorn.kv.view import KVView, Runs, nobody
 from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
 from pronghorn.slots import KVFormat, Selector
@@ -344,9 +344,11 @@ class Store:
             s.blocks[-1] = self.sealed_arena.copy(int(s.blocks[-1]))
         return PAGE - int(s.fill[-1])
 
-    def view(self, kv: SeqKV, n_prompt: int) -> KVView:
+    def view(
+        self, kv: SeqKV, n_prompt: int, seed: int = 0, ids: Sequence[int] = (), run: Runs = nobody
+    ) -> KVView:  # fmt: skip
         """What a policy sees: every stored row, sealed ones first, read on demand."""
-        return KVView(self, kv, n_prompt)
+        return KVView(self, kv, n_prompt, seed, ids, run)
 
     def apply(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
         """Do what a plan over the sealed rows says, where there are no open ones."""
@@ -461,7 +463,7 @@ class Store:
         """k, v (n_pages, PAGE, dim) in the compute dtype."""
         fields = self.read_fields(blocks, g, i, own=True)
         if self.packed:
-            k, v = self.fmt.unpack(fields, self.ops)
+            k, v = self.fmt.unpack(fields, self.head_dim, self.ops)
             return self.ops.cast(k), self.ops.cast(v)
         k = self.ops.xp.permute_dims(self.ops.cast(fields["k"]), (0, 2, 1))
         return k, self.ops.cast(fields["v"])
@@ -475,13 +477,9 @@ class Store:
         """Rows k, v (n, dim), laid out by `fill`, into member i of the group's blocks; indexed."""
         xp = self.ops.xp
         n = len(blocks)
-        slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
-        pages = []
-        for a in (k, v):
-            p = xp.zeros((n * PAGE, self.head_dim), dtype=a.dtype, device=a.device)
-            p[self.ops.array(slots)] = a
-            pages.append(p.reshape((n, PAGE, self.head_dim)))
-        pk, pv = pages
+        # a page that is not full has its last row again, so that ranges of what is packed together stay
+        at_row = (np.cumsum(fill) - fill)[:, None] + np.minimum(np.arange(PAGE), fill[:, None] - 1)
+        pk, pv = (self._take(a, at_row.reshape(-1)).reshape((n, PAGE, self.head_dim)) for a in (k, v))
         at = self.sealed_layout
         if self.packed:
             values = self.fmt.pack(pk, pv, self.ops)

@@ -64,6 +64,8 @@ AttendItem Executor::asked(int thread, const TapeOp& op, const Item& item, int h
     // A float32 store keeps its precision, whatever its sealed pages are made of.
     a.pairs = open_.kind == BF16 && sealed_.kind != F32;
     a.factors = sealed_.kind == I8;
+    a.k_codes = &sealed_.k_codes;
+    a.v_codes = &sealed_.v_codes;
     a.bias = bias_of(step_->seqs[item.seq], op.ints[0] * shape_.n_kv + head) != nullptr;
     a.scratch = static_cast<float*>(scratch_[thread].bytes.get());
     return a;
@@ -108,6 +110,11 @@ void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int h
 
 // Of the keys and values of a page.
 std::size_t Executor::page_bytes(const KvPage& p) const {
+    if (p.kind == CODED) {
+        const Coding &k = sealed_.k_codes, &v = sealed_.v_codes;
+        const int dim = shape_.head_dim;
+        return code_keys(k, dim) + code_factors(k, dim) + PAGE * code_row(v, dim) + code_factors(v, dim);
+    }
     const std::size_t row = shape_.head_dim * size_of(p.kind) + (p.ks ? sizeof(float) : 0);
     return 2 * PAGE * row;
 }
@@ -155,33 +162,27 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
     if (selects_[layer] && !picks_[item.seq].empty()) {
         picks = picks_[item.seq][head].data() + std::size_t(item.row0 - s.row0) * n_sealed;
     }
-    const auto page = [](const Zone& zone, const char* base, const std::int32_t* where, int n,
-                         int at) {
-        const auto factors = [&](std::size_t field) {
-            return zone.kind == I8 ? reinterpret_cast<const float*>(base + field) : nullptr;
-        };
-        return KvPage{base + zone.k, base + zone.v, factors(zone.ks), factors(zone.vs), where,
-                      nullptr, zone.kind, 0, n, at};
-    };
     constexpr int PAGES = KEYS / PAGE;
     for (int i = task.block0 * PAGES; i < std::min(task.block1 * PAGES, n_sealed); ++i) {
         const int n = std::clamp(fill[i], 0, PAGE);
         if (!n || !visible(pos + i * PAGE, n)) continue;
         const char* base =
             reinterpret_cast<const char*>(addr[i]) + index_[member] * sealed_.member;
-        KvPage p = page(sealed_, base, pos + i * PAGE, n, i * PAGE);
+        KvPage& p = t.shared.emplace_back();
+        zone_page(sealed_, base, pos + i * PAGE, n, i * PAGE, p);
         if (bias) p.bias = bias + i * PAGE;
         if (picks) {
             p.pick = picks + i;
             bool any = false;
             for (int r = 0; r < item.row1 - item.row0; ++r) any |= p.pick[std::size_t(r) * n_sealed];
-            if (!any) continue;
+            if (!any) t.shared.pop_back();
         }
-        t.shared.push_back(p);
     }
     const auto open_page = [&](int i, int n) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
-        return page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE);
+        KvPage p;
+        zone_page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE, p);
+        return p;
     };
     for (int i = std::max(0, task.block0 * PAGES - n_sealed);
          i < std::min(task.block1 * PAGES - n_sealed, n_open); ++i) {
