@@ -14,6 +14,7 @@ from pronghorn.calibrate.heads import find, text, watching
 from pronghorn.calibrate.table import read
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.llm import LLM
+from tests.lookups import MODEL, answered, tasks
 
 SMALL = ("calibrate", "heads", "--threads", "1", "--tokens", "60", "--repeats", "3")
 
@@ -124,52 +125,35 @@ def test_help_has_examples(call: cli.Caller) -> None:
 
 # ------------------------------------------------------------------- on a model that looks things up
 
-LOOKUP = Path(__file__).parent / "models" / "lookup"
 
-
-@pytest.fixture(scope="module")
-def looked() -> tuple[Path, list[Any]]:
-    """The look-up model, and 20 texts of 512 tokens with a key and its two words asked for."""
-    pytest.importorskip("pronghorn.ops.cpu._native")
-    if not LOOKUP.is_dir():
-        pytest.skip(f"{LOOKUP} is not here")
-    from recipes.lookup.measure import made
-
-    return LOOKUP, [made("kv", i, 512) for i in range(20)]
-
-
-def found_by(model: Path, tasks: list[Any], use: list[Any]) -> tuple[int, float]:
-    """Questions answered, and bytes of KV over those of the plain path."""
-    from recipes.lookup.measure import judge
-
-    llm = LLM(model, use=use, threads=1, defaults=("match", "fcfs"))
-    right, again = judge(llm, tasks)
-    stats = llm.generate(f"{tasks[0].text} {tasks[0].questions[0][0]}", max_tokens=4).stats
+def found_by(use: list[Any]) -> tuple[int, float]:
+    """Of 20 texts those of which both questions are answered, and bytes of KV over those held without."""
+    llm = LLM(MODEL, use=use, threads=1, defaults=("match", "fcfs"))
+    asked = tasks("kv", 20)
+    right = answered(llm, asked, 2)
+    stats = llm.generate(f"{asked[0].text} {asked[0].questions[0][0]}", max_tokens=4).stats
     llm.close()
-    return min(right, again), stats.kv_bytes / stats.kv_full
+    return right, stats.kv_bytes / stats.kv_full
 
 
 @pytest.mark.parametrize(
     ("name", "share", "most"), [("duo-attention", 0.5, 0.62), ("razor-attention", 0.15, 0.4)]
 )
-def test_heads_found_retrieve_and_others_do_not(
-    looked: tuple[Path, list[Any]], tmp_path: Path, name: str, share: float, most: float
-) -> None:
+def test_heads_found_retrieve_and_others_do_not(tmp_path: Path, name: str, share: float, most: float) -> None:
     """Nothing is lost, at the second question neither; with as many other heads 30 points or more are. Half
     of duo-attention's bytes are whole heads, the rest sinks and windows."""
-    model, tasks = looked
+    pytest.importorskip("pronghorn.ops.cpu._native")
     path = tmp_path / "t.json"
-    llm = LLM(model, use=[watching()], threads=1, defaults=("match", "fcfs"))
+    llm = LLM(MODEL, use=[watching()], threads=1, defaults=("match", "fcfs"))
     table = find(llm, "lookup", text(llm, 120, 4))
     table.write(path)
     llm.close()
     best = table.best(share).reshape(-1)
     worst = "+".join(str(i) for i in np.flatnonzero(~best)[-int(best.sum()) :])
     options = "sinks=4,window=32,every=16"
-    dense, _ = found_by(model, tasks, [])
-    right, held = found_by(model, tasks, [f"{name}:table={path},share={share},{options}"])
-    assert dense == len(tasks)
-    assert right == dense
+    dense, _ = found_by([])
+    right, held = found_by([f"{name}:table={path},share={share},{options}"])
+    assert right == dense == 20
     assert held < most
-    wrong, _ = found_by(model, tasks, [f"{name}:heads={worst},{options}"])
-    assert wrong <= 0.7 * len(tasks)
+    wrong, _ = found_by([f"{name}:heads={worst},{options}"])
+    assert wrong <= 0.7 * dense

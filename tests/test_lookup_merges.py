@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,17 @@ import pytest
 
 from pronghorn.llm import LLM
 from pronghorn.methods.kv.kvmerger import KvMerger
+from tests.lookups import MODEL, answered, tasks
 
-LOOKUP = Path(__file__).parent / "models" / "lookup"
 ITEMS = 20
 
 
-@pytest.fixture(autouse=True)
-def model() -> None:
-    pytest.importorskip("pronghorn.ops.cpu._native")
-    if not LOOKUP.is_dir():
-        pytest.skip(f"{LOOKUP} is not here")
-
-
 @cache
-def found(method: Any, kind: str = "mn", length: int = 512) -> int:
+def found(method: Any) -> int:
     """Of `ITEMS` texts with four needles, those of which all are listed."""
-    from recipes.lookup.measure import judge, made
-
-    llm = LLM(LOOKUP, use=[method] if method else [], threads=1, defaults=("match", "fcfs"))
-    right, _ = judge(llm, [made(kind, i, length) for i in range(ITEMS)])
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    llm = LLM(MODEL, use=[method] if method else [], threads=1, defaults=("match", "fcfs"))
+    right = answered(llm, tasks("mn", ITEMS))
     llm.close()
     return right
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pronghorn.bench.lookups import ID, JUDGED, STOP, task
 from pronghorn.compose import Facts, check, compose
 from pronghorn.errors import MethodError
 from pronghorn.llm import LLM, Answer
@@ -17,7 +18,6 @@ from pronghorn.methods.kv.adakv import AdaKv
 from pronghorn.methods.kv.kvzip import KVzip
 from pronghorn.nulls import EXACT
 from pronghorn.seq import Request
-from recipes.lookup.tasks import ID, JUDGED, STOP, task
 from tests.conformance._rig import Small, small
 from tests.conformance.test_kvscores import IDS, N_PROMPT, digits
 from tests.engines import engine, prompt
