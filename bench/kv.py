@@ -29,12 +29,17 @@ from pronghorn.bench.shapes import cache
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "kv.md"
 CONTROL = "random"
+DRAWN = "lookup"
 TEXTS = 12  # with kvpress, which takes a second for each
 MODEL = "tests/models/lookup"
 RUNS: dict[str, tuple[str, ...]] = {
     "lookup": (MODEL, "--items", "16", "--threads", "1"),
-    "tiny": ("pronghorn-tiny", "--items", "16", "--length", "384", "--budget", "4", "--threads", "1"),
-}
+    "tiny": (
+        "pronghorn-tiny", "--items", "16", "--length", "384", "--threads", "1", "--budget", "4", "--method",
+        "random", "--method", "streaming-llm", "--method", "h2o", "--method", "snapkv", "--method",
+        "kvfmt.int8", "--task", "needle", "--task", "registry", "--task", "gsm8k", "--task", "wikitext",
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -53,9 +58,11 @@ def main() -> None:
             measure([*options, *more], file, args.again)
         if file.exists():
             record = record_of(json.loads(file.read_text(encoding="utf-8")))
+            made |= {f"{name} {part}": f"\n{text}\n" for part, text in pages(record).items()}
             shown = f"`pronghorn bench kv {' '.join(options)}`"
-            made |= {f"{name} {part}": f"\n{shown}\n\n{text}\n" for part, text in pages(record).items()}
-            draw(record, name)
+            made[f"{name} plain"] = f"\n{shown}\n{made[f'{name} plain']}"
+            if name == DRAWN:
+                draw(record, name)
     if not args.only or "kvpress" in args.only:
         made["kvpress"] = f"\n{compare(str(ROOT / MODEL), 1024, TEXTS, args.to / 'kvpress.json')}\n"
     into(PAGE, made)

@@ -241,7 +241,7 @@ def test_all_methods_take_part_with_budgets_that_they_accept():
     assert "kvfmt.bf16" not in found
     assert len([n for n in found if not n.startswith(("kvfmt.", "select."))]) == len(names()["kv"])
     for entry in entries(found, [], SHARES):
-        for rows in (64, 1024):
+        for rows in (256, 1024):
             compose(entry.use(rows))
 
 

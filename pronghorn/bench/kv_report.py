@@ -40,12 +40,19 @@ def _row(record: Record, r: Result) -> list[str]:
 
 
 def figure(r: Result) -> str:
-    return f"{r.figure:.3f}" if r.perplexity else f"{100 * r.figure:.1f} %"
+    return perplexity(r.figure) if r.perplexity else f"{100 * r.figure:.1f} %"
 
 
 def interval(r: Result) -> str:
     low, high = r.interval
-    return f"{low:.3f} to {high:.3f}" if r.perplexity else f"{100 * low:.0f} to {100 * high:.0f}"
+    return (
+        f"{perplexity(low)} to {perplexity(high)}" if r.perplexity else f"{100 * low:.0f} to {100 * high:.0f}"
+    )
+
+
+def perplexity(x: float) -> str:
+    """A perplexity."""
+    return f"{x:.3f}" if x < 10 else f"{x:.1f}" if x < 1000 else f"{x:.0f}"
 
 
 def times(x: float) -> str:
@@ -106,7 +113,7 @@ def _matrix(record: Record, share: int, names: list[str]) -> str:
 def _short(r: Result) -> str:
     low, high = r.interval
     if r.perplexity:
-        return f"{r.figure:.3f}"
+        return perplexity(r.figure)
     return f"{100 * r.figure:.0f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
