@@ -9,13 +9,12 @@ from typing import Any
 import cli
 import numpy as np
 import pytest
-from looked import LOOKUP, answered
 
-from pronghorn.bench.lookups import task
 from pronghorn.calibrate.heads import find, text, watching
 from pronghorn.calibrate.table import read
 from pronghorn.errors import MethodError, RequestError
 from pronghorn.llm import LLM
+from tests.lookups import MODEL, answered, tasks
 
 SMALL = ("calibrate", "heads", "--threads", "1", "--tokens", "60", "--repeats", "3")
 
@@ -126,31 +125,26 @@ def test_help_has_examples(call: cli.Caller) -> None:
 
 # ------------------------------------------------------------------- on a model that looks things up
 
-ITEMS = 20
-
 
 def found_by(use: list[Any]) -> tuple[int, float]:
-    """Of texts of 512 tokens, those of which a key is answered, and those of which then another is, the
-    fewer; bytes of KV over those of the plain path."""
-    pytest.importorskip("pronghorn.ops.cpu._native")
-    llm = LLM(LOOKUP, use=use, threads=1, defaults=("match", "fcfs"))
-    right = answered(llm, "kv", ITEMS, 512)
-    t = task("kv", 0, 502)
-    stats = llm.generate(f"{t.text} {t.questions[0][0]}", max_tokens=4).stats
+    """Of 20 texts those of which both questions are answered, and bytes of KV over those held without."""
+    llm = LLM(MODEL, use=use, threads=1, defaults=("match", "fcfs"))
+    asked = tasks("kv", 20)
+    right = answered(llm, asked, 2)
+    stats = llm.generate(f"{asked[0].text} {asked[0].questions[0][0]}", max_tokens=4).stats
     llm.close()
-    return min(right["kv"], right["kv-2q"]), stats.kv_bytes / stats.kv_full
+    return right, stats.kv_bytes / stats.kv_full
 
 
 @pytest.mark.parametrize(
     ("name", "share", "most"), [("duo-attention", 0.5, 0.62), ("razor-attention", 0.15, 0.4)]
 )
-def test_heads_found_retrieve_and_others_do_not(
-    tmp_path: Path, name: str, share: float, most: float
-) -> None:  # fmt: skip
+def test_heads_found_retrieve_and_others_do_not(tmp_path: Path, name: str, share: float, most: float) -> None:
     """Nothing is lost, at the second question neither; with as many other heads 30 points or more are. Half
     of duo-attention's bytes are whole heads, the rest sinks and windows."""
+    pytest.importorskip("pronghorn.ops.cpu._native")
     path = tmp_path / "t.json"
-    llm = LLM(LOOKUP, use=[watching()], threads=1, defaults=("match", "fcfs"))
+    llm = LLM(MODEL, use=[watching()], threads=1, defaults=("match", "fcfs"))
     table = find(llm, "lookup", text(llm, 120, 4))
     table.write(path)
     llm.close()
@@ -159,8 +153,7 @@ def test_heads_found_retrieve_and_others_do_not(
     options = "sinks=4,window=32,every=16"
     dense, _ = found_by([])
     right, held = found_by([f"{name}:table={path},share={share},{options}"])
-    assert dense == ITEMS
-    assert right == dense
+    assert right == dense == 20
     assert held < most
     wrong, _ = found_by([f"{name}:heads={worst},{options}"])
-    assert wrong <= 0.7 * ITEMS
+    assert wrong <= 0.7 * dense

@@ -8,28 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from looked import LOOKUP, answered
 
 from pronghorn.llm import LLM
 from pronghorn.methods.kv.kvmerger import KvMerger
+from tests.lookups import MODEL, answered, tasks
 
 ITEMS = 20
 
 
-@pytest.fixture(autouse=True)
-def model() -> None:
-    pytest.importorskip("pronghorn.ops.cpu._native")
-    if not LOOKUP.is_dir():
-        pytest.skip(f"{LOOKUP} is not here")
-
-
 @cache
-def found(method: Any, kind: str = "mn", length: int = 512) -> int:
+def found(method: Any) -> int:
     """Of `ITEMS` texts with four needles, those of which all are listed."""
-    llm = LLM(LOOKUP, use=[method] if method else [], threads=1, defaults=("match", "fcfs"))
-    right = answered(llm, kind, ITEMS, length)
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    llm = LLM(MODEL, use=[method] if method else [], threads=1, defaults=("match", "fcfs"))
+    right = answered(llm, tasks("mn", ITEMS))
     llm.close()
-    return right[kind]
+    return right
 
 
 @dataclass(frozen=True)

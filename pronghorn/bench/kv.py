@@ -15,7 +15,8 @@ def wilson(k: float, n: int) -> tuple[float, float]:
     """95 % interval of a share."""
     z, p = 1.96, k / n
     mid, half = p + z * z / (2 * n), z * math.sqrt(max(0.0, (p * (1 - p) + z * z / (4 * n)) / n))
-    return max(0.0, (mid - half) / (1 + z * z / n)), min(1.0, (mid + half) / (1 + z * z / n))
+    low, high = (mid - half) / (1 + z * z / n), (mid + half) / (1 + z * z / n)
+    return max(0.0, min(low, p)), min(1.0, max(high, p))  # p itself is inside, whatever was rounded
 
 
 @dataclass(frozen=True)
