@@ -1,6 +1,5 @@
 """Types of the native extension (built from the C++ sources beside this file)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -221,7 +220,17 @@ class Executor:
         """Bytes of a head's page and offsets of its k, v, ks, vs in both zones; the group of each (layer,
         head) and its place there."""
 
-    def set_select(self, layers: list[int]) -> None: ...
+    def set_select(
+        self, sources: list[int], score: int, heads: int, pages: list[int], n: int, at: list[int], size: int
+    ) -> None:  # fmt: skip
+        """`types.Choice`, by `Selector.sources`. score (0 bounds, 1 dots, 2 labels, 3 keys); heads (0 max,
+        1 sum, 2 vote); pages: read, first, last, span; n: vectors or channels of a page; at: offsets of the
+        fields from a head's page (lo, hi; mean; channel, label, unit); size: their bytes."""
+
+    def chosen(self, row: int, head: int) -> list[int]:
+        """Sealed pages that a row's queries of a KV head read in the last step, by the last layer that chose;
+        empty where all were read."""
+
     def finish(self) -> None:
         """Plan. Raises `ValueError` where the tape contradicts itself."""
 
@@ -230,7 +239,6 @@ class Executor:
         parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32], kvs: list[Any],
         freqs: list[npt.NDArray[np.float32]], freq_of: list[npt.NDArray[np.int32]],
         logits: npt.NDArray[np.float32], taps: list[npt.NDArray[np.float32]],
-        select: Callable[[int, int, npt.NDArray[np.float32]], list[npt.NDArray[np.uint8]]],
     ) -> None:  # fmt: skip
         """One step; writes logits (n_want, n_vocab) and taps. Raises `ValueError` for rows out of range,
         `TypeError` for another dtype, `RuntimeError` while another call is at work."""

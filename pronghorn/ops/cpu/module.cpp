@@ -284,8 +284,7 @@ public:
         : ph::Executor(isa, n_threads, shape, std::move(widths), beside),
           busy_(beside ? beside->busy_ : std::make_shared<std::atomic<bool>>(false)) {}
 
-    // One call at a time: while one works without the GIL, another thread, or a selector that it asks,
-    // would write over what it reads.
+    // One call at a time: while one works without the GIL, another thread would write over what it reads.
     class Turn {
     public:
         explicit Turn(Native& of) : of_(of) {
@@ -307,8 +306,7 @@ public:
              const Ints& want, const nb::list& kvs, const std::vector<Flat<float, 2>>& freqs,
              const std::vector<Ints>& freq_of,
              const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits,
-             const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps,
-             const nb::object& select) {
+             const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps) {
         const Turn turn(*this);
         need(finished(), "run before finish");
         ph::StepIn s;
@@ -337,9 +335,6 @@ public:
                  "a tap's array: a row per row");
             s.taps.push_back(taps[i].data());
         }
-        s.select = [&](int layer, int of, const float* q, int n_rows) {
-            return ask(select, layer, of, q, n_rows);
-        };
         if (!n) return;
         const nb::gil_scoped_release release;
         ph::Executor::run(s);
@@ -382,25 +377,6 @@ public:
     }
 
 private:
-    ph::Picks ask(const nb::object& select, int layer, int seq, const float* q, int n_rows) const {
-        const nb::gil_scoped_acquire hold;
-        const std::size_t shape3[3] = {std::size_t(n_rows), std::size_t(shape().n_heads),
-                                       std::size_t(shape().head_dim)};
-        const nb::ndarray<nb::numpy, const float> view(q, 3, shape3, nb::handle());
-        const nb::list answer =
-            nb::cast<nb::list>(select(layer, seq, nb::cast(view, nb::rv_policy::copy)));
-        need(answer.size() == std::size_t(shape().n_kv), "select: one array per KV head");
-        ph::Picks picks;
-        for (const nb::handle h : answer) {
-            const auto a = nb::cast<Flat<std::uint8_t, 2>>(h);
-            need(a.shape(0) == std::size_t(n_rows), "select: a row of pages per row");
-            const int head = int(picks.size());
-            need(a.shape(1) == std::size_t(pages(layer, head, seq)), "select: an entry per page");
-            picks.emplace_back(a.data(), a.data() + a.size());
-        }
-        return picks;
-    }
-
     // What a step reads of a sequence, held: another thread may give the sequence new arrays meanwhile.
     struct Arrays {
         Flat<std::uint64_t, 1> open;
@@ -699,13 +675,25 @@ NB_MODULE(_native, m) {
                  self.set_zones(zone_of(open_kind, open_member, open),
                                 zone_of(sealed_kind, sealed_member, sealed), group, index);
              })
-        .def("set_select", &Native::set_select)
+        .def("chosen",
+             [](Native& self, int row, int head) {
+                 const Native::Turn turn(self);
+                 return self.chosen(row, head);
+             })
+        .def("set_select",
+             [](Native& self, std::vector<int> sources, int score, int heads, const std::vector<int>& pages, int n,
+                const std::vector<std::size_t>& at, std::size_t bytes) {
+                 need(pages.size() == 4 && at.size() == 3, "pages: read, first, last, span; three offsets");
+                 self.set_select(std::move(sources),
+                                 {ph::Score(score), ph::Heads(heads), pages[0], pages[1], pages[2], pages[3], n,
+                                  {at[0], at[1], at[2]}, bytes});
+             })
         .def("finish", &Native::finish)
         // Without conversion: results written to a converted copy would be lost.
         .def("run", &Native::run, nb::arg("ids").noconvert(), nb::arg("pos").noconvert(),
              nb::arg("seq").noconvert(), nb::arg("parent").noconvert(), nb::arg("want").noconvert(),
              nb::arg("kvs"), nb::arg("freqs").noconvert(), nb::arg("freq_of").noconvert(),
-             nb::arg("logits").noconvert(), nb::arg("taps").noconvert(), nb::arg("select"))
+             nb::arg("logits").noconvert(), nb::arg("taps").noconvert())
         .def("commit", &Native::commit, nb::arg("row").noconvert(), nb::arg("addr").noconvert(),
              nb::arg("slot").noconvert())
         .def("look", &Native::look, nb::arg("kv"), nb::arg("layer"), nb::arg("q").noconvert(),
