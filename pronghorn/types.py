@@ -270,8 +270,9 @@ class Choice:
     score: one of these. heads: what the query heads that share a KV head make of their scores: "max", "sum",
     or "vote", the sum of each head's softmax over the pages. pages: read, whole ones; first, last: so many at
     the beginning and at the end are always among them; span: neighbours that are read together, by the
-    largest score of any; `first` and `last` count such spans then. Scores are rounded to 1/4096 of the largest
-    magnitude, and ties go to the earlier page.
+    largest score of any; `first` and `last` count such spans then. cover: below 1, only as many of
+    the best as it takes for this share of the sum of all scores (votes). Scores are rounded to 1/4096 of the
+    largest magnitude, and ties go to the earlier page.
     """
 
     score: str = "bounds"
@@ -280,6 +281,7 @@ class Choice:
     first: int = 0
     last: int = 0
     span: int = 1
+    cover: float = 1.0
 
 
 class Field(NamedTuple):

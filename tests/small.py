@@ -33,6 +33,7 @@ OPTIONS = {
     "squeezed": "tokens=32,dense_layers=0",
     "tokenselect": "tokens=16,start=16,recent=16",
     "lserve": "tokens=32,parts=2",
+    "actqkv": "tokens=48,density=0.8",
     "draft-model": "model=self",
     "self-skip": "layers=1a",
     "rapid": "least=0,budget=40,chunk=8,query=12,first=4",

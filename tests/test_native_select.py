@@ -53,7 +53,7 @@ def shown(d: Driver, kv: Any, layer: int, head: int) -> dict[str, Any]:
 
 
 def agree(c: Choice, got: list[int], wanted: Any, score: Any) -> bool:
-    """Whether choices are alike but for pages whose scores are so close that the last bits of a sum decide."""
+    """Whether choices are alike but for pages whose scores are so close that last bits decide."""
     ours = np.zeros(len(wanted), bool)
     ours[got] = True
     differ = np.flatnonzero(ours != wanted)
@@ -204,7 +204,7 @@ def test_bytes_read(name: str, most: float) -> None:
 
 
 def test_layers_that_do_not_run_choose_for_nobody() -> None:
-    """The same weights without some layers, over the same store: what would read by their choice reads all."""
+    """Some layers left out, over the same store: what would read by their choice reads all."""
     bound = build(MODEL)
     assert sources(Tidal(choosing=(0,)), bound) == [-1, 0, 0]
     less = dataclasses.replace(
@@ -214,7 +214,7 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
     exe = _native.Executor("", 1, 5, 2, 1, 1, 4, [4])
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
     with pytest.raises(ValueError, match="one that runs"):
-        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1, [0, 0, 0], 0)
+        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 1, [0, 0, 0], 0)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,9 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
         ({0: [0]}, "each layer"), ({0: [1, 1]}, "itself or before"), ({1: 4}, "does not exist"),
         ({1: -1}, "does not exist"), ({2: 3}, "does not exist"), ({3: [0, 0, 0, 1]}, "always read"),
         ({3: [4, 0, 0, 3]}, "always read"), ({3: [4, 3, 2, 1]}, "always read"),
-        ({3: [4, 2, 1, 2]}, "always read"), ({4: 0}, "does not exist"), ({4: 300}, "does not exist"),
-        ({5: [510, 0, 0]}, "outside"),
-        ({5: [0, 505, 0]}, "outside"),
+        ({3: [4, 2, 1, 2]}, "always read"), ({5: 0}, "does not exist"), ({5: 300}, "does not exist"),
+        ({4: 0.0}, "always read"), ({6: [510, 0, 0]}, "outside"),
+        ({6: [0, 505, 0]}, "outside"),
     ],
 )  # fmt: skip
 def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: str) -> None:
@@ -233,7 +233,7 @@ def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: st
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
     for layer in (0, 1):
         exe.add_op("attend", [0, 0, 0], 1, [], [], [layer, 0], [1.0, 0.0])
-    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1, [0, 64, 0], 16]
+    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 1, [0, 64, 0], 16]
     exe.set_select(*args)
     for i, value in change.items():
         args[i] = value

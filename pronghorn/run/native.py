@@ -200,7 +200,7 @@ class NativeRunner:
             raise UnsupportedError(f"no native choice by {c.score!r} of the fields {list(held)}; {WAY_OUT}")
         self.exe.set_select(
             sources(selector, self.bound), list(FIELDS).index(c.score), HEADS.index(c.heads),
-            [c.pages, c.first, c.last, c.span], n, [*(at for at, _ in found), 0, 0, 0][:3],
+            [c.pages, c.first, c.last, c.span], c.cover, n, [*(at for at, _ in found), 0, 0, 0][:3],
             sum(itemsize(f.dtype) * math.prod(f.shape) for _, f in found),
         )  # fmt: skip
 

@@ -146,7 +146,8 @@ def test_ranges(name: str) -> None:
     cls = _find.classes("select")[name]
     for bad in ({"tokens": 0}, {"dense_layers": -1}, {"channels": 0}, {"parts": 0}, {"centroids": 0},
                 {"centroids": 17}, {"choosing": ()}, {"choosing": (3, 2)}, {"start": -1},
-                {"recent": -1}):  # fmt: skip
+                {"recent": -1}, {"keys": 0}, {"keys": 17},
+                {"density": 0.0}, {"density": 1.5}):  # fmt: skip
         if set(bad) <= set(cls.__dataclass_fields__):
             with pytest.raises(MethodError, match=next(iter(bad))):
                 cls(**bad)
@@ -172,6 +173,11 @@ def test_what_a_choice_means() -> None:
     votes = [[0.0, 0.0, 9.0], *[[0.0, 2.5, 0.0]] * 3]
     assert choose(Choice(pages=1, heads="sum"), votes) == [False, False, True]
     assert choose(Choice(pages=1, heads="vote"), votes) == [False, True, False]
+    sums = [[5.0, 1.0, 3.0, 1.0]]
+    assert choose(Choice(pages=3, heads="sum", cover=0.5), sums) == [True, False, False, False]
+    assert choose(Choice(pages=3, heads="sum", cover=0.51), sums) == [True, False, True, False]
+    assert choose(Choice(pages=3, heads="sum", cover=0.9), sums) == [True, True, True, False]
+    assert choose(Choice(pages=3, heads="sum", last=1, cover=0.1), sums) == [False, False, False, True]
 
 
 # -------------------------------------------------------------------------------------- quest

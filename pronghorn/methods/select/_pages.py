@@ -76,7 +76,12 @@ def chosen(c: Choice, score: Array, ops: Any) -> Array:
     always = (at < c.first) | (at >= n_spans - c.last)
     level = xp.where(always, xp.full_like(level, STEPS + 1), level)
     order = xp.argsort(-level, axis=-1, stable=True)
-    best = xp.argsort(order, axis=-1, stable=True) < c.pages // c.span
+    rank = xp.argsort(order, axis=-1, stable=True)
+    best = rank < c.pages // c.span
+    if c.cover < 1:
+        better = ops.to(rank[:, None, :] < rank[:, :, None], ops.name)  # (n, a span, those before it)
+        before = xp.sum(better * score[:, None, :], axis=-1)
+        best = best & (always | (before < c.cover * xp.sum(score, axis=-1, keepdims=True)))
     return xp.broadcast_to(best[..., None], (n_rows, n_spans, c.span)).reshape((n_rows, -1))[:, :n_pages]
 
 

@@ -221,7 +221,8 @@ class Executor:
         head) and its place there."""
 
     def set_select(
-        self, sources: list[int], score: int, heads: int, pages: list[int], n: int, at: list[int], size: int
+        self, sources: list[int], score: int, heads: int, pages: list[int], cover: float, n: int,
+        at: list[int], size: int,
     ) -> None:  # fmt: skip
         """`types.Choice`, by `Selector.sources`. score (0 bounds, 1 dots, 2 labels, 3 keys); heads (0 max,
         1 sum, 2 vote); pages: read, first, last, span; n: vectors or channels of a page; at: offsets of the

@@ -681,11 +681,12 @@ NB_MODULE(_native, m) {
                  return self.chosen(row, head);
              })
         .def("set_select",
-             [](Native& self, std::vector<int> sources, int score, int heads, const std::vector<int>& pages, int n,
-                const std::vector<std::size_t>& at, std::size_t bytes) {
+             [](Native& self, std::vector<int> sources, int score, int heads, const std::vector<int>& pages,
+                float cover, int n, const std::vector<std::size_t>& at, std::size_t bytes) {
                  need(pages.size() == 4 && at.size() == 3, "pages: read, first, last, span; three offsets");
                  self.set_select(std::move(sources),
-                                 {ph::Score(score), ph::Heads(heads), pages[0], pages[1], pages[2], pages[3], n,
+                                 {ph::Score(score), ph::Heads(heads), pages[0], pages[1], pages[2], pages[3],
+                                  cover, n,
                                   {at[0], at[1], at[2]}, bytes});
              })
         .def("finish", &Native::finish)

@@ -78,7 +78,7 @@ void Executor::set_select(std::vector<int> sources, const Chooser& by) {
     need(int(sources.size()) == shape_.n_layers && (group_.size() || !shape_.n_layers), "a source for each layer");
     need(by.pages >= 1 && by.pages < (1 << 24) && by.span >= 1 && by.pages % by.span == 0 && by.first >= 0 &&
              by.last >= 0 && by.first <= by.pages && by.last <= by.pages &&
-             (by.first + by.last) * by.span <= by.pages,
+             (by.first + by.last) * by.span <= by.pages && by.cover > 0,
          "pages that are always read are among those that are read, whole spans of them");
     need(by.score >= BOUNDS && by.score <= BY_KEYS && by.heads >= MOST && by.heads <= VOTE && by.n >= 1 &&
              by.n <= 256 && (by.score != LABELS || by.n <= shape_.head_dim),
@@ -257,12 +257,25 @@ void Executor::choose(float* scores, std::int32_t* level, int n, int row, int he
     Least least = least_of(level, n_spans, chooser_.pages / span);
     const std::size_t number = std::size_t(row) * shape_.n_kv + head;
     std::int32_t* out = chosen_.data() + number * chooser_.pages;
-    int m = 0;
+    int m = 0;  // spans
     for (int i = 0; i < n_spans; ++i) {
-        if (level[i] < least.level || (level[i] == least.level && least.n-- <= 0)) continue;
-        for (int p = i * span; p < std::min((i + 1) * span, n); ++p) out[m++] = p;
+        if (level[i] > least.level || (level[i] == least.level && least.n-- > 0)) out[m++] = i;
     }
-    n_chosen_[number] = m;
+    if (chooser_.cover < 1) {
+        float all = 0, before = 0;
+        for (int i = 0; i < n_spans; ++i) all += scores[i];
+        std::sort(out, out + m, [&](int a, int b) { return level[a] != level[b] ? level[a] > level[b] : a < b; });
+        int kept = 0;
+        while (kept < m && (level[out[kept]] > 2 * STEPS || before < chooser_.cover * all)) before += scores[out[kept++]];
+        m = kept;
+        std::sort(out, out + m);
+    }
+    int n_pages = 0;
+    for (int i = 0; i < m; ++i) n_pages += std::min(span, n - out[i] * span);
+    n_chosen_[number] = n_pages;
+    for (int i = m - 1; i >= 0; --i) {  // from the end: it spreads over what it has read
+        for (int p = std::min((out[i] + 1) * span, n) - 1, first = out[i] * span; p >= first; --p) out[--n_pages] = p;
+    }
 }
 
 }  // namespace ph

@@ -18,6 +18,7 @@ struct Chooser {
     Score score = BOUNDS;
     Heads heads = MOST;
     int pages = 1, first = 0, last = 0, span = 1;
+    float cover = 1;
     int n = 1;              // boxes, vectors or channels of a page
     std::size_t at[3] = {};  // of the fields, from a head's page: lo, hi; mean; channel, label, unit
     std::size_t bytes = 0;  // of the fields of a page
