@@ -409,6 +409,10 @@ def check(c: Composition, facts: Facts) -> list[str]:
                 f"{name} reads a layer by another layer's choice, and a policy in use keeps other rows in "
                 f"each {c.rows}: use one that keeps the same rows everywhere, or another selector"
             )
+        if slot == "select" and m.choice.keep and name_of(c.reside):
+            reasons.append(
+                f"{name} keeps choices, which {name_of(c.reside)} does not move: leave one of them out"
+            )
         if slot == "gate":
             try:
                 m.skips(facts.n_layers)

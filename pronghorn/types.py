@@ -273,6 +273,11 @@ class Choice:
     largest score of any; `first` and `last` count such spans then. cover: below 1, only as many of
     the best as it takes for this share of the sum of all scores (votes). Scores are rounded to 1/4096 of the
     largest magnitude, and ties go to the earlier page.
+
+    keep: "" or what rows do for which nothing is kept, "all": read everything, or "own": choose for
+    themselves. Behind a barrier the first row of an answer chooses, and keeps its choice and its queries up
+    to the next barrier; a row whose queries in a layer have a cosine of at least `like` with those, over all
+    heads and on a grid of 1/1024, reads by it. The row itself is one for which nothing is kept.
     """
 
     score: str = "bounds"
@@ -282,6 +287,8 @@ class Choice:
     last: int = 0
     span: int = 1
     cover: float = 1.0
+    keep: str = ""
+    like: float = -2.0
 
 
 class Field(NamedTuple):

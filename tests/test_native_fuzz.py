@@ -229,7 +229,7 @@ def test_a_planned_runner_takes_no_more():
         lambda: exe.add_vector(np.ones(2, np.float32)),
         lambda: exe.add_table(np.ones(2, np.float32), 2, 1.0),
         lambda: exe.add_op("add", [0, 0], 1, [], [], [], []),
-        lambda: exe.set_select([0, 1], 0, 0, [3, 0, 0, 1], 1.0, 1, [0, 0, 0], 0),
+        lambda: exe.set_select([0, 1], 0, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0),
         lambda: exe.finish(),
     ]
     for call in calls:
@@ -238,7 +238,7 @@ def test_a_planned_runner_takes_no_more():
     fresh = _native.Executor("", 1, 5, 1, 1, 1, 4, [4])
     none = np.zeros(0, np.int32)
     with pytest.raises(ValueError, match="finish"):
-        fresh.run(none, none, none, none, none, [], [], [], np.zeros((0, 5), np.float32), [])
+        fresh.run(none, none, none, none, none, none, [], [], [], np.zeros((0, 5), np.float32), [], [])
 
 
 @pytest.mark.parametrize("op", [
@@ -495,7 +495,7 @@ class Layer:
             table = np.zeros((1, 4), np.int64)
 
         logits = np.zeros((0, self.n), np.float32)
-        self.exe.run(ids, ids, zero, ids - 1, zero, [Empty()], [], [], logits, [out], print)
+        self.exe.run(ids, ids, ids, zero, ids - 1, zero, [Empty()], [], [], logits, [out], [])
         return out
 
 

@@ -24,6 +24,7 @@ from tests.conformance import _find
 from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 NAMES = _find.names("select")
+OWN = [n for n in NAMES if n != "recycled"]  # rows choose for themselves
 MODEL = Model(layers=3, heads=8, n_kv=2, dim=20, width=64)
 TAPS = ("q.last1",)
 OPS = Ops("float32")
@@ -89,7 +90,7 @@ def compare(d: Driver, chunks: list[Chunk], exact: list[bool]) -> int:
     return n
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize(("kv", "fmt"), [("float32", None), ("bfloat16", None), ("float32", Int8())])
 def test_native_choice_is_the_references(name: str, kv: str, fmt: Any) -> None:
     d = driver(_find.tight("select", name), n=3, kv=kv, fmt=fmt)
@@ -107,7 +108,7 @@ def test_native_choice_is_the_references(name: str, kv: str, fmt: Any) -> None:
     assert np.mean(exact) > 0.9
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "tidal"])
+@pytest.mark.parametrize("name", [n for n in OWN if n != "tidal"])
 def test_choice_where_heads_hold_different_rows(name: str) -> None:
     d = driver(_find.tight("select", name), rows="head")
     d.step([Chunk(0, tokens(400))])
@@ -186,6 +187,48 @@ def test_a_row_is_what_it_is_alone(name: str, kv: str) -> None:
                 assert np.array_equal(logits, plain[at][0]), at
 
 
+@pytest.mark.parametrize("name", ["recycled", "tokenselect"])
+@pytest.mark.parametrize("like", [-1.0, 0.5, 1.0])
+def test_a_kept_choice_is_the_references(name: str, like: float) -> None:
+    """Rows behind a barrier read by the choice of its first row, where their queries are like its."""
+    option = {"recycled": "full_below", "tokenselect": "reuse_from"}[name]
+    selector = dataclasses.replace(_find.tight("select", name), **{option: like})
+    pair = [driver(selector, n=2, kind=k) for k in (RefRunner, NativeRunner)]
+    for d in pair:
+        for i, n in enumerate((260, 130)):
+            d.step([Chunk(i, tokens(n, seed=i))])
+            d.runner.store.seal(d.kvs[i])
+    apart = steps = 0
+    for seed in range(3):
+        for chunks in (
+            [Chunk(0, tokens(4, seed=seed), [-1, 0, 0, 1], [0]), Chunk(1, [seed])],
+            [Chunk(0, [5]), Chunk(1, tokens(3, seed=seed))],
+            [Chunk(1, tokens(5, seed=seed), [-1, 0, 1, 1, 0], [0, 1, 2])],
+            [Chunk(0, tokens(2, seed=seed), commit=[]), Chunk(1, tokens(2))],
+        ):
+            a, b = (np.concatenate(d.step(chunks)) for d in pair)
+            apart += np.abs(a - b).max() > 3e-5
+            steps += 1
+        for d in pair:
+            d.runner.store.seal(d.kvs[seed % 2])
+    assert apart <= 1 < steps
+
+
+def test_recycled_of_no_likeness_reads_all_and_of_any_reads_little() -> None:
+    read = {}
+    for below in (1.0, -1.0):
+        d = driver(dataclasses.replace(_find.tight("select", "recycled"), full_below=below), kv="bfloat16")
+        d.step([Chunk(0, tokens(1000))])
+        d.runner.store.seal(d.kvs[0])
+        read[below] = []
+        for t in (1, 2, 3):
+            d.step([Chunk(0, [t])])
+            read[below].append(d.runner.read_bytes)
+    assert read[1.0][0] == read[-1.0][0]  # the first row chooses, and reads everything
+    assert read[1.0][1] > 0.6 * read[1.0][0]
+    assert read[-1.0][1] < 0.2 * read[-1.0][0]
+
+
 @pytest.mark.parametrize(
     ("name", "most"), [("quest", 0.20), ("double-sparsity", 0.30), ("sentence-kv", 0.17)]
 )
@@ -214,7 +257,7 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
     exe = _native.Executor("", 1, 5, 2, 1, 1, 4, [4])
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
     with pytest.raises(ValueError, match="one that runs"):
-        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 1, [0, 0, 0], 0)
+        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +266,9 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
         ({0: [0]}, "each layer"), ({0: [1, 1]}, "itself or before"), ({1: 4}, "does not exist"),
         ({1: -1}, "does not exist"), ({2: 3}, "does not exist"), ({3: [0, 0, 0, 1]}, "always read"),
         ({3: [4, 0, 0, 3]}, "always read"), ({3: [4, 3, 2, 1]}, "always read"),
-        ({3: [4, 2, 1, 2]}, "always read"), ({5: 0}, "does not exist"), ({5: 300}, "does not exist"),
-        ({4: 0.0}, "always read"), ({6: [510, 0, 0]}, "outside"),
-        ({6: [0, 505, 0]}, "outside"),
+        ({3: [4, 2, 1, 2]}, "always read"), ({7: 0}, "does not exist"), ({7: 300}, "does not exist"),
+        ({4: 0.0}, "always read"), ({5: 3}, "does not exist"), ({8: [510, 0, 0]}, "outside"),
+        ({8: [0, 505, 0]}, "outside"),
     ],
 )  # fmt: skip
 def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: str) -> None:
@@ -233,7 +276,7 @@ def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: st
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
     for layer in (0, 1):
         exe.add_op("attend", [0, 0, 0], 1, [], [], [layer, 0], [1.0, 0.0])
-    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 1, [0, 64, 0], 16]
+    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 0, 0.5, 1, [0, 64, 0], 16]
     exe.set_select(*args)
     for i, value in change.items():
         args[i] = value

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,7 @@ class SeqKV:
         self.length = 0  # tokens committed, dropped ones included
         self.next_pos = 0  # logical position of the next row; differs from length once rows moved
         self.dropped = False  # rows were, or rewritten
+        self.kept: dict[str, Any] = {}  # what a runner keeps of this sequence up to the next barrier
         self.rewritten = 0  # times that a plan replaced sealed pages; else they are only appended to
 
     @property
@@ -253,7 +255,7 @@ class Store:
         kv.dropped = kv.dropped or bool(plan.values)
         self.open_arena.drop(kv.open)
         kv.open, kv.open_addr, kv.open_pos = _ints(), np.zeros(0, np.uint64), _ints()
-        kv.n_open = 0
+        kv.n_open, kv.kept = 0, {}
         if moves and plan.keep:
             kv.next_pos = kv.n_sealed
         self._point(kv)

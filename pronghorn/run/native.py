@@ -39,9 +39,12 @@ FIELDS: dict[str, dict[str, str]] = {  # what a choice goes by, and the dtypes
     "labels": {"channel": "uint8", "label": "int8", "unit": "float32"}, "keys": {},
 }  # fmt: skip
 HEADS = ("max", "sum", "vote")
+KEEP = ("", "all", "own")
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 WAY_OUT = "run this model with the reference runner, or store it otherwise"
 NO_FLOATS = np.zeros(0, np.float32)
+NO_INTS = np.zeros(0, np.int32)
+KEPT = "choice"  # in `SeqKV.kept`
 KEPT_ROWS = 64  # of logits, at most, whose memory stays from step to step
 
 
@@ -200,7 +203,8 @@ class NativeRunner:
             raise UnsupportedError(f"no native choice by {c.score!r} of the fields {list(held)}; {WAY_OUT}")
         self.exe.set_select(
             sources(selector, self.bound), list(FIELDS).index(c.score), HEADS.index(c.heads),
-            [c.pages, c.first, c.last, c.span], c.cover, n, [*(at for at, _ in found), 0, 0, 0][:3],
+            [c.pages, c.first, c.last, c.span], c.cover, KEEP.index(c.keep), c.like, n,
+            [*(at for at, _ in found), 0, 0, 0][:3],
             sum(itemsize(f.dtype) * math.prod(f.shape) for _, f in found),
         )  # fmt: skip
 
@@ -221,10 +225,20 @@ class NativeRunner:
         if taps and self._taps:
             out, views = self._tap_arrays(n)
         self.exe.run(
-            rows.ids, rows.pos, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits,
-            views,
+            rows.ids, rows.pos, rows.span, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits,
+            views, self._kept(kvs),
         )  # fmt: skip
         return StepOut(logits, out)
+
+    def _kept(self, kvs: Sequence[SeqKV]) -> list[Ints]:
+        """Where each sequence keeps a choice up to the next barrier."""
+        n = self.exe.kept_ints
+        if not n:
+            return []
+        for kv in kvs:
+            if not kv.n_open:  # its next row may keep one
+                kv.kept = {KEPT: np.zeros(n, np.int32)}
+        return [kv.kept.get(KEPT, NO_INTS) for kv in kvs]
 
     def _room(self, n: int) -> NDArray[np.float32]:
         """Logits of n rows: the same memory in every step, which fresh pages would slow down, unless so many

@@ -206,7 +206,7 @@ class RefRunner:
                             valid = ops.array(np.arange(PAGE)[None] < sealed.fill[:, None])
                             index |= {"k": pk, "valid": valid}
                         pages = store.selector.select(qh * a["scale"], index, ops).pages
-                        s.chosen[i, h] = ops.numpy(pages)
+                        s.chosen[i, h] = self._kept(layer, h, kv, ops.numpy(pages), q[mine], s, at)
                     if self.sources[layer] >= 0:
                         see = see & np.repeat(s.chosen[i, h], PAGE, axis=1)
                     bias = ops.cast(ops.array(sealed.bias[member])) if len(sealed.bias) else ()
@@ -218,6 +218,29 @@ class RefRunner:
                 add(k[mine, h], v[mine, h], s.seen[np.ix_(at, at)], pos)
                 out[mine, h] = ref.merge(ops, parts)
         return out.reshape((s.n, -1))
+
+    def _kept(
+        self, layer: int, h: int, kv: SeqKV, own: NDArray[np.bool_], q: Array, s: _Step, at: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Pages (m, n_pages) that rows `at` of a sequence read where choices are kept (`types.Choice`); own:
+        what each chooses; q (m, n_kv, g, dim)."""
+        c = self.store.selector.choice
+        if not c.keep:
+            return own
+        flat = self.ops.numpy(q).reshape(len(at), -1)
+        answers = s.rows.pos[at] + 1 >= s.rows.span[at]
+        if not kv.n_open and answers[0] and s.rows.parent[at[0]] < 0:  # the first row behind a barrier
+            if h in kv.kept.get(str(layer), (0, (h,)))[1]:  # of an earlier step, which nobody committed
+                kv.kept[str(layer)] = (flat[0], {})
+            kv.kept[str(layer)][1][h] = own[0]
+            answers[0] = False
+        others = np.ones_like(own) if c.keep == "all" else own
+        if str(layer) not in kv.kept:
+            return others
+        first, pages = kv.kept[str(layer)]
+        size = np.sqrt((flat**2).sum(axis=1) * (first**2).sum())
+        near = np.round(1024 * (flat @ first) / np.where(size > 0, size, 1)) >= 1024 * c.like
+        return np.where((answers & near)[:, None], pages[h], others)
 
 
 class _Step:

@@ -140,6 +140,13 @@ def own_from(first: int, n_layers: int) -> tuple[int, ...]:
     return tuple(i if i >= first else -1 for i in range(n_layers))
 
 
+def cosine(name: str, **options: float) -> None:
+    """Raises `MethodError` for what is none."""
+    for key, value in options.items():
+        if not -1 <= value <= 1:
+            raise MethodError(f"{name}: {key} is -1 to 1, not {value}")
+
+
 def at_least(name: str, **options: tuple[int, int]) -> None:
     """Raises `MethodError` for an option (value, least) that is too small."""
     for key, (value, least) in options.items():

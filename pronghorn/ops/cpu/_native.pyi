@@ -221,12 +221,17 @@ class Executor:
         head) and its place there."""
 
     def set_select(
-        self, sources: list[int], score: int, heads: int, pages: list[int], cover: float, n: int,
-        at: list[int], size: int,
+        self, sources: list[int], score: int, heads: int, pages: list[int], cover: float,
+        keep: int, like: float, n: int, at: list[int], size: int,
     ) -> None:  # fmt: skip
         """`types.Choice`, by `Selector.sources`. score (0 bounds, 1 dots, 2 labels, 3 keys); heads (0 max,
-        1 sum, 2 vote); pages: read, first, last, span; n: vectors or channels of a page; at: offsets of the
-        fields from a head's page (lo, hi; mean; channel, label, unit); size: their bytes."""
+        1 sum, 2 vote); pages: read, first, last, span; keep (0 no, 1 else all, 2 else own); n: vectors or
+        channels of a page; at: offsets of the fields from a head's page (lo, hi; mean; channel, label, unit);
+        size: their bytes."""
+
+    @property
+    def kept_ints(self) -> int:
+        """Integers that a sequence keeps of a choice; 0 where nothing is kept."""
 
     def chosen(self, row: int, head: int) -> list[int]:
         """Sealed pages that a row's queries of a KV head read in the last step, by the last layer that chose;
@@ -236,12 +241,14 @@ class Executor:
         """Plan. Raises `ValueError` where the tape contradicts itself."""
 
     def run(
-        self, ids: npt.NDArray[np.int32], pos: npt.NDArray[np.int32], seq: npt.NDArray[np.int32],
-        parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32], kvs: list[Any],
+        self, ids: npt.NDArray[np.int32], pos: npt.NDArray[np.int32], span: npt.NDArray[np.int32],
+        seq: npt.NDArray[np.int32], parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32], kvs: list[Any],
         freqs: list[npt.NDArray[np.float32]], freq_of: list[npt.NDArray[np.int32]],
         logits: npt.NDArray[np.float32], taps: list[npt.NDArray[np.float32]],
+        kept: list[npt.NDArray[np.int32]],
     ) -> None:  # fmt: skip
-        """One step; writes logits (n_want, n_vocab) and taps. Raises `ValueError` for rows out of range,
+        """One step; writes logits (n_want, n_vocab) and taps. kept: for each sequence `kept_ints` integers,
+        zeros at first, or none; or an empty list. Raises `ValueError` for rows out of range,
         `TypeError` for another dtype, `RuntimeError` while another call is at work."""
 
     def commit(

@@ -129,8 +129,9 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
     const auto* addr = reinterpret_cast<const std::uint64_t*>(row[0]);
     const auto* fill = reinterpret_cast<const std::int32_t*>(row[1]);
     const auto* pos = reinterpret_cast<const std::int32_t*>(row[2]);
-    const std::int32_t* chosen = chosen_by(layer, head, item);
-    const int n_sealed = chosen ? n_chosen_[item.row0 * shape_.n_kv + head] : int(row[3]), n_open = s.n_open / PAGE;
+    const Pages read = chosen_by(op, head, item);
+    const std::int32_t* chosen = read.at;
+    const int n_sealed = chosen ? read.n : int(row[3]), n_open = s.n_open / PAGE;
     const float* bias = bias_of(s, member);
     const auto page = [](const Zone& zone, const char* base, const std::int32_t* where, int n,
                          int at) {

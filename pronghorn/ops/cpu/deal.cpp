@@ -66,11 +66,13 @@ void Executor::cut_rows(const StepIn& s, Dealt& d) {
         live_.push_back({i, int(d.items.size()), 0});
         std::int64_t pages = (q.n_open + PAGE - 1) / PAGE, sealed = 0;
         for (int j : group_) sealed = std::max(sealed, q.table[4 * j + 3]);
-        if (alone) sealed = chooser_.pages;
+        if (alone && chooser_.keep != ELSE_ALL) sealed = chooser_.pages;
         const std::int64_t before = (pages + sealed) * PAGE;
-        const int rows = alone ? 1 : before < 2 * FEWEST * KEYS ? std::min(most, few) : most;
-        for (int r = q.row0; r < q.row1; r += rows) {
-            const int end = std::min(r + rows, q.row1);
+        const int rows = before < 2 * FEWEST * KEYS ? std::min(most, few) : most;
+        const auto picks = [&](int r) { return alone && (chooser_.keep != ELSE_ALL || answers(r)); };
+        for (int r = q.row0, end = r; r < q.row1; r = end) {
+            const int most_here = picks(r) ? 1 : rows;
+            for (end = r + 1; end < q.row1 && end < r + most_here && !picks(end);) ++end;
             const int deep = *std::max_element(depth_.begin() + r, depth_.begin() + end);
             d.items.push_back({i, r, end, 0, int((before + deep + KEYS - 1) / KEYS), false, false, 0});
         }

@@ -178,6 +178,9 @@ void Executor::run(const StepIn& step) {
     job_ = Job::Step;
     team_.run(walk_);
     tail_rows_ = step.n;
+    for (const SeqView& s : step.seqs) {
+        if (s.kept && s.row1 > s.row0 && keeps(s, s.row0)) s.kept[0] = 1;
+    }
     kv_bytes_ = 0;
     for (const ThreadScratch& t : scratch_) kv_bytes_ += t.kv_bytes;
 }

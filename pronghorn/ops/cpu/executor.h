@@ -58,12 +58,13 @@ struct SeqView {
     const std::int64_t* bias = nullptr;   // per group: where (member, 16 per page) numbers lie that are added to
                                           // scores of sealed rows, 0: none
     int row0 = 0, row1 = 0;               // its rows in the step
+    std::int32_t* kept = nullptr;         // the choice that it keeps: see Executor::kept_ints; null: nothing
 };
 
 // One step. All arrays have n entries; they were checked.
 struct StepIn {
     int n = 0;
-    const std::int32_t *ids = nullptr, *pos = nullptr, *seq = nullptr, *parent = nullptr,
+    const std::int32_t *ids = nullptr, *pos = nullptr, *span = nullptr, *seq = nullptr, *parent = nullptr,
                        *want = nullptr;
     std::vector<SeqView> seqs;
     // Tables whose frequencies depend on the context: frequencies and, per row, which of them.
@@ -127,6 +128,13 @@ public:
     int n_groups() const { return n_groups_; }
     // Pages that a row of the last step read, by the last layer that chose; empty where it read all.
     std::vector<int> chosen(int row, int head) const;
+    // Integers of a choice that a sequence keeps: whether there is one; for each layer and head how many pages and
+    // which; for each layer the queries, as floats. 0: none is kept.
+    std::size_t kept_ints() const {
+        if (chooser_.keep == NOT) return 0;
+        const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;
+        return 1 + heads * (1 + chooser_.pages) + std::size_t(shape_.n_layers) * shape_.n_heads * shape_.head_dim;
+    }
     int positions() const { return positions_; }  // of learned position tables, -1: none
     std::size_t weight_bytes() const;
     // Of keys and values that attention read in the last step: pages that several rows read together once.
@@ -300,12 +308,24 @@ private:
     const Dealt& dealt_for(int layer) const {
         return dealt_[choosing_.load(std::memory_order_relaxed) && sources_[layer] >= 0];
     }
-    // Pages that an item's row reads in a layer, null: all.
-    const std::int32_t* chosen_by(int layer, int head, const Item& item) const {
-        if (!choosing_.load(std::memory_order_relaxed) || sources_[layer] < 0) return nullptr;
-        const int group = group_[layer * shape_.n_kv + head];
-        if (step_->seqs[item.seq].table[4 * group + 3] <= chooser_.pages) return nullptr;
-        return chosen_.data() + (std::size_t(item.row0) * shape_.n_kv + head) * chooser_.pages;
+    struct Pages {  // that a row reads; null: all
+        const std::int32_t* at;
+        int n;
+    };
+    Pages chosen_by(const TapeOp& op, int head, const Item& item) const;
+    // Whether a row of an answer, not of a prompt.
+    bool answers(int row) const { return step_->pos[row] + 1 >= step_->span[row]; }
+    // Whether a row keeps its choice: the first one of an answer behind a barrier.
+    bool keeps(const SeqView& s, int row) const {
+        return chooser_.keep && row == s.row0 && step_->parent[row] < 0 && !s.n_open && answers(row);
+    }
+    bool reads_kept(const TapeOp& op, const SeqView& s, int row) const;
+    std::int32_t* kept_pages(const SeqView& s, int layer, int head) const {
+        return s.kept + 1 + (std::size_t(layer) * shape_.n_kv + head) * (1 + chooser_.pages);
+    }
+    float* kept_queries(const SeqView& s, int layer) const {
+        return reinterpret_cast<float*>(s.kept + 1 + std::size_t(shape_.n_layers) * shape_.n_kv * (1 + chooser_.pages)) +
+               std::size_t(layer) * shape_.n_heads * shape_.head_dim;
     }
     KvPage keys_of(const SeqView& s, int layer, int head, int page) const;
 

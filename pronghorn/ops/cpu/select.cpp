@@ -8,6 +8,7 @@
 #include "select.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -80,7 +81,7 @@ void Executor::set_select(std::vector<int> sources, const Chooser& by) {
              by.last >= 0 && by.first <= by.pages && by.last <= by.pages &&
              (by.first + by.last) * by.span <= by.pages && by.cover > 0,
          "pages that are always read are among those that are read, whole spans of them");
-    need(by.score >= BOUNDS && by.score <= BY_KEYS && by.heads >= MOST && by.heads <= VOTE && by.n >= 1 &&
+    need(by.score >= BOUNDS && by.score <= BY_KEYS && by.heads >= MOST && by.heads <= VOTE && by.keep >= NOT && by.keep <= ELSE_OWN && by.n >= 1 &&
              by.n <= 256 && (by.score != LABELS || by.n <= shape_.head_dim),
          "a choice that does not exist");
     const std::size_t vectors = std::size_t(by.n) * shape_.head_dim * 2;
@@ -99,7 +100,7 @@ void Executor::set_select(std::vector<int> sources, const Chooser& by) {
     }
     for (int i = 0, now = -1; i < shape_.n_layers; ++i) {
         if (chooses_[i]) now = i;
-        need(sources[i] < 0 || sources[i] == now, "a layer reads by the last choice before it");
+        need(sources[i] < 0 || sources[i] == (by.keep ? i : now), "a layer reads by the last choice before it");
         for (int h = 0; sources[i] >= 0 && h < shape_.n_kv; ++h) {
             need(group_[i * shape_.n_kv + h] == group_[now * shape_.n_kv + h],
                  "layers that read by one choice hold the same rows");
@@ -128,8 +129,10 @@ void Executor::list_choices(const StepIn& s) {
     int n = 0;
     for (int i = 0; i < int(s.seqs.size()); ++i) {
         if (!chooses(s.seqs[i])) continue;
-        for (int r = s.seqs[i].row0; r < s.seqs[i].row1; ++r, ++n) {
+        for (int r = s.seqs[i].row0; r < s.seqs[i].row1; ++r) {
+            if (chooser_.keep == ELSE_ALL && !keeps(s.seqs[i], r)) continue;
             for (int p = 0; p < parts; ++p) asked_.push_back({i, r, p, parts, n});
+            ++n;
         }
     }
     need(asked_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
@@ -178,7 +181,7 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     const int layer = op.ints[0], member = layer * shape_.n_kv + head, g = shape_.n_heads / shape_.n_kv;
     const std::int64_t* row = step_->seqs[asked.seq].table + 4 * group_[member];
     const int n = int(row[3]);
-    if (n <= chooser_.pages) return;
+    if (n <= chooser_.pages || reads_kept(op, step_->seqs[asked.seq], asked.row)) return;
     const int from = int(std::int64_t(n) * asked.part / asked.parts);
     const int to = int(std::int64_t(n) * (asked.part + 1) / asked.parts);
     float* own = static_cast<float*>(t.bytes.get());
@@ -199,6 +202,42 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     if (asked.parts > 1 && left_[number].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     if (asked.parts > 1) left_[number].store(asked.parts, std::memory_order_relaxed);
     choose(scores, level, n, asked.row, head);
+    const SeqView& s = step_->seqs[asked.seq];
+    if (!keeps(s, asked.row)) return;
+    std::int32_t* to = kept_pages(s, layer, head);
+    const std::size_t at = std::size_t(asked.row) * shape_.n_kv + head;
+    to[0] = n_chosen_[at];
+    std::copy_n(chosen_.data() + at * chooser_.pages, to[0], to + 1);
+    std::copy_n(q, std::size_t(g) * shape_.head_dim, kept_queries(s, layer) + std::size_t(head) * g * shape_.head_dim);
+}
+
+// Whether a row reads by the choice that its sequence keeps.
+bool Executor::reads_kept(const TapeOp& op, const SeqView& s, int row) const {
+    if (!chooser_.keep || !s.kept || !answers(row) || keeps(s, row)) return false;
+    if (s.n_open ? !s.kept[0] : !keeps(s, s.row0)) return false;
+    const std::size_t n = std::size_t(shape_.n_heads) * shape_.head_dim;
+    const float* a = reg(op.in[0]) + stride(op.in[0]) * row;
+    const float* b = s.n_open ? kept_queries(s, op.ints[0]) : reg(op.in[0]) + stride(op.in[0]) * s.row0;
+    const float size = std::sqrt(k_.dot(a, a, n) * k_.dot(b, b, n));
+    return std::nearbyint(size > 0 ? 1024 * k_.dot(a, b, n) / size : 0.0f) >= 1024 * chooser_.like;
+}
+
+Executor::Pages Executor::chosen_by(const TapeOp& op, int head, const Item& item) const {
+    const int layer = op.ints[0], group = group_[layer * shape_.n_kv + head];
+    const SeqView& s = step_->seqs[item.seq];
+    if (!choosing_.load(std::memory_order_relaxed) || sources_[layer] < 0) return {nullptr, 0};
+    if (s.table[4 * group + 3] <= chooser_.pages) return {nullptr, 0};
+    std::size_t number = std::size_t(item.row0) * shape_.n_kv + head;
+    if (reads_kept(op, s, item.row0)) {
+        if (s.n_open) {
+            const std::int32_t* kept = kept_pages(s, layer, head);
+            return {kept + 1, kept[0]};
+        }
+        number = std::size_t(s.row0) * shape_.n_kv + head;
+    } else if (chooser_.keep == ELSE_ALL) {
+        return {nullptr, 0};
+    }
+    return {chosen_.data() + number * chooser_.pages, n_chosen_[number]};
 }
 
 void Executor::score_keys(ThreadScratch& t, const TapeOp& op, const Asked& asked, int head, int from, int to,

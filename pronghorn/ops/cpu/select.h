@@ -10,6 +10,7 @@ namespace ph {
 
 enum Score : int { BOUNDS = 0, DOTS = 1, LABELS = 2, BY_KEYS = 3 };
 enum Heads : int { MOST = 0, SUM = 1, VOTE = 2 };
+enum Keep : int { NOT = 0, ELSE_ALL = 1, ELSE_OWN = 2 };
 
 constexpr int STEPS = 4096;  // a score is rounded to this fraction of the largest
 
@@ -19,6 +20,8 @@ struct Chooser {
     Heads heads = MOST;
     int pages = 1, first = 0, last = 0, span = 1;
     float cover = 1;
+    Keep keep = NOT;
+    float like = -2;
     int n = 1;              // boxes, vectors or channels of a page
     std::size_t at[3] = {};  // of the fields, from a head's page: lo, hi; mean; channel, label, unit
     std::size_t bytes = 0;  // of the fields of a page
