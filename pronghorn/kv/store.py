@@ -568,7 +568,8 @@ class Store:
         pages = len(kv.open) * self.open_layout.block
         pages += sum(len(s.blocks) for s in kv.sealed) * self.sealed_layout.block
         meta = kv.open_pos.nbytes + kv.open.nbytes + kv.open_addr.nbytes + kv.table.nbytes
-        meta += kv.bias.nbytes + sum(
+        meta += kv.bias.nbytes + sum(getattr(a, "nbytes", 0) for a in kv.kept.values())
+        meta += sum(
             s.blocks.nbytes + s.fill.nbytes + s.pos.nbytes + s.addr.nbytes + s.bias.nbytes
             + sum(a.nbytes for a in s.notes.values())
             for s in kv.sealed

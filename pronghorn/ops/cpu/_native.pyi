@@ -242,8 +242,8 @@ class Executor:
 
     def run(
         self, ids: npt.NDArray[np.int32], pos: npt.NDArray[np.int32], span: npt.NDArray[np.int32],
-        seq: npt.NDArray[np.int32], parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32], kvs: list[Any],
-        freqs: list[npt.NDArray[np.float32]], freq_of: list[npt.NDArray[np.int32]],
+        seq: npt.NDArray[np.int32], parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32],
+        kvs: list[Any], freqs: list[npt.NDArray[np.float32]], freq_of: list[npt.NDArray[np.int32]],
         logits: npt.NDArray[np.float32], taps: list[npt.NDArray[np.float32]],
         kept: list[npt.NDArray[np.int32]],
     ) -> None:  # fmt: skip
