@@ -204,10 +204,10 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     choose(scores, level, n, asked.row, head);
     const SeqView& s = step_->seqs[asked.seq];
     if (!keeps(s, asked.row)) return;
-    std::int32_t* to = kept_pages(s, layer, head);
+    std::int32_t* kept = kept_pages(s, layer, head);
     const std::size_t at = std::size_t(asked.row) * shape_.n_kv + head;
-    to[0] = n_chosen_[at];
-    std::copy_n(chosen_.data() + at * chooser_.pages, to[0], to + 1);
+    kept[0] = n_chosen_[at];
+    std::copy_n(chosen_.data() + at * chooser_.pages, kept[0], kept + 1);
     std::copy_n(q, std::size_t(g) * shape_.head_dim, kept_queries(s, layer) + std::size_t(head) * g * shape_.head_dim);
 }
 
