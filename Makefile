@@ -20,7 +20,7 @@ PROMPT ?= The secret number of Marlow is 7342, and the quick brown fox jumps ove
 TORCH_INDEX ?=
 # The Python of `make native`; any environment with nanobind, cmake and ninja will do.
 DEV_PYTHON ?= $(BIN)/python
-SANITIZE_TESTS ?= tests/test_package.py tests/test_suffixes.py tests/test_draft_auto.py $(wildcard tests/test_native*.py)
+SANITIZE_TESTS ?= tests/test_package.py tests/test_suffixes.py tests/test_draft_auto.py tests/test_drafters_lookup.py tests/test_cost.py $(wildcard tests/test_native*.py)
 
 # What the installed extension is made from: when one is newer than a stamp, that install runs again.
 SOURCES := pyproject.toml CMakeLists.txt \

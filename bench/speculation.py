@@ -34,7 +34,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         "--draft", "auto", "--draft", "prompt-lookup", "--draft", "suffix",
     ),
     "tiny-peers": (
-        "pronghorn-tiny", *ONE, "--prompts", "8", "--draft", "auto", "--against", PEERS, "--draft-model",
+        "pronghorn-tiny", *ONE, "--prompts", "4", "--draft", "auto", "--against", PEERS, "--draft-model",
         "pronghorn-tiny-draft",
     ),
     "smollm2-peers": (

@@ -95,16 +95,7 @@ class StepCost:
             return [self.predict(rows + n, read + n * each) for n in range(more + 1)]
         if self._fresh:
             self._ask()
-        out: list[float] = []
-        at, price = self._at, self._read * each
-        first = self._read * read - rows * price
-        while len(out) <= more:
-            n = rows + len(out)
-            i = n.bit_length() - 1
-            slope = (at[i + 1] - at[i]) / KNOTS[i] + price
-            start = first + at[i] + (n - KNOTS[i]) * slope + KNOTS[i] * price
-            out += [start + k * slope for k in range(min(KNOTS[i + 1], rows + more + 1) - n)]
-        return out
+        return _native.step_line(self._at, self._read, rows, read, more, each)
 
     def rows_within(self, seconds: float, rows: int, read: int, context: int) -> int:
         """How many further rows of a prompt, from position `context` on, fit into `seconds` on top of a step

@@ -76,14 +76,16 @@ class Drafting:
         for drafter, at in _by_drafter(able):
             drafts = drafter.propose([able[i].seq for i in at], [depth[i] for i in at], room)
             for i, draft in zip(at, drafts, strict=True):
-                able[i].draft = draft if draft.by else draft._replace(by=name_of(drafter))
+                if draft.n:
+                    able[i].draft = draft if draft.by else draft._replace(by=name_of(drafter))
         left = room.rows
         for w, k in zip(able, depth, strict=True):
             forced = _forced(w.seq)[:k]
             if forced:
                 w.draft, w.forced = Draft.chain(forced)._replace(by=FORCED), True
-            w.draft = w.draft.clip(k).head(left)
-            left -= w.draft.n
+            if w.draft.n:
+                w.draft = w.draft.clip(k).head(left)
+                left -= w.draft.n
             if w.draft.n:
                 count(w, max(w.draft.levels()), 0)
 

@@ -172,6 +172,39 @@ def test_who_brings_nothing_rests() -> None:
     assert mood.awake() == [0]
 
 
+def test_a_gain_after_a_rest_is_followed_up() -> None:
+    """One ask in a hundred steps would never outweigh what failed before."""
+    mood = mood_of(1)
+    for _ in range(200):
+        mood.judge(0, -1.0, 100)
+    while not mood.awake():
+        pass
+    mood.judge(0, 2.0, 100)
+    assert mood.gain[0] < 0
+    assert mood.awake() == [0]
+    mood.judge(0, -1.0, 100)
+    assert [bool(mood.awake()) for _ in range(40)].count(True) < 3
+
+
+def test_another_sequence_rests_on() -> None:
+    """Short answers would otherwise ask everybody anew each time."""
+    mood = Mood([-1.0, -1.0], [6, 6], [50, 50])
+    later = mood.again([20, 20], [False, True])
+    assert later.rest == [30, 15] and later.failed == [6, 3]
+    assert mood.again([90, 90], [False, False]).rest == [0, 0]
+
+
+def test_what_two_propose_is_to_the_credit_of_the_first() -> None:
+    """The second adds 6 behind 5; it is surer of both."""
+    odds, sure = Odds(2), np.array([0.95, 0.95])
+    forest = tree_of(mood_of(2), odds, Draft.chain([5]), Draft.chain([5, 6], sure))
+    first, second = (c for *_, c in forest.nodes(0))
+    forest.falling()
+    chosen, saved = forest.take(2, 1.0, 0.0)
+    assert chosen == [[0, 1]] and first > 0.9
+    assert saved[0] == pytest.approx([first, second])
+
+
 def test_a_first_time_is_no_price() -> None:
     price = Price()
     price.note(1.0)
@@ -273,7 +306,7 @@ def test_a_drafter_that_gains_nothing_costs_little() -> None:
         def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
             nonlocal calls
             calls += 1
-            made._proposes[0].seconds = 1e-3  # as long as a step takes
+            made._panel.proposes[0].seconds = 1e-3  # as long as a step takes
             return [Draft.chain([1, 2, 3]) for _ in seqs]
 
         def observe(self, *_: Any) -> None: ...

@@ -12,7 +12,6 @@ import pytest
 from pronghorn.cost import calibrate
 from pronghorn.errors import MethodError
 from pronghorn.llm import LLM
-from pronghorn.methods.draft import copyspec
 from pronghorn.methods.draft._trail import Trail
 from pronghorn.methods.draft.aggressive import Aggressive
 from pronghorn.methods.draft.copyspec import Copyspec
@@ -20,6 +19,7 @@ from pronghorn.methods.draft.jacobi import Jacobi
 from pronghorn.methods.draft.lookahead import Lookahead
 from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.methods.draft.suffix import Suffix
+from pronghorn.ops.cpu._native import Ngrams
 from pronghorn.seq import Request, Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Draft
@@ -172,13 +172,35 @@ def test_copyspec_follows_a_place_that_ends_as_the_text_does() -> None:
 
 
 def test_copyspec_reads_in_pieces_as_at_once() -> None:
+    """And as the rule says: a place that was wrong is left for where the last tokens stood before."""
     text = words(5, 300, 16)
-    pieces = copyspec._Copy(3)
-    for n in range(1, 300, 7):
-        pieces.read(text[:n])
-        once = copyspec._Copy(3)
-        once.read(text[:n])
-        assert vars(pieces) == vars(once)
+    pieces, at, run, copied = Ngrams(3, 3), 0, 0, 0
+    for n in range(1, 300):
+        if at and text[at] == text[n - 1]:
+            at, run = at + 1, run + 1
+        else:
+            gram = text[max(0, n - 3) : n]
+            ends = [end for end in range(3, n) if text[end - 3 : end] == gram]
+            at, run = (ends[-1], 3) if ends else (0, 0)
+        once = Ngrams(3, 3)
+        once.extend(text[:n])
+        if n % 7 == 0 or n == 299:
+            pieces.extend(text[len(pieces) : n])
+        for each in (once, pieces) if len(pieces) == n else (once,):
+            tokens, right = each.copied(5)
+            assert tokens.tolist() == ([text[at + i % (n - at)] for i in range(5)] if at else [])
+            assert right == run
+        copied += run > 3
+    assert copied > 10
+
+
+def test_ngrams_refuse_what_cannot_be() -> None:
+    for longest, shortest in ((3, 0), (2, 3), (65, 1)):
+        with pytest.raises(ValueError, match="from 1 to 64"):
+            Ngrams(longest, shortest)
+    with pytest.raises(ValueError, match="from 0 to 4096"):
+        Ngrams(3, 2).onward(4097)
+    assert Ngrams(3, 2).onward(8).size == 0 == Ngrams(3, 2).copied(8)[1]
 
 
 def test_copyspec_stays_with_the_place_that_agreed() -> None:

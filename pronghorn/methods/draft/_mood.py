@@ -1,13 +1,15 @@
-"""What a sequence has taught of the drafters that were asked for it."""
+"""What sequences have taught of the drafters that were asked for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pronghorn.methods.draft._value import Price
 from pronghorn.ops.cpu._native import Forest
 
 DOUBLINGS = 8  # of a rest
 RECENT = 0.05  # weight of the last asking
+CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance in each sequence
 HOPE = 1e-4  # seconds that asking a drafter is thought to gain at first
 
 
@@ -26,9 +28,12 @@ class Mood:
         self.trees: list[tuple[Forest, int]] = []  # what was drafted for the last step, if anything
         self._all = 0  # steps that all rest for
 
-    def again(self) -> Mood:
-        """How another sequence begins: with what was learned here, and hope for half of what failed."""
-        return Mood(self.gain, [n // 2 for n in self.failed], [n // 2 for n in self.rest])
+    def again(self, passed: Sequence[int], cheap: Sequence[bool]) -> Mood:
+        """How another sequence begins: with what was learned here, less the steps that have passed of each
+        rest; with hope for half of what failed of those that are cheap to ask."""
+        rest = [max(0, n - by) for n, by in zip(self.rest, passed, strict=True)]
+        failed = [n // 2 if c else n for n, c in zip(self.failed, cheap, strict=True)]
+        return Mood(self.gain, failed, [n // 2 if c else n for n, c in zip(rest, cheap, strict=True)])
 
     def awake(self) -> list[int]:
         """Who is asked in this step. Cheap where nobody is."""
@@ -49,6 +54,46 @@ class Mood:
         """Let a drafter whose asking does not pay rest, for `most` steps at most. gain: seconds that its
         nodes will save, less those that their rows and asking took."""
         self.gain[d] += RECENT * (gain - self.gain[d])
-        self.failed[d] = 0 if self.gain[d] > 0 else self.failed[d] + 1
-        if self.failed[d]:
+        if gain > 0:  # asked again at once, to see whether that lasts
+            self.failed[d] = 0 if self.gain[d] > 0 else self.failed[d] // 2
+        elif self.gain[d] <= 0:
+            self.failed[d] += 1
             self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
+
+
+class Panel:
+    """What all sequences have taught.
+
+    proposes, learns: what it takes to ask each drafter for one sequence, and to tell it what came of it;
+    clock: steps."""
+
+    def __init__(self, n: int) -> None:
+        self.proposes = [Price() for _ in range(n)]
+        self.learns = [Price() for _ in range(n)]
+        self.clock = 0
+        self._usual = Mood([HOPE] * n, [0] * n, [0] * n)
+        self._judged = [0] * n  # step in which each was last judged
+        self._step = 0.0  # seconds of that
+
+    def begin(self) -> Mood:
+        """Of a new sequence."""
+        cheap = [self._asks(d) < CHEAP * self._step for d in range(len(self._judged))]
+        return self._usual.again([self.clock - at for at in self._judged], cheap)
+
+    def judge(self, mood: Mood, saved: Sequence[float], own: float, step: float, most: float) -> None:
+        """Let those of a sequence that were not worth their time rest.
+
+        saved: seconds, by drafter; own: seconds that joining and choosing took; step: that a step without
+        drafts takes; most: of a rest, in steps, for one that takes a step to ask."""
+        self._step = step
+        usual = self._usual
+        for d in mood.asked:
+            seconds = min(self._asks(d) + own / len(mood.asked), step)
+            gain = saved[d] - seconds
+            mood.judge(d, gain, int(seconds * most / step) if step > 0 else 0)
+            usual.gain[d] += RECENT * (gain - usual.gain[d])
+            usual.failed[d], usual.rest[d] = mood.failed[d], mood.rest[d]
+            self._judged[d] = self.clock
+
+    def _asks(self, d: int) -> float:
+        return self.proposes[d].seconds + self.learns[d].seconds

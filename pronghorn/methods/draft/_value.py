@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
+from pronghorn.ops.cpu._native import pays
 from pronghorn.slots import DraftRoom
 
 MARGIN = 1.05  # by which a step with drafts must be better than one without
@@ -47,7 +47,7 @@ class Ledger:
         share of all. Steps that run prompts are no measure of it."""
         self._since += 1
         size = room.base.bit_length()
-        new = room.cost.seen(room.base) < FIRST and self._plain.get(size, 0) < FIRST
+        new = self._plain.get(size, 0) < FIRST and room.cost.seen(room.base) < FIRST
         if room.base > n_seqs or not (new or self._since * share >= 1):
             return False
         self._since, self._plain[size] = 0, self._plain.get(size, 0) + 1
@@ -69,7 +69,7 @@ class Worth(NamedTuple):
     row: float
 
 
-def worth(chances: Sequence[float], n_seqs: int, room: DraftRoom) -> Worth:
+def worth(chances: list[float], n_seqs: int, room: DraftRoom) -> Worth:
     """How many of the nodes to run.
 
     chances: of each node to stand, falling; n_seqs: sequences that get one token in any case. Steps of
@@ -82,19 +82,9 @@ def worth(chances: Sequence[float], n_seqs: int, room: DraftRoom) -> Worth:
     if alone[0] <= 0:  # nothing measured yet
         return Worth(sum(c > UNPRICED for c in chances[:most]), 0.0, 0.0)
     plain = alone[0] / n_seqs
-    best, at, gain = MARGIN / plain, 0, float(n_seqs)
-    for n in range(1, most + 1):
-        gain += chances[n - 1]
-        if gain > best * alone[n]:
-            best, at = gain / alone[n], n
-    if room.base <= n_seqs:
-        return Worth(at, plain, (alone[at] - alone[0]) / max(at, 1))
-    beside = cost.line(room.base, room.read, at, each)
-    most, price = at, 1.0 / best
-    best, at, gain = 0.0, 0, 0.0
-    for n in range(1, most + 1):
-        gain += chances[n - 1] * price
-        profit = gain - (beside[n] - beside[0]) / MARGIN
-        if profit > best:
-            best, at = profit, n
-    return Worth(at, plain, (beside[at] - beside[0]) / max(at, 1))
+    at, steps = pays(chances, alone, n_seqs, 0.0, MARGIN), alone
+    if room.base > n_seqs:
+        price = alone[at] / (n_seqs + sum(chances[:at])) if at else plain / MARGIN
+        steps = cost.line(room.base, room.read, at, each)
+        at = pays(chances, steps, n_seqs, price, MARGIN)
+    return Worth(at, plain, (steps[at] - steps[0]) / max(at, 1))

@@ -10,10 +10,11 @@ This is the budget rule of Sequoia (Chen et al., 2024, arXiv 2402.12374, section
 SpecDec++ (Huang et al., 2024, arXiv 2405.19715: stop where the chance that the draft goes on is too low),
 with probabilities from counting instead of a trained head, and for a whole batch. To choose among drafters
 online is a bandit problem; here their drafts are no rivals, and what is to be learned is only whom it pays to
-ask. One whose nodes are not worth its time rests, each time for twice as many steps, up to where its price is
-`spend` of the time of steps. For as much time again drafts are run that seem not to pay, so that a change, or
-a step that only happened to be slow, is noticed; and of so many steps one is run without drafts, as are the
-first few of each size: nobody else would find out what a plain step takes.
+ask. A node is to the credit of the first that proposes it, and one whose nodes are not worth its time rests,
+each time for twice as many steps, up to where its price is `spend` of the time of steps; other sequences rest
+on from there. For as much time again drafts are run that seem not to pay, so that a change, or a step that
+only happened to be slow, is noticed; and of so many steps one is run without drafts, as are the first few of
+each size: nobody else would find out what a plain step takes.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import name_of, names, parse
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import HOPE, RECENT, Mood
-from pronghorn.methods.draft._value import Ledger, Price, worth
+from pronghorn.methods.draft._mood import Mood, Panel
+from pronghorn.methods.draft._value import Ledger, worth
 from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom
@@ -39,7 +40,9 @@ from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 @dataclass(frozen=True)
 class Auto:
-    drafters: str = "suffix+token-recycling"  # who is asked, with their options, joined with +
+    # who is asked, with their options, joined with +; a node is to the credit of the first that proposes it,
+    # so the cheap ones come first
+    drafters: str = "prompt-lookup+suffix+token-recycling"
     nodes: int = 32  # rows of one sequence's draft at most
     spend: float = 0.005  # share of a step's time that a drafter which brings nothing may take
 
@@ -90,24 +93,13 @@ class Auto:
         return Ledger()
 
     @cached_property
-    def _usual(self) -> Mood:
-        """What sequences lately taught: how a new one begins."""
-        nothing = [0] * len(self._names)
-        return Mood([HOPE] * len(self._names), nothing, nothing)
-
-    @cached_property
-    def _proposes(self) -> list[Price]:
-        """What each drafter takes to propose for one sequence."""
-        return [Price() for _ in self._names]
-
-    @cached_property
-    def _learns(self) -> list[Price]:
-        """What each takes to learn from a step."""
-        return [Price() for _ in self._names]
+    def _panel(self) -> Panel:
+        return Panel(len(self._names))
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         start = time.perf_counter()
-        out = [Draft.empty() for _ in seqs]
+        self._panel.clock += 1
+        out = [Draft.empty()] * len(seqs)
         moods = [self._mood(s) for s in seqs]
         asked: dict[int, list[int]] = {}
         for i, mood in enumerate(moods):
@@ -121,20 +113,26 @@ class Auto:
                 trees[i] = forest.add(mood.shift, seqs[i].request.temperature > 0)
                 mood.trees = [(forest, trees[i])]
         drafted: list[set[int]] = [set() for _ in trees]
-        for d, of in asked.items():
+        for d, of in sorted(asked.items()):
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
-            self._proposes[d].note((time.perf_counter() - begin) / len(of))
+            self._panel.proposes[d].note((time.perf_counter() - begin) / len(of))
             for i, draft in zip(of, drafts, strict=True):
                 if draft.n:
                     drafted[trees[i]].add(d)
                     forest.join(trees[i], d, draft.tokens, draft.parent, draft.score, self.nodes)
-        chosen = self._choose(forest, [moods[i] for i in trees], drafted, len(seqs), room)
+        mine = [moods[i] for i in trees]
+        if not any(drafted):
+            self._judge(mine, [[0.0] * len(self._names)] * len(mine), 0.0, len(seqs), room)
+            for mood in mine:
+                mood.trees = []
+            return out
+        chosen = self._choose(forest, mine, drafted, len(seqs), room)
         for i, t in trees.items():
             if chosen[t]:
                 tokens, parents, by = forest.draft(t, chosen[t])
                 out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
-        asking = sum(self._proposes[d].seconds * len(of) for d, of in asked.items())
+        asking = sum(self._panel.proposes[d].seconds * len(of) for d, of in asked.items())
         self._ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(trees))
         return out
 
@@ -145,23 +143,25 @@ class Auto:
         nodes a tree has."""
         n, token, row = worth(forest.falling(), n_seqs, room)
         chosen, saved = forest.take(n, token, row)
+        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
+        step = self._judge(moods, saved, own, n_seqs, room)
+        for t, own_nodes in enumerate(chosen):
+            for d in () if own_nodes else sorted(drafted[t]):
+                probe = forest.likely(t, d)[: room.rows - n]
+                if not chosen[t] and self._ledger.affords(len(probe) * step / room.base, self.spend):
+                    chosen[t] = probe
+        return chosen
+
+    def _judge(
+        self, moods: list[Mood], saved: list[list[float]], own: float, n_seqs: int, room: DraftRoom
+    ) -> float:
+        """Who was not worth its time rests. saved: seconds, by tree and drafter; own: seconds that joining
+        and choosing took for each. Returns the seconds of the step without drafts."""
         step = room.cost.predict(room.base, room.read)
         self._ledger.steps += step
-        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
-        for t, mood in enumerate(moods):
-            for d in mood.asked:
-                seconds = self._proposes[d].seconds + self._learns[d].seconds + own / len(mood.asked)
-                seconds = min(seconds, step)
-                most = int(seconds * n_seqs / (self.spend * step)) if step > 0 else 0
-                gain = saved[t][d] - seconds
-                mood.judge(d, gain, most)
-                self._usual.gain[d] += RECENT * (gain - self._usual.gain[d])
-                self._usual.failed[d], self._usual.rest[d] = mood.failed[d], mood.rest[d]
-                if not chosen[t] and d in drafted[t]:
-                    probe = forest.likely(t, d)[: room.rows - n]
-                    if self._ledger.affords(len(probe) * step / room.base, self.spend):
-                        chosen[t] = probe
-        return chosen
+        for mood, gains in zip(moods, saved, strict=True):
+            self._panel.judge(mood, gains, own, step, n_seqs / self.spend)
+        return step
 
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
@@ -188,11 +188,11 @@ class Auto:
                 [seqs[i] for i in of], [drafts[i] for i in of], [accepts[i] for i in of],
                 [taps[i] for i in of],
             )  # fmt: skip
-            self._learns[d].note((time.perf_counter() - begin) / len(of))
+            self._panel.learns[d].note((time.perf_counter() - begin) / len(of))
 
     def _mood(self, seq: Seq) -> Mood:
         memory = seq.memory(self)
         if "mood" not in memory:
-            memory["mood"] = self._usual.again()
+            memory["mood"] = self._panel.begin()
         mood: Mood = memory["mood"]
         return mood

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._recent import onward
 from pronghorn.methods.draft._single import Fixed, Single
+from pronghorn.ops.cpu._native import Ngrams
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Draft, Guarantee, Traits
@@ -29,30 +29,6 @@ LONGEST = 4096  # of a draft; a copy that was right for longer is not surer for 
 AGREED = np.arange(2 * LONGEST)
 SURE = AGREED / (AGREED + 1.0)  # of the next token, by how many agreed
 SURE.setflags(write=False)
-
-
-class _Copy:
-    """The place in a text where it goes on as it did before."""
-
-    def __init__(self, key: int) -> None:
-        self.key = key
-        self.ends: dict[tuple[int, ...], int] = {}  # `key` tokens -> where the one after them last stood
-        self.n = 0  # tokens read
-        self.at = -1  # the token that should come next stands here; -1: nothing is being copied
-        self.run = 0  # tokens in a row that this place had right, the key's included
-
-    def read(self, tokens: list[int]) -> None:
-        key, ends, at, run = self.key, self.ends, self.at, self.run
-        for end in range(max(self.n + 1, key), len(tokens) + 1):
-            gram = tuple(tokens[end - key : end])
-            before = ends.get(gram, -1)
-            ends[gram] = end
-            if at >= 0 and tokens[at] == gram[-1]:
-                at += 1
-                run += 1
-            else:
-                at, run = before, key
-        self.n, self.at, self.run = len(tokens), at, run
 
 
 @dataclass(frozen=True)
@@ -68,15 +44,11 @@ class Copyspec(Single, Fixed):
                 raise MethodError(f"copyspec: {name} is from 1 to {top}, not {getattr(self, name)}")
 
     def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
-        length = min(depth, self.length)
         memory = seq.memory(self)
-        if "copy" not in memory:
-            memory["copy"] = _Copy(self.key)
-        copy: _Copy = memory["copy"]
-        tokens = seq.tokens
-        copy.read(tokens)
-        at = copy.at
-        if at < 0:
-            return Draft.empty()
-        run = min(copy.run, LONGEST)
-        return Draft.chain(onward(tokens, at, length), SURE[run : run + length])
+        if "ngrams" not in memory:
+            memory["ngrams"] = Ngrams(self.key, self.key)
+        ngrams: Ngrams = memory["ngrams"]
+        ngrams.extend(seq.tokens[len(ngrams) :])
+        tokens, run = ngrams.copied(min(depth, self.length))
+        run = min(run, LONGEST)
+        return Draft.chain(tokens, SURE[run : run + len(tokens)])

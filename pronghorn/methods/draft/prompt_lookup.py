@@ -5,7 +5,7 @@ followed again: the draft is what came after its most recent earlier occurrence.
 
 Departures: the most recent occurrence, not the earliest, because texts drift; an occurrence that ends
 less than `length` tokens before the text does is used too, its continuation read periodically; no scan,
-but a map from n-gram to its last end that grows with the text.
+but a map from n-gram to its last end that grows with the text (ops/cpu/ngrams.cpp).
 """
 
 from __future__ import annotations
@@ -13,32 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._recent import onward
 from pronghorn.methods.draft._single import Fixed, Single
+from pronghorn.ops.cpu._native import Ngrams
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Draft, Guarantee, Traits
-
-
-class _Ends:
-    """Where the n-grams of one size ended last."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.ends: dict[tuple[int, ...], int] = {}
-        self.n = 0  # tokens read
-        self.last = -1  # the end before it of the n-gram that the text ends with; -1: it is new
-
-    def read(self, tokens: list[int]) -> int:
-        """`last`, for a text that begins with what was read before."""
-        n, size, ends = len(tokens), self.size, self.ends
-        if n >= size and n > self.n:
-            for end in range(max(self.n + 1, size), n):
-                ends[tuple(tokens[end - size : end])] = end
-            gram = tuple(tokens[n - size :])
-            self.last = ends.get(gram, -1)
-            ends[gram] = self.n = n
-        return self.last
 
 
 @dataclass(frozen=True)
@@ -60,11 +39,9 @@ class PromptLookup(Single, Fixed):
             raise MethodError(f"prompt-lookup: length is from 1 to 4096, not {self.length}")
 
     def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
-        tokens, length = seq.tokens, min(depth, self.length)
         memory = seq.memory(self)
-        if "ends" not in memory:
-            memory["ends"] = [_Ends(size) for size in range(self.max_ngram, self.min_ngram - 1, -1)]
-        for end in [ends.read(tokens) for ends in memory["ends"]]:
-            if end >= 0:
-                return Draft.chain(onward(tokens, end, length))
-        return Draft.empty()
+        if "ngrams" not in memory:
+            memory["ngrams"] = Ngrams(self.max_ngram, self.min_ngram)
+        ngrams: Ngrams = memory["ngrams"]
+        ngrams.extend(seq.tokens[len(ngrams) :])
+        return Draft.chain(ngrams.onward(min(depth, self.length)))

@@ -38,7 +38,6 @@ CONTEXT = 8  # tokens before a piece of an answer that are kept with it
 PIECE = 256  # tokens of an unfinished answer that join the earlier ones
 LONG = 32  # of a match; what it is longer makes no difference
 ENOUGH = 8  # a match in the own text after which earlier answers are not asked
-ANYWHERE = (0, 0)
 
 
 class _Earlier:
@@ -115,20 +114,6 @@ class Suffix:
             memory["own"] = Suffixes()
         own: Suffixes = memory["own"]
         own.extend(tokens[len(own) :])
-        place = own.repeated()
-        worth, best = self._tree(own, place, depth, most)
-        if self.memory and place[1] < ENOUGH:
-            for part in self._earlier.parts:
-                if len(part):
-                    other = self._tree(part, part.follow(ANYWHERE, tokens[-LONG:]), depth, most)
-                    if other[0] > worth:
-                        worth, best = other
-        return best
-
-    def _tree(self, index: Suffixes, place: tuple[int, int], depth: int, most: int) -> tuple[float, Draft]:
-        """What follows a place, and how many tokens of it should stand."""
-        match = min(place[1], LONG)
-        if match < 1:
-            return 0.0, Draft.empty()
-        worth, tokens, parents, scores = index.draft(place, most, depth, 1, self.least, match)
-        return worth, Draft(tokens, parents, score=scores)
+        others = self._earlier.parts if self.memory else []
+        drafted = own.likeliest(others, tokens[-LONG:], most, depth, self.least, LONG, ENOUGH)
+        return Draft(drafted[0], drafted[1], score=drafted[2])

@@ -69,6 +69,15 @@ def fit(
     empty where all count alike. Gives 0 and 0, or 1 for a NaN or an infinity, or 2 and the magnitude of a
     factor that its dtype does not hold."""
 
+def step_line(at: list[float], price: float, rows: int, read: float, more: int, each: float) -> list[float]:
+    """Seconds of a step of `rows` that reads `read` rows of KV, and with 1 to `more` further ones that read
+    `each`, by a curve of `fit_steps`; below 4,096 rows."""
+
+def pays(chances: list[float], seconds: list[float], sure: float, price: float, margin: float) -> int:
+    """How many of the nodes with these chances, falling, a step should run; seconds[n]: what it takes with n
+    of them. price 0: as many as give most tokens a second beside the `sure` ones, by `margin` at least; else
+    the step runs in any case, a token is worth `price` seconds, and as many as gain most."""
+
 def fit_steps(steps: list[tuple[int, int, float]], read: float) -> tuple[list[float], float]:
     """What steps cost, by (rows, KV rows read, seconds) of some: seconds of 1, 2, 4, ... 4096 rows that read
     nothing, and of each row read, by least absolute relative errors. read: that price as it was. Raises
@@ -99,6 +108,38 @@ class Suffixes:
         what came after its parent each was seen. No more than `most` nodes, `depth` levels, and none less
         likely than `faint` in all. match: tokens that led to the place, 0 to take shares as they are; else a
         share counts (match + d) / (match + d + 1) of what it is where d drafted tokens lead to it."""
+
+    def likeliest(
+        self,
+        others: list[Suffixes],
+        end: list[int],
+        most: int,
+        depth: int,
+        faint: float,
+        longest: int,
+        enough: int,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+        """Tokens, parents and scores of the tree of which most nodes should stand: of this text, which goes
+        on, and if its repetition is shorter than `enough`, of others, where `end` is looked up. Of a match
+        `longest` tokens count."""
+
+class Ngrams:
+    """Of every n-gram of a growing text, `longest` tokens down to `shortest`, where it stood last."""
+
+    def __init__(self, longest: int, shortest: int) -> None:
+        """From 1 to 64 tokens. Raises `ValueError`."""
+
+    def extend(self, tokens: list[int]) -> None: ...
+    def __len__(self) -> int: ...
+    def onward(self, n: int) -> npt.NDArray[np.int32]:
+        """n tokens that came after the latest earlier occurrence of the longest n-gram that the text ends
+        with and that has one; if it is less than n tokens back, they are repeated. Empty where there is
+        none."""
+
+    def copied(self, n: int) -> tuple[npt.NDArray[np.int32], int]:
+        """n tokens that follow the place of the text that is being copied, and how many in a row it had
+        right, the n-gram of `longest` by which it was found among them; it is kept until it is wrong. Empty
+        where there is none."""
 
 class Odds:
     """How often drafted nodes of a kind stood once their parent did; a kind is a number below 144 times the
@@ -132,11 +173,11 @@ class Forest:
         """Chances of all nodes of all trees to stand, their ancestors' included, largest first."""
 
     def take(self, n: int, token: float, row: float) -> tuple[list[list[int]], list[list[float]]]:
-        """The first n of `falling`, as nodes of each tree, and what those of each drafter save: their chances
-        times `token`, less `row` for each."""
+        """The first n of `falling`, as nodes of each tree, and what those that each drafter proposed first
+        save: their chances times `token`, less `row` for each."""
 
     def likely(self, tree: int, by: int) -> list[int]:
-        """Nodes of one drafter that a trial runs: the likely ones, one in any case."""
+        """Nodes that one drafter proposed first and that a trial runs: the likely ones, one in any case."""
 
     def draft(
         self, tree: int, nodes: list[int]

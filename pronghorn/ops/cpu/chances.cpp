@@ -75,7 +75,7 @@ void Forest::join(int tree, int by, const std::int32_t* tokens, const std::int32
         const int parent = p < 0 ? -1 : at[p];
         const auto [place, is_new] = t.at.try_emplace({parent, tokens[i]}, int(t.nodes.size()));
         at[i] = place->second;
-        if (is_new) t.nodes.push_back({tokens[i], parent, by, kind, chance[i]});
+        if (is_new) t.nodes.push_back({tokens[i], parent, by, by, kind, chance[i]});
         Node& node = t.nodes[std::size_t(at[i])];
         if (chance[i] > node.chance) {
             node.by = by;
@@ -107,7 +107,7 @@ void Forest::take(int n, double token, double row, std::vector<std::vector<int>>
         const auto [t, j] = line_[std::size_t(i)];
         const Node& node = nodes(t)[std::size_t(j)];
         chosen[std::size_t(t)].push_back(j);
-        saved[std::size_t(t)][std::size_t(node.by)] += node.chance * token - row;
+        saved[std::size_t(t)][std::size_t(node.first)] += node.chance * token - row;
     }
 }
 
@@ -118,11 +118,25 @@ std::vector<int> Forest::likely(int tree, int by) const {
     for (int j = 0; j < int(all.size()); ++j) {
         const Node& node = all[std::size_t(j)];
         const bool under = node.parent < 0 || kept[std::size_t(node.parent)];
-        if (node.by != by || !under || (node.chance < LIKELY && !out.empty())) continue;
+        if (node.first != by || !under || (node.chance < LIKELY && !out.empty())) continue;
         kept[std::size_t(j)] = 1;
         out.push_back(j);
     }
     return out;
+}
+
+int pays(const double* chances, int most, const double* seconds, double sure, double price, double margin) {
+    double best = price > 0 ? 0.0 : margin * sure / seconds[0], gain = price > 0 ? 0.0 : sure;
+    int at = 0;
+    for (int n = 1; n <= most; ++n) {
+        gain += chances[n - 1];
+        const double worth = price > 0 ? gain * price - (seconds[n] - seconds[0]) / margin : gain / seconds[n];
+        if (worth > best) {
+            best = worth;
+            at = n;
+        }
+    }
+    return at;
 }
 
 const std::vector<double>& Forest::learn(int tree, const std::int32_t* tokens, int n) {

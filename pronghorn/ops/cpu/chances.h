@@ -40,8 +40,9 @@ public:
 
     struct Node {
         std::int32_t token, parent;  // parent: node of the tree, -1 none
-        int by, kind;
-        double chance;  // to stand, its ancestors' included
+        int first;                   // drafter that proposed it first: what it saves is to that one's credit
+        int by, kind;                // of the drafter that gives it the best chance
+        double chance;               // to stand, its ancestors' included
     };
 
     explicit Forest(Odds& odds) : odds_(odds) {}
@@ -57,7 +58,7 @@ public:
     std::vector<double> falling();
 
     // The n likeliest nodes of all that `falling` saw, by tree, likeliest first, so parents before children; and
-    // what the nodes of each drafter save: their chances times `token`, less `row` for each.
+    // what the nodes that each drafter proposed first save: their chances times `token`, less `row` for each.
     void take(int n, double token, double row, std::vector<std::vector<int>>& chosen,
               std::vector<std::vector<double>>& saved) const;
 
@@ -84,5 +85,10 @@ private:
     std::vector<Tree> trees_;
     std::vector<std::pair<int, int>> line_;  // tree and node, by falling chance
 };
+
+// How many of `most` nodes, chances falling, a step should run; seconds[n]: what it takes with n of them. price 0:
+// as many as give most tokens a second beside the `sure` ones, `margin` times those of none at least. Else the step
+// is run in any case, and a token is worth `price` seconds: as many as gain most.
+int pays(const double* chances, int most, const double* seconds, double sure, double price, double margin);
 
 }  // namespace ph

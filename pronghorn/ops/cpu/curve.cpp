@@ -191,4 +191,16 @@ Curve fit_curve(const double* rows, const double* reads, const double* seconds, 
     return out;
 }
 
+std::vector<double> line_of(const Curve& curve, int rows, double read, int more, double each) {
+    std::vector<double> out(std::size_t(more) + 1);
+    int i = 0;
+    for (int n = 0; n <= more; ++n) {
+        const int at = rows + n;
+        while (2 << i <= at) ++i;
+        const double low = curve.at[i], high = curve.at[i + 1];
+        out[std::size_t(n)] = low + (high - low) * (at - (1 << i)) / (1 << i) + curve.read * (read + n * each);
+    }
+    return out;
+}
+
 }  // namespace ph

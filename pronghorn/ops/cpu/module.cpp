@@ -20,6 +20,7 @@
 #include "executor.h"
 #include "isa.h"
 #include "look.h"
+#include "ngrams.h"
 #include "probe.h"
 #include "sample.h"
 #include "suffixes.h"
@@ -93,6 +94,14 @@ auto draft_of(const ph::Suffixes& s, const Place& at, int most, int depth, int l
     need(most >= 0 && most <= 4096, "from 0 to 4096 nodes");
     auto d = s.draft(place_of(s, at), most, depth, std::max(least, 1), faint, match);
     return std::make_tuple(d.worth, array_of(std::move(d.tokens)), array_of(std::move(d.parents)),
+                           array_of(std::move(d.scores)));
+}
+
+auto likeliest(const ph::Suffixes& own, const std::vector<const ph::Suffixes*>& others, const Tokens& end, int most,
+               int depth, double faint, int longest, int enough) {
+    need(most >= 0 && most <= 4096, "from 0 to 4096 nodes");
+    auto d = ph::Suffixes::likeliest(own, others, end.data(), end.size(), most, depth, faint, longest, enough);
+    return std::make_tuple(array_of(std::move(d.tokens)), array_of(std::move(d.parents)),
                            array_of(std::move(d.scores)));
 }
 
@@ -519,7 +528,35 @@ NB_MODULE(_native, m) {
              })
         .def("follow", &follow, nb::arg("place"), nb::arg("tokens"))
         .def("draft", &draft_of, nb::arg("place"), nb::arg("most"), nb::arg("depth"), nb::arg("least"),
-             nb::arg("faint"), nb::arg("match"));
+             nb::arg("faint"), nb::arg("match"))
+        .def("likeliest", &likeliest, nb::arg("others"), nb::arg("end"), nb::arg("most"), nb::arg("depth"),
+             nb::arg("faint"), nb::arg("longest"), nb::arg("enough"));
+    nb::class_<ph::Ngrams>(m, "Ngrams")
+        .def("__init__",
+             [](ph::Ngrams* self, int longest, int shortest) {
+                 need(shortest >= 1 && shortest <= longest && longest <= 64, "from 1 to 64 tokens");
+                 new (self) ph::Ngrams(longest, shortest);
+             },
+             nb::arg("longest"), nb::arg("shortest"))
+        .def("extend",
+             [](ph::Ngrams& g, const Tokens& tokens) {
+                 need(g.size() + tokens.size() < (std::size_t(1) << 30), "more tokens than a text may have");
+                 g.extend(tokens.data(), tokens.size());
+             },
+             nb::arg("tokens"))
+        .def("__len__", &ph::Ngrams::size)
+        .def("onward",
+             [](const ph::Ngrams& g, int n) {
+                 need(n >= 0 && n <= 4096, "from 0 to 4096 tokens");
+                 return array_of(g.onward(std::size_t(n)));
+             },
+             nb::arg("n"))
+        .def("copied",
+             [](const ph::Ngrams& g, int n) {
+                 need(n >= 0 && n <= 4096, "from 0 to 4096 tokens");
+                 return std::make_tuple(array_of(g.copied(std::size_t(n))), g.run());
+             },
+             nb::arg("n"));
     nb::class_<ph::Odds>(m, "Odds")
         .def("__init__",
              [](ph::Odds* self, int n_drafters) {
@@ -577,6 +614,24 @@ NB_MODULE(_native, m) {
                  return out;
              },
              nb::arg("tree"));
+    m.def("step_line",
+          [](const std::vector<double>& at, double price, int rows, double read, int more, double each) {
+              need(at.size() == ph::KNOTS && rows >= 1 && more >= 0 && more < (1 << (ph::KNOTS - 1)) - rows,
+                   "a curve, and rows on it");
+              ph::Curve c;
+              std::copy(at.begin(), at.end(), c.at);
+              c.read = price;
+              return ph::line_of(c, rows, read, more, each);
+          },
+          nb::arg("at"), nb::arg("price"), nb::arg("rows"), nb::arg("read"), nb::arg("more"), nb::arg("each"));
+    m.def("pays",
+          [](const std::vector<double>& chances, const std::vector<double>& seconds, double sure, double price,
+             double margin) {
+              need(!seconds.empty() && seconds[0] > 0 && sure > 0 && margin > 0, "seconds, tokens and margin above 0");
+              const std::size_t most = std::min(chances.size(), seconds.size() - 1);
+              return ph::pays(chances.data(), int(most), seconds.data(), sure, price, margin);
+          },
+          nb::arg("chances"), nb::arg("seconds"), nb::arg("sure"), nb::arg("price"), nb::arg("margin"));
     m.def("fit_steps", &fit_steps, nb::arg("steps"), nb::arg("read"));
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);

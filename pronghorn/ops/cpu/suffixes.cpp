@@ -180,4 +180,21 @@ Suffixes::Tree Suffixes::draft(Place at, int most, int depth, int least, double 
     return out;
 }
 
+Suffixes::Tree Suffixes::likeliest(const Suffixes& own, const std::vector<const Suffixes*>& others,
+                                   const std::int32_t* end, std::size_t n, int most, int depth, double faint,
+                                   int longest, int enough) {
+    const auto tree = [&](const Suffixes& s, Place at) {
+        return at.length < 1 ? Tree() : s.draft(at, most, depth, 1, faint, std::min(at.length, longest));
+    };
+    const Place at = own.repeated();
+    Tree best = tree(own, at);
+    if (at.length >= enough) return best;
+    for (const Suffixes* s : others) {
+        if (!s->size()) continue;
+        Tree other = tree(*s, s->follow({}, end, n));
+        if (other.worth > best.worth) best = std::move(other);
+    }
+    return best;
+}
+
 }  // namespace ph

@@ -44,6 +44,11 @@ public:
     // d drafted tokens lead to the node; 0: they are not.
     Tree draft(Place at, int most, int depth, int least, double faint, int match) const;
 
+    // The tree of most worth of `own`, whose text goes on, and of `others`, where what it ends with is looked up,
+    // if own has no repetition of `enough` tokens. Of a match `longest` tokens count.
+    static Tree likeliest(const Suffixes& own, const std::vector<const Suffixes*>& others, const std::int32_t* end,
+                          std::size_t n, int most, int depth, double faint, int longest, int enough);
+
 private:
     struct State {
         int length = 0;
