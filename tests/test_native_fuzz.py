@@ -229,7 +229,7 @@ def test_a_planned_runner_takes_no_more():
         lambda: exe.add_vector(np.ones(2, np.float32)),
         lambda: exe.add_table(np.ones(2, np.float32), 2, 1.0),
         lambda: exe.add_op("add", [0, 0], 1, [], [], [], []),
-        lambda: exe.set_select([0, 1], 0, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0),
+        lambda: exe.set_select([0, 1], 0, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0),
         lambda: exe.finish(),
     ]
     for call in calls:

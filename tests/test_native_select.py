@@ -159,10 +159,11 @@ def test_nothing_changes_while_all_fits(name: str) -> None:
 @pytest.mark.parametrize("kv", ["float32", "bfloat16"])
 def test_a_row_is_what_it_is_alone(name: str, kv: str) -> None:
     """To the bit: whatever else is in the step, in trees and in chunks, on one thread or three."""
+    long = 2400 if kv == "bfloat16" and name in ("quest", "tidal") else 350  # several items score its pages
 
     def run(threads: int, steps: list[list[Chunk]]) -> dict[tuple[int, int], Any]:
         d = driver(_find.tight("select", name), n=3, kv=kv, threads=threads)
-        for i, n in enumerate((2400, 30, 300)):
+        for i, n in enumerate((long, 30, 300)):
             d.step([Chunk(i, tokens(n, seed=i))])
             d.runner.store.seal(d.kvs[i])
         out = {}
@@ -257,7 +258,7 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
     exe = _native.Executor("", 1, 5, 2, 1, 1, 4, [4])
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
     with pytest.raises(ValueError, match="one that runs"):
-        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0)
+        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: st
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
     for layer in (0, 1):
         exe.add_op("attend", [0, 0, 0], 1, [], [], [layer, 0], [1.0, 0.0])
-    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 0, 0.5, 1, [0, 64, 0], 16]
+    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 0, 0.5, 1, [0, 64, 0], 128, 512, 16]
     exe.set_select(*args)
     for i, value in change.items():
         args[i] = value

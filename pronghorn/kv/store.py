@@ -125,7 +125,7 @@ class Store:
         own = fmt.fields(PAGE, head_dim) if self.packed else exact
         self.n_own = len(own)
         index = () if selector.dense else selector.fields(PAGE, head_dim)
-        self.sealed_layout = Layout.of(own + index, groups)
+        self.sealed_layout = Layout.of(own, groups, index)
         self.open_arena = Arena(ops, self.open_layout.block)
         self.sealed_arena = Arena(ops, self.sealed_layout.block)
         self.group_of = {m: (g, i) for g, ms in enumerate(groups) for i, m in enumerate(ms)}

@@ -188,9 +188,7 @@ class NativeRunner:
         """Tell how pages are chosen. Raises `UnsupportedError` for an index that the kernels cannot read."""
         selector, lay = self.store.selector, self.store.sealed_layout
         c = selector.choice
-        held = {
-            f.name: (at, f) for at, f in list(zip(lay.offsets, lay.fields, strict=True))[self.store.n_own :]
-        }
+        held = {f.name: (lay.where(0, 0, i), f) for i, f in list(enumerate(lay.fields))[self.store.n_own :]}
         wanted = FIELDS.get(c.score, {"no such score": ""})
         found = [held[name] for name in wanted if name in held]
         n = found[0][1].shape[0] if found else 1
@@ -205,6 +203,7 @@ class NativeRunner:
             sources(selector, self.bound), list(FIELDS).index(c.score), HEADS.index(c.heads),
             [c.pages, c.first, c.last, c.span], c.cover, KEEP.index(c.keep), c.like, n,
             [*(at for at, _ in found), 0, 0, 0][:3],
+            lay.index, lay.block,
             sum(itemsize(f.dtype) * math.prod(f.shape) for _, f in found),
         )  # fmt: skip
 

@@ -263,12 +263,12 @@ class Executor:
 
     def set_select(
         self, sources: list[int], score: int, heads: int, pages: list[int], cover: float,
-        keep: int, like: float, n: int, at: list[int], size: int,
+        keep: int, like: float, n: int, at: list[int], stride: int, block: int, size: int,
     ) -> None:  # fmt: skip
         """`types.Choice`, by `Selector.sources`. score (0 bounds, 1 dots, 2 labels, 3 keys); heads (0 max,
         1 sum, 2 vote); pages: read, first, last, span; keep (0 no, 1 else all, 2 else own); n: vectors or
-        channels of a page; at: offsets of the fields from a head's page (lo, hi; mean; channel, label, unit);
-        size: their bytes."""
+        channels of a page; at: offsets of the fields of a block's first head (lo, hi; mean; channel, label,
+        unit); stride: from head to head; block: bytes of a block; size: of a page's fields."""
 
     @property
     def kept_ints(self) -> int:

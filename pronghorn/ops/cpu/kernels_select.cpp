@@ -8,16 +8,17 @@
 namespace ph::PH_ISA {
 namespace {
 
-constexpr int AHEAD = 6;  // pages
+constexpr int AHEAD = 24;  // pages: each is a miss of its own, in a mapping of its own
 
 const char* page_of(const ScoreItem& a, int i) {
     return reinterpret_cast<const char*>(a.pages[i]) + a.member;
 }
 
-void ask(const ScoreItem& a, int i, size_t field, size_t bytes) {
+// Asks for what is kept of a page.
+void ask(const ScoreItem& a, int i) {
     if (i >= a.n_pages) return;
-    const char* p = page_of(a, i) + field;
-    for (size_t j = 0; j < bytes; j += 64) ask_for(p + j);
+    const char* p = page_of(a, i) + a.by->at[0];
+    for (size_t j = 0; j < a.by->stride; j += 64) ask_for(p + j);
 }
 
 // Sums of the lanes of Q registers.
@@ -72,14 +73,12 @@ PH_INLINE V brains(const uint16_t* p, int n) { return n >= 16 ? vld(p) : vld_par
 // Boxes or vectors.
 template <bool BOXES, int Q>
 void by_vectors(const ScoreItem& a, const Queries& q, int h0) {
-    const size_t bytes = size_t(a.by->n) * a.dim * 2;
     for (int i = 0; i < a.n_pages; ++i) {
-        ask(a, i + AHEAD, a.by->at[0], bytes);
-        if (BOXES) ask(a, i + AHEAD, a.by->at[1], bytes);
+        ask(a, i + AHEAD);
         const char* page = page_of(a, i);
         const auto* lo = reinterpret_cast<const uint16_t*>(page + a.by->at[0]);
         const auto* hi = reinterpret_cast<const uint16_t*>(page + a.by->at[BOXES ? 1 : 0]);
-        float best[Q];
+        float best[Q] = {};
         for (int r = 0; r < a.by->n; ++r, lo += a.dim, hi += a.dim) {
             V sum[Q];
             PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
@@ -103,9 +102,7 @@ template <int Q>
 void by_labels(const ScoreItem& a, const Queries& q, int h0) {
     const int n = a.by->n;
     for (int i = 0; i < a.n_pages; ++i) {
-        ask(a, i + AHEAD, a.by->at[0], n);
-        ask(a, i + AHEAD, a.by->at[1], size_t(n) * PAGE);
-        ask(a, i + AHEAD, a.by->at[2], size_t(n) * 4);
+        ask(a, i + AHEAD);
         const char* page = page_of(a, i);
         const auto* channel = reinterpret_cast<const uint8_t*>(page + a.by->at[0]);
         const auto* label = reinterpret_cast<const int8_t*>(page + a.by->at[1]);
@@ -127,10 +124,7 @@ void by_labels(const ScoreItem& a, const Queries& q, int h0) {
 
 void score_pages(const ScoreItem& a) {
     const Queries q(a, a.by->score == BOUNDS);
-    for (int i = 0; i < AHEAD; ++i) {
-        ask(a, i, a.by->at[0], 64);
-        ask(a, i, a.by->at[1], 64);
-    }
+    for (int i = 0; i < AHEAD; ++i) ask(a, i);
     by_rows(0, a.g, [&]<int Q>(int h) {
         switch (a.by->score) {
             case BOUNDS: return by_vectors<true, Q>(a, q, h);

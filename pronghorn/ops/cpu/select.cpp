@@ -18,7 +18,7 @@
 namespace ph {
 namespace {
 
-constexpr int FEWEST = 128;  // pages that are worth an item
+constexpr int FEWEST = 64;  // pages that are worth an item
 constexpr int TURN = 64;     // pages whose keys are looked at in one go
 
 void need(bool ok, const char* what) {
@@ -88,7 +88,8 @@ void Executor::set_select(std::vector<int> sources, const Chooser& by) {
     const std::size_t size[4][3] = {{vectors, vectors, 0}, {vectors, 0, 0},
                                     {std::size_t(by.n), std::size_t(by.n) * PAGE, std::size_t(by.n) * 4},
                                     {0, 0, 0}};
-    for (int i = 0; i < 3; ++i) need(by.at[i] + size[by.score][i] <= sealed_.member, "index fields outside of a page");
+    const std::size_t last = by.stride * *std::max_element(index_.begin(), index_.end());
+    for (int i = 0; i < 3; ++i) need(by.at[i] + last + size[by.score][i] <= by.block, "index fields outside of a page");
     std::vector<char> attends(shape_.n_layers, 0);
     for (const TapeOp& op : ops_) {
         if (op.what == Do::Attend) attends.at(op.ints.at(0)) = 1;
@@ -195,7 +196,7 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     } else {
         const ScoreItem item{&chooser_, shape_.head_dim, g, to - from, op.floats[0], q,
                              reinterpret_cast<const std::uint64_t*>(row[0]) + from,
-                             index_[member] * sealed_.member, scores + from, scores_ld_, own};
+                             index_[member] * chooser_.stride, scores + from, scores_ld_, own};
         scorer_named(isa_)(item);
         t.kv_bytes += chooser_.bytes * std::size_t(to - from);
     }

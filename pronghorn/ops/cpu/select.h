@@ -23,8 +23,10 @@ struct Chooser {
     Keep keep = NOT;
     float like = -2;
     int n = 1;              // boxes, vectors or channels of a page
-    std::size_t at[3] = {};  // of the fields, from a head's page: lo, hi; mean; channel, label, unit
-    std::size_t bytes = 0;  // of the fields of a page
+    std::size_t at[3] = {};  // of the fields of a block's first head: lo, hi; mean; channel, label, unit
+    std::size_t stride = 0;  // from head to head
+    std::size_t block = 0;   // bytes of a block
+    std::size_t bytes = 0;   // of the fields of a page
 };
 
 // Scores of pages for the query heads that share a KV head, by fields of the index.
@@ -34,7 +36,7 @@ struct ScoreItem {
     float scale;                 // of queries
     const float* q;              // (g, dim)
     const std::uint64_t* pages;  // addresses of blocks
-    std::size_t member;          // from a block to the head's page
+    std::size_t member;          // from a block's first head to this one
     float* out;                  // of head h and page i: out[h * ldo + i]
     std::size_t ldo;
     float* scratch;              // score_scratch floats
