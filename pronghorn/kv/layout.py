@@ -53,7 +53,7 @@ class Layout:
         own: tuple[Field, ...], groups: list[list[tuple[int, int]]], index: tuple[Field, ...] = ()
     ) -> Layout:  # fmt: skip
         offsets: list[int] = []
-        sizes = []
+        sizes: list[int] = []
         for part in (own, index):
             at = 0
             for f in part:
@@ -61,7 +61,9 @@ class Layout:
                 at += -(-itemsize(f.dtype) * int(np.prod(f.shape)) // ALIGN) * ALIGN
             sizes.append(at)
         frozen = tuple(tuple(g) for g in groups)
-        return Layout(own + index, frozen, len(own), tuple(offsets), *sizes, sum(sizes) * len(groups[0]))
+        member, rest = sizes
+        block = (member + rest) * len(groups[0])
+        return Layout(own + index, frozen, len(own), tuple(offsets), member, rest, block)
 
     def where(self, group: int, index: int, field: int) -> int:
         """Offset of a field of the group's member number `index`."""
