@@ -75,6 +75,13 @@ def cost_methods(n: int) -> dict[str, tuple[str, ...]]:
         f"h2o:budget={q}": (f"h2o:budget={q}",),
         f"tova:budget={q}": (f"tova:budget={q}",),
         f"d2o:budget={q}": (f"d2o:budget={q}",),
+        f"scissorhands:budget={q}": (f"scissorhands:budget={q}",),
+        f"keyformer:budget={q}": (f"keyformer:budget={q}",),
+        f"critic:budget={q}": (f"critic:budget={q}",),
+        f"expected-attention:budget={q}": (f"expected-attention:budget={q}",),
+        f"kvzip:budget={q}": (f"kvzip:budget={q}",),
+        f"knorm:budget={q}": (f"knorm:budget={q}",),
+        f"random:budget={q}": (f"random:budget={q}",),
         f"adakv of snapkv:budget={q}": (f"adakv:policy='snapkv:budget={q}'",),
         f"pyramidkv of snapkv:budget={q}": (f"pyramidkv:policy='snapkv:budget={q}'",),
         f"razor-attention:window={q - 5}": (f"razor-attention:window={q - 5}",),
@@ -198,7 +205,10 @@ class Script:
             out[forced[0]] = True
 
     def advance(self, ids: Sequence[int]) -> int:
-        self.said += ids
+        for n, token in enumerate(ids):
+            if self.forced()[:1] not in ([], [token]):
+                return n
+            self.said.append(token)
         return len(ids)
 
     def rollback(self, n: int) -> None:

@@ -399,6 +399,11 @@ def check(c: Composition, facts: Facts) -> list[str]:
                 "context length, so a key's rotation is not known afterwards: use a policy that keeps "
                 "positions"
             )
+        if "q.behind" in t.taps and facts.hard_context:
+            reasons.append(
+                f"{name} runs rows behind the prompt, and this model has learned position embeddings, which "
+                "end with its context: use a policy that runs none"
+            )
         missing = [x for x in t.models if x not in facts.companions]
         if missing:
             reasons.append(f"{name} needs a companion model: {', '.join(missing)}")

@@ -107,11 +107,12 @@ class Engine:
         self.facts = Facts(bound.n_layers, bound.context, bound.hard_context, varies, tuple(companions))
         seals = methods.kvfmt.group > 0 or not methods.select.dense
         # a row whose rotation depends on the prompt's length is of no use to another prompt
-        self.memory = Memory(store, methods, kv_rows, seals, not varies)
+        self.memory = Memory(store, methods, kv_rows, seals, not varies, self._behind)
         self.cost = StepCost()
         self.drafting = Drafting(runner, self.cost, clip, companions, stores)
         self._seconds = math.inf  # what the step under way may last
         self._ended = math.inf  # when the last step did, if another followed at once
+        self._tried = 0.0  # seconds that policies had rows run in the step under way
         self.last = StepInfo(0, 0, 0.0)
         self.prompt_rows = 0  # of all steps so far
         self.hidden = any(t.startswith("hidden.") for t in methods.taps)
@@ -225,7 +226,8 @@ class Engine:
         # what a caller does between two steps delays the next one, whatever its rows
         between = start - self._ended
         late = between if 0 < between < 2 * seconds else 0.0
-        self.cost.observe(rows, read, seconds - self.drafting.seconds + late)
+        self.cost.observe(rows, read, seconds - self.drafting.seconds - self._tried + late)
+        self._tried = 0.0
         self._ended = time.perf_counter() if self.running else math.inf
         return events
 
@@ -381,6 +383,22 @@ class Engine:
     ) -> None:  # fmt: skip
         """Keep the queries of rows of the step, which become a sequence's rows from `first` on."""
         seq.queries.append((first, pos[rows], taps["q"][:, rows]))
+
+    def _behind(self, kv: SeqKV, ids: Sequence[int], n_prompt: int) -> dict[str, NDArray[Any]]:
+        """Run tokens, no more than a step has, behind the rows of a copy, and commit them; their queries, as
+        `Seq.taps` gives them. Where there is no room for them the limit is exceeded while the copy lives."""
+        start, n = time.perf_counter(), len(ids)
+        self.memory.make_room(room_of(1, n))
+        at, none = np.arange(kv.length, kv.length + n, dtype=np.int32), np.zeros(n, np.int32)
+        pos = at + np.int32(kv.next_pos - kv.length)
+        span = np.maximum(pos + 1, n_prompt).astype(np.int32)
+        rows = Rows(np.array(ids, np.int32), pos, span, none, np.arange(-1, n - 1, dtype=np.int32), none)
+        q = np.array(self.runner.run(rows, [kv], True).taps["q"])
+        places = _Places()
+        places.add(self.store, kv, 0, list(range(n)))
+        self.runner.commit(*places.take())
+        self._tried += time.perf_counter() - start
+        return {"q": q.transpose(0, 2, 1, 3), "q_pos": pos, "q_at": at}
 
     def _branch(self, leader: Seq, s: Seq) -> None:
         """A sibling starts where the leader's prompt ends."""

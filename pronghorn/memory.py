@@ -15,6 +15,7 @@ from pronghorn.cost import StepCost
 from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import Store
 from pronghorn.kv.tiers import NoSwap, Swap
+from pronghorn.kv.view import Runs
 from pronghorn.seq import Seq
 from pronghorn.slots import Reuse
 from pronghorn.types import FOREVER, Span
@@ -28,16 +29,17 @@ LOOK = 64  # waiting sequences that are compared with those under way
 class Memory:
     """The KV of an engine's sequences: `kv_rows` rows of `store` in all.
 
-    seals: rows change form at barriers. shareable: a row may serve another prompt.
+    seals: rows change form at barriers. shareable: a row may serve another prompt. run: tokens behind stored
+    rows, for policies that try something.
     """
 
     def __init__(
-        self, store: Store, methods: Composition, kv_rows: int, seals: bool, shareable: bool
+        self, store: Store, methods: Composition, kv_rows: int, seals: bool, shareable: bool, run: Runs
     ) -> None:  # fmt: skip
         self.store, self.kv_rows = store, kv_rows
         self.reuse: Reuse = methods.reuse
         self.policy = methods.kv
-        self.seals, self.shareable = seals, shareable
+        self.seals, self.shareable, self.run = seals, shareable, run
         self.swap: Swap | NoSwap = methods.reside.tier(store)
         self._overlaps: dict[tuple[int, int], int] = {}  # (sequence, leader) -> rows
 
@@ -82,7 +84,9 @@ class Memory:
             self.offer(seq, seq.n_prompt)
         plan, policy = None, seq.methods.kv
         if int(policy.barrier(seq.n_prompt, barrier - 1)) == barrier:
-            plan = policy.plan(self.store.view(kv, seq.n_prompt), seq.taps())
+            ids = seq.tokens[: kv.length]
+            view = self.store.view(kv, seq.n_prompt, seq.request.seed, ids, self.run)
+            plan = policy.plan(view, seq.taps())
             seq.queries = []
         self.store.seal(kv, plan, policy.traits.moves)  # what the plan leaves out is never packed
         self.make_room(0)  # pages that a state shared with this sequence may be its own now

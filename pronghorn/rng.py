@@ -1,15 +1,16 @@
 """The counter-based random stream.
 
 Every random number is keyed by (seed, branch, position, purpose), so a seed gives the same text whatever
-the batch, the drafter or the order in which positions are visited. The generator is Philox-4x64 (Salmon
-et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") as NumPy implements it; single numbers come from
+the batch, the drafter or the order in which positions are visited. The generator is Philox-4x64 (Salmon et
+al., 2011, "Parallel random numbers: as easy as 1, 2, 3") as NumPy implements it; single numbers come from
 native code that does the same.
 
 No number may serve twice: what decides whether a drafted token stands must know nothing of how it was
 drafted. So whoever takes numbers has purposes of his own: 0 the target's draw, from 1 on the verifiers',
-from `DRAFT` on the drafters'. The position is that of the token which the number helps to choose. A token is
-chosen in one round only, and what rounds before drafted for its position and threw away was never looked at,
-so rounds may draft with the same numbers.
+from `DRAFT` on the drafters', from `KEEP` on the policies'. The position is that of the token which the
+number helps to choose, and policies number blocks of rows. A token is chosen in one round only, and what
+rounds before drafted for its position and threw away was never looked at, so rounds may draft with the
+same numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pronghorn.ops.cpu import _native
 MASK = (1 << 64) - 1
 DRAW = 0  # purpose of the target's own draw; methods use 1 and above
 DRAFT = 1 << 32  # purposes of drafters
+KEEP = 2 << 32  # purposes of policies
 
 
 def uniform(seed: int, branch: int, pos: int, purpose: int) -> float:

@@ -102,11 +102,11 @@ def step(word: str) -> list[str]:
 
 
 def test_the_method_is_found_in_the_copy(tree: Path):
-    (command,) = step("methods knorm")
-    assert "Key-norm eviction" in shell(tree, command).stdout
-    where = shell(tree, ".venv/bin/python -m pronghorn.cli.main methods knorm --json").stdout
-    assert '"knorm"' in where
-    assert "knorm" not in names()["kv"]  # the checkout itself is as it was
+    (command,) = step("methods keydiff")
+    assert "KeyDiff (Park" in shell(tree, command).stdout
+    where = shell(tree, ".venv/bin/python -m pronghorn.cli.main methods keydiff --json").stdout
+    assert '"keydiff"' in where
+    assert "keydiff" not in names()["kv"]  # the checkout itself is as it was
 
 
 def test_the_method_runs_and_holds_less(tree: Path):
@@ -121,7 +121,7 @@ def test_the_method_runs_and_holds_less(tree: Path):
 @pytest.mark.slow
 def test_the_suites_test_the_method(tree: Path):
     """About forty seconds: the suites run the method with everything."""
-    (command,) = step("-k knorm")
+    (command,) = step("-k keydiff")
     out = shell(tree, command).stdout
     passed = re.search(r"(\d+) passed", out)
     assert passed, out
@@ -133,14 +133,16 @@ def test_the_suites_test_the_method(tree: Path):
 
 def test_a_method_that_draws_lots_fails(tree: Path):
     """The suites can fail: a choice that no seed fixes depends on how the text was cut."""
-    file = tree / "pronghorn" / "methods" / "kv" / "knorm.py"
+    file = tree / "pronghorn" / "methods" / "kv" / "keydiff.py"
     good = file.read_text()
-    bad = good.replace("np.linalg.norm(view.k, axis=-1)", "np.random.default_rng().random(view.pos.shape)")
+    bad = good.replace("(way * mean).sum(axis=-1)", "np.random.default_rng().random(view.pos.shape)")
     assert bad != good
     file.write_text(bad)
     try:
         with pytest.raises(AssertionError, match="[1-9] failed"):
-            shell(tree, ".venv/bin/python -m pytest tests/conformance/test_kvpolicy.py -k 'knorm and chunks'")
+            shell(
+                tree, ".venv/bin/python -m pytest tests/conformance/test_kvpolicy.py -k 'keydiff and chunks'"
+            )
     finally:
         file.write_text(good)
 
@@ -149,7 +151,7 @@ def test_the_page_of_methods_is_made_from_them(tree: Path):
     (command,) = step("--markdown")
     shell(tree, command)
     made = (tree / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert "### `knorm` (approximate)" in made
+    assert "### `keydiff` (approximate)" in made
     for name in ("pytest tests/test_pairs.py", "docs/methods.md"):
         assert name in RECIPE.read_text(encoding="utf-8")
 
@@ -228,6 +230,6 @@ def test_links_lead_somewhere(page: Path):
 def test_files_named_are_there(page: Path):
     """Paths in backticks and in commands that begin with a folder of the checkout."""
     text = page.read_text(encoding="utf-8")
-    made_here = "pronghorn/methods/kv/knorm.py"
+    made_here = "pronghorn/methods/kv/keydiff.py"
     for path in re.findall(r"(?<![\w/.])((?:docs|tests|bench|scripts|pronghorn)/[\w/.-]+\.\w+)", text):
         assert path == made_here or (ROOT / path).exists(), f"{page.name} names {path}"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pronghorn.kv.arena import Arena
 from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping
 from pronghorn.kv.look import Looks, by_ops
-from pronghorn.kv.view import KVView
+from pronghorn.kv.view import KVView, Runs, nobody
 from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
 from pronghorn.slots import KVFormat, Selector
@@ -341,9 +341,11 @@ class Store:
             s.blocks[-1] = self.sealed_arena.copy(int(s.blocks[-1]))
         return PAGE - int(s.fill[-1])
 
-    def view(self, kv: SeqKV, n_prompt: int) -> KVView:
+    def view(
+        self, kv: SeqKV, n_prompt: int, seed: int = 0, ids: Sequence[int] = (), run: Runs = nobody
+    ) -> KVView:  # fmt: skip
         """What a policy sees: every stored row, sealed ones first, read on demand."""
-        return KVView(self, kv, n_prompt)
+        return KVView(self, kv, n_prompt, seed, ids, run)
 
     def apply(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
         """Do what a plan over the sealed rows says, where there are no open ones."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
 Floats = NDArray[Any]
 Bools = NDArray[np.bool_]
+Runs = Callable[["SeqKV", Sequence[int], int], dict[str, Floats]]  # rows, tokens behind them, prompt's length
+
+
+def nobody(kv: SeqKV, ids: Sequence[int], n_prompt: int) -> dict[str, Floats]:
+    raise RuntimeError("nobody runs rows for this view")
 
 
 def rounded(score: Floats, digits: int = 4) -> Floats:
@@ -46,12 +53,15 @@ class KVView:
     Arrays are padded to the longest head: L layers, H KV heads, n rows. `valid` tells rows from padding.
     Policies score heads; where the store groups heads coarsely, scores are averaged over a group.
 
-    n_prompt: tokens of the prompt; length: tokens committed; next_pos: position of the next token;
-    scale, window, softcap: of each layer's attention, (L,), 0 for none.
+    ids: tokens committed, `length` of them; n_prompt: of the prompt; seed: the request's; next_pos: position
+    of the next token; scale, window, softcap: of each layer's attention, (L,), 0 for none.
     """
 
-    def __init__(self, store: Store, kv: SeqKV, n_prompt: int) -> None:
-        self._store, self._kv = store, kv
+    def __init__(
+        self, store: Store, kv: SeqKV, n_prompt: int, seed: int, ids: Sequence[int], run: Runs
+    ) -> None:  # fmt: skip
+        self._store, self._kv, self._run = store, kv, run
+        self.seed, self.ids = seed, ids
         self.n_prompt, self.length, self.next_pos = n_prompt, kv.length, kv.next_pos
         self.n_layers, self.n_kv = store.n_layers, store.n_kv
         self.n = kv.n_rows
@@ -144,6 +154,24 @@ class KVView:
         for layer, q in enumerate(taps["q"]):
             total[layer] += self.by_kv_head(self.mass(layer, q, taps["q_pos"]))
         return total
+
+    def angles(self, layer: int, by: Ints) -> Floats:
+        """(r, m): the angles by which queries and keys are turned over `by` (r,) positions: value i of a head
+        with value i + m, those from 2 m on not at all."""
+        rope = self._store.ropes[layer]
+        freq = rope.inv_freq(max(self.n_prompt, self.length)) if rope else np.zeros(0)
+        return by[:, None] * freq.astype(np.float64)
+
+    @contextmanager
+    def behind(self, ids: Sequence[int]) -> Iterator[tuple[KVView, dict[str, Floats]]]:
+        """The rows as they would be if tokens `ids`, no more than a step has, came next (theirs are the last
+        of each head), and their queries, as `plan` is shown them. All are gone afterwards."""
+        kv = self._store.fork(self._kv)
+        try:
+            taps = self._run(kv, ids, self.n_prompt)
+            yield self._store.view(kv, self.n_prompt, self.seed, [*self.ids, *ids], self._run), taps
+        finally:
+            kv.free()
 
     def last(self, n: int) -> Bools:
         """(L, H, n) bool: the last n rows of each head."""

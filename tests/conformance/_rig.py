@@ -166,7 +166,17 @@ class Small:
         self.kv: SeqKV = self.store.new()
         self.plans: list[tuple[int, Any]] = []  # committed length and plan of each barrier
         self.seal_every = 0  # seal also where there is no policy
+        self.seed = 0  # of the request
+        self.ids: list[int] = []
         self.queries: list[tuple[int, Any, Any]] = []  # not seen by the policy: first row, positions, queries
+
+    def behind(self, kv: SeqKV, ids: Any, n_prompt: int) -> dict[str, Any]:
+        """See `view.Runs`."""
+        pos = kv.next_pos + np.arange(len(ids), dtype=np.int32)
+        mine, self.kv = self.kv, kv
+        q = np.array(self.step(list(ids), n_prompt).taps["q"])
+        self.kv = mine
+        return {"q": q.transpose(0, 2, 1, 3), "q_pos": pos, "q_at": pos}
 
     def step(self, ids: list[int], n_prompt: int) -> StepOut:
         """Run and commit `ids`, all of them wanted."""
@@ -198,6 +208,7 @@ class Small:
             n = min(chunk, len(ids) - i, at - self.kv.length)
             first, pos = self.kv.length, self.kv.next_pos + np.arange(n, dtype=np.int32)
             out = self.step(ids[i : i + n], n_prompt)
+            self.ids += ids[i : i + n]
             logits.append(np.array(out.logits))
             self.queries.append((first, pos, out.taps["q"]))
             i += n
@@ -223,7 +234,8 @@ class Small:
 
     def ask(self, n_prompt: int) -> None:
         taps, self.queries = self.taps(n_prompt), []
-        plan = self.policy.plan(self.store.view(self.kv, n_prompt), taps)
+        view = self.store.view(self.kv, n_prompt, self.seed, self.ids, self.behind)
+        plan = self.policy.plan(view, taps)
         self.plans.append((self.kv.length, plan))
         if plan is not None:
             self.store.apply(self.kv, plan, self.policy.traits.moves)
