@@ -34,9 +34,11 @@ from pronghorn.run.native import NativeRunner
 from pronghorn.types import Rows
 
 METHODS = (
-    "kvfmt.bf16", "quest:tokens=@16", "double-sparsity:tokens=@16", "tidal:tokens=@16",
-    "sentence-kv:tokens=@16", "squeezed:tokens=@16", "tokenselect:tokens=@16,start=16,recent=16",
-    "lserve:tokens=@16", "quest:tokens=@16+kvfmt.int8",
+    "kvfmt.bf16", "kvfmt.int8", "kvfmt.fp8", "kvfmt.int4", "kvfmt.int4:keys=channel", "kivi",
+    "kivi:bits=4", "turbo", "zipcache", "quest:tokens=@16", "double-sparsity:tokens=@16",
+    "tidal:tokens=@16", "sentence-kv:tokens=@16", "squeezed:tokens=@16", "recycled:tokens=@16",
+    "tokenselect:tokens=@16,start=16,recent=16", "lserve:tokens=@16", "actqkv:tokens=@16",
+    "quest:tokens=@16+kvfmt.int8",
 )  # fmt: skip
 CHUNK = 2048  # rows that are packed at a time
 

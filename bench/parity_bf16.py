@@ -174,8 +174,7 @@ def compare(name: str, folder: Path, texts: list[list[int]], n_new: int, threads
 
 def documents(n: int) -> list[list[int]]:
     """Texts of n tokens for the bundled model: our own pages, and the look-ups it was made for."""
-    from _tasks import needle, registry
-
+    from pronghorn.bench.passages import needle, registry
     from pronghorn.llm import BUNDLED
     from pronghorn.model.tokenizer import load_tokenizer
 
@@ -184,7 +183,7 @@ def documents(n: int) -> list[list[int]]:
     code = [(ROOT / "pronghorn" / f"{p}.py").read_text() for p in ("engine", "compose", "types")]
     out = [tokenizer.encode(t) for t in pages + code]
     for i in range(6):
-        task = (registry if i % 2 else needle)(i, 600)
+        task = (registry if i % 2 else needle)(i, 60)
         out.append(tokenizer.chat([{"role": "user", "content": f"{task.text}{task.questions[0][0]}"}]))
     return [ids[:n] for ids in out]
 

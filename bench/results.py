@@ -64,12 +64,10 @@ PARTS = (
         "changes the expert, and the gap with it.",
     ),
     Part(
-        "KV methods", "kv.py", ("--items", "100", "--rounds", "9"),
-        "First table: a random model of 8 layers, width 896, 2 KV heads of 64; methods keep or read a "
-        "quarter of the rows. *Peak* is what the arenas reserved at most up to the end of the prompt: a "
-        "method that drops or packs rows does so after they were stored. Second table: the bundled model; "
-        "*1st* asks at the end of the prompt, *2nd* asks for something else afterwards, over the rows kept "
-        "for the first question. *By lot* is the control with as many rows.",
+        "What KV methods cost", "kv_cost.py", ("--rounds", "9"),
+        "A random model of 8 layers, width 896, 2 KV heads of 64; methods keep or read a quarter of the "
+        "rows. *Peak* is what the arenas reserved at most up to the end of the prompt: a method that drops "
+        "or packs rows does so after they were stored. What methods keep is in [kv](kv.md).",
     ),
 )  # fmt: skip
 

@@ -74,6 +74,8 @@ def resolve(name: str) -> tuple[str, str]:
             return slot, rest
         raise MethodError(_unknown(f"method in slot {slot!r}", rest, names()[slot]))
     homes = [s for s in SLOTS if name in names()[s]]
+    if len(homes) > 1:  # methods that are never meant by the bare name say so
+        homes = [s for s in homes if getattr(load(s, name), "bare", True)] or homes
     if len(homes) == 1:
         return homes[0], name
     if homes:
@@ -228,6 +230,11 @@ class Composition:
         return tuple(sorted({s for t in self.traits for s in t.stores}))
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Calibration tables in use."""
+        return tuple(sorted({s for t in self.traits for s in t.tables}))
+
+    @property
     def traits(self) -> list[Traits]:
         return [m.traits for _, m in self.each()]
 
@@ -346,8 +353,9 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
         if order.index(t.rows) > order.index(base.rows):
             raise MethodError(f"{name} keeps other rows per {t.rows}, and this engine's store has groups per "
                               f"{base.rows}: start with --use {name} to lay it out so")  # fmt: skip
-        if absent or set(t.models) - set(base.models) or set(t.stores) - set(base.stores):
-            needs = ", ".join([*absent, *t.models, *t.stores])
+        files = {*t.models, *t.stores, *t.tables} - {*base.models, *base.stores, *base.tables}
+        if absent or files:
+            needs = ", ".join([*absent, *t.models, *t.stores, *t.tables])
             raise MethodError(f"{name} needs {needs}, which this engine was not started with: start with "
                               f"--use {name}")  # fmt: skip
     own = chosen.get("shape", ())
@@ -444,6 +452,8 @@ def effects(slot: str, method: Any) -> list[str]:
         out.append("needs " + ", ".join(t.models))
     if t.stores:
         out.append("looks up in " + ", ".join(t.stores))
+    if t.tables:
+        out.append("goes by " + ", ".join(t.tables))
     if t.greedy:
         out.append("temperature 0 only")
     if slot == "select" and not method.dense:

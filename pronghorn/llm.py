@@ -426,7 +426,7 @@ def make_engine(
     """Bind, lay out the store, start the runner."""
     from pronghorn.datastore import Datastore
     from pronghorn.engine import Engine
-    from pronghorn.fingerprint import fingerprint
+    from pronghorn.fingerprint import fingerprint, of_model
     from pronghorn.kv.store import Store
     from pronghorn.model.bind import bind
     from pronghorn.opening import Home, Model, open_companions
@@ -450,6 +450,11 @@ def make_engine(
         ops, bound.n_layers, bound.n_kv, bound.head_dim, dtype, methods.kvfmt, methods.select,
         methods.rows, list(bound.kv_ropes), bound.attention,
     )  # fmt: skip
+    if methods.tables:
+        from pronghorn.calibrate.table import opened
+
+        shape = (bound.n_layers, bound.n_kv)
+        store.tables = opened(methods.tables, of_model(checkpoint, skips), shape)
     make: Any
     if backend == "native":
         from pronghorn.run.native import NativeRunner

@@ -84,6 +84,7 @@ class ExactKV:
     traits = EXACT
     open = "own"
     group = 0
+    codes = ()
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         raise NotImplementedError("an exact format takes the open zone's layout")
@@ -91,7 +92,7 @@ class ExactKV:
     def pack(self, k: Array, v: Array, ops: Any) -> dict[str, Array]:
         raise NotImplementedError("an exact format takes the open zone's layout")
 
-    def unpack(self, fields: dict[str, Array], ops: Any) -> tuple[Array, Array]:
+    def unpack(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:
         raise NotImplementedError("an exact format takes the open zone's layout")
 
 

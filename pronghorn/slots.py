@@ -5,6 +5,8 @@ A method is one frozen dataclass in `methods/<slot>/<name>.py`; its fields are i
 stateless: what must be remembered per sequence lives in the state object that `open`-like calls return
 or in `seq.memory(self)`, a dict that is the method's own and forks with the sequence.
 
+A class attribute `bare` False: a method is meant only by `slot.name`, as the name alone is another's.
+
 Each slot has a null object in `nulls.py`, so nothing in the core asks whether a method is present.
 """
 
@@ -23,6 +25,7 @@ from pronghorn.types import (
     Accept,
     Array,
     Choice,
+    Codes,
     Draft,
     Field,
     Ints,
@@ -77,7 +80,11 @@ class KVFormat(Protocol):
 
     open:  dtype of the exact zones: "float32", "bfloat16", or "own" (the runner's own).
     group: rows that must be packed together; 1: any row alone; 0: sealed rows are stored exactly as
-           open ones and nothing needs sealing on this format's account.
+           open ones and nothing needs sealing on this format's account. Above 1 `error` is in units of the
+           largest magnitude of the page; where the class has `unit` "length", it is the length of a row's
+           error in units of the row's own.
+    codes: what the codes of keys and of values mean, where fields are those of `layout.coded_fields`: then
+           the native runner attends to them. () for other fields.
     """
 
     @property
@@ -86,6 +93,8 @@ class KVFormat(Protocol):
     def open(self) -> str: ...
     @property
     def group(self) -> int: ...
+    @property
+    def codes(self) -> tuple[Codes, ...]: ...
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         """Arrays of one page of one head (`page` rows of `dim` values)."""
@@ -95,8 +104,8 @@ class KVFormat(Protocol):
         """k, v (n_pages, page, dim) -> field name -> (n_pages, *field.shape). Pure per page."""
         ...
 
-    def unpack(self, fields: dict[str, Array], ops: Any) -> tuple[Array, Array]:
-        """The inverse of `pack`, up to the format's declared error."""
+    def unpack(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:
+        """The inverse of `pack`, up to the format's declared error: rows of `dim` values."""
         ...
 
 

@@ -60,6 +60,7 @@ class Traits:
                score in attention (`KVPlan`).
     models:    companion models it needs.
     stores:    files of tokens (`pronghorn.datastore`) that it reads.
+    tables:    files of what a model was found to be (`pronghorn.calibrate.table`) that it reads.
     greedy:    works only at temperature 0.
     """
 
@@ -72,6 +73,7 @@ class Traits:
     notes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     greedy: bool = False
 
 
@@ -300,6 +302,28 @@ class Field(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     rows: int = 0
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What the codes of a page's keys, or of its values, mean: a value is scale * level + offset.
+
+    bits: of a code, 2, 4 or 8. group: channels of a row that share a scale and an offset, a multiple of 32
+    (`ROW`: all); 0: those are a channel's, for all rows of the page. offset: whether there is one. levels: of
+    each code; empty: a code is its own level, or E4M3 where it has 8 bits. channels: each channel's values
+    are multiplied by a factor of its own in the end. turn: rows were turned before, by signs and Hadamard's
+    matrix (`methods.kvfmt._codes.turn`). Factors are bfloat16.
+    """
+
+    bits: int
+    group: int
+    offset: bool = True
+    levels: tuple[float, ...] = ()
+    channels: bool = False
+    turn: bool = False
+
+
+ROW = 1 << 16  # a group of all channels
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pronghorn.bench.lookups import CONTENT, GAP, JUDGED, KINDS, VOCABULARY, Amounts, document, say, task
 from pronghorn.llm import LLM
-from recipes.lookup.tasks import CONTENT, GAP, JUDGED, KINDS, VOCABULARY, Amounts, document, row, say, task
+from recipes.lookup.texts import row
 
 MODEL = Path(__file__).parent / "models" / "lookup"
 

@@ -39,6 +39,7 @@ class Together:
     traits = Traits(Guarantee.EXACT)
     open = "own"
     group = PAGE
+    codes = ()
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return (
@@ -50,7 +51,7 @@ class Together:
         mean = k.mean(axis=1)
         return {"k": (k - mean[:, None]).swapaxes(1, 2), "v": v, "mean": mean}
 
-    def unpack(self, fields: dict[str, Any], ops: Any) -> tuple[Any, Any]:
+    def unpack(self, fields: dict[str, Any], dim: int, ops: Any) -> tuple[Any, Any]:
         return fields["k"].swapaxes(1, 2) + fields["mean"][:, None], fields["v"]
 
 
@@ -104,7 +105,7 @@ class World:
             return row
         k, v = np.zeros((1, PAGE, DIM)), np.zeros((1, PAGE, DIM))
         k[0, 0], v[0, 0] = row.k, row.v
-        k, v = fmt.unpack(fmt.pack(k, v, self.ops), self.ops)
+        k, v = fmt.unpack(fmt.pack(k, v, self.ops), k.shape[-1], self.ops)
         return Row(k[0, 0], v[0, 0], row.pos)
 
     # -------------------------------------------------------------- what can happen

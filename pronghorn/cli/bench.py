@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pronghorn.cli import bench_setup as setup
+from pronghorn.cli.bench_kv import kv as kv
 from pronghorn.cli.bench_speculate import speculate as speculate
 from pronghorn.cli.options import Threads, Use
 

@@ -13,6 +13,7 @@ from pronghorn.cli.options import MODEL, AsJson, Threads, Use
 
 if TYPE_CHECKING:
     from pronghorn.calibrate.skips import Found
+    from pronghorn.calibrate.table import Table
     from pronghorn.calibrate.trial import Material, Trial
 
 
@@ -24,6 +25,8 @@ def calibrate() -> None:
       pronghorn calibrate skip-set
 
       pronghorn calibrate skip-set org/name --text like-mine.txt
+
+      pronghorn calibrate heads org/name -o heads.json
     """
 
 
@@ -119,3 +122,65 @@ def _tell(found: Found, measured: Trial | None, as_json: bool) -> None:
             + ("" if measured.gain > 1 else ": on this machine it does not pay for this model")
         )
     print(f"--draft {found.spec}")
+
+
+def heads(
+    model: Annotated[
+        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
+    ] = MODEL,
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="Where the table goes; needed.")
+    ] = "",
+    use: Use = [],  # noqa: B006  (Typer copies it)
+    tokens: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="Random tokens that repeat; fewer in a short context.")
+    ] = 512,
+    repeats: Annotated[int, typer.Option(min=2, max=64, help="Times that they are there.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Which random tokens.")] = 0,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the heads of MODEL that retrieve, for `razor-attention` and `duo-attention`.
+
+    The model reads random tokens that repeat. Heads that attend to earlier occurrences of a token, or to what
+    followed them, retrieve. What each head does is written to a table that those methods read.
+
+    [bold]Examples[/bold]
+
+      pronghorn calibrate heads -o heads.json
+
+      pronghorn calibrate heads org/name -o heads.json --use int8 --tokens 2500
+
+      pronghorn run --use razor-attention:table=heads.json "Tell a story."
+    """
+    from pronghorn.calibrate.heads import find, text, watching
+    from pronghorn.cli.options import open_model, weight_first
+    from pronghorn.errors import RequestError
+
+    if not out:
+        raise RequestError("the table needs a file to go to: -o heads.json")
+    llm = open_model(model, [*map(weight_first, use), watching()], plain=True, threads=threads)
+    try:
+        with show.progress("looking") as bar:
+            found = find(llm, model, text(llm, tokens, repeats, seed), bar)
+    finally:
+        llm.close()
+    found.write(Path(out))
+    _tell_heads(found, out, as_json)
+
+
+def _tell_heads(found: Table, out: str, as_json: bool) -> None:
+    layers, n_kv = found.shape
+    order = sorted(
+        ((found.induction[i][h], found.echo[i][h], i, h) for i in range(layers) for h in range(n_kv)),
+        key=lambda x: -x[0],
+    )
+    if as_json:
+        show.as_json({**asdict(found), "table": out, "heads": [i * n_kv + h for _, _, i, h in order]})
+        return
+    rows = [[str(i * n_kv + h), str(i), str(h), f"{a:.3f}", f"{b:.3f}"] for a, b, i, h in order[:10]]
+    show.table(
+        f"{layers} layers of {n_kv} KV heads, {found.tokens:,} tokens; those that retrieve most",
+        ["heads=", "layer", "head", "induction", "echo"], rows, right=range(5),
+    )  # fmt: skip
+    print(f"--use razor-attention:table={out}")

@@ -10,6 +10,12 @@ the sealed zone holds a page of every head of one group.
     sealed block, packed  [head of the group] the format's fields, then [head] index fields
 
 Index fields lie side by side, as they are read without the rest: a few lines of every block.
+
+Codes (`types.Codes`) lie in 32-bit words. One of keys holds as many channels of one row as fit, (word, PAGE,
+4) bytes: even channels from its lowest bit up, odd ones from the middle up, so that a shift and a mask leave
+pairs. One of values: channel i is in byte i % 4, from the lowest bits up; rows are filled up to 32 channels.
+Factors of rows are (group, scale and offset, PAGE), those of channels (scale and offset, dim), in that order
+flat where there are both.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pronghorn.types import Field
+from pronghorn.types import Codes, Field
 
 PAGE = 16
 ALIGN = 64
@@ -31,6 +37,25 @@ def itemsize(dtype: str) -> int:
 def exact_fields(dtype: str, dim: int) -> tuple[Field, ...]:
     """A page stored exactly: k transposed, v by rows."""
     return (Field("k", dtype, (dim, PAGE), rows=1), Field("v", dtype, (PAGE, dim)))
+
+
+def coded_fields(k: Codes, v: Codes, dim: int) -> tuple[Field, ...]:
+    """A page in codes, each field beside what is read with it."""
+    words, wide = -(-dim * k.bits // 32), -(-dim // 32) * 32
+    return (
+        Field("k", "uint8", (words, PAGE, 4), rows=1), _factors("kf", k, dim),
+        Field("v", "uint8", (PAGE, wide * v.bits // 8)), _factors("vf", v, dim),
+    )  # fmt: skip
+
+
+def _factors(name: str, c: Codes, dim: int) -> Field:
+    each = 2 if c.offset else 1
+    if not c.group:
+        return Field(name, "bfloat16", (each * dim,), rows=-1)
+    shape = (-(-dim // c.group), each, PAGE)
+    if c.channels:
+        return Field(name, "bfloat16", (int(np.prod(shape)) + dim,), rows=-1)
+    return Field(name, "bfloat16", shape, rows=2)
 
 
 @dataclass(frozen=True)

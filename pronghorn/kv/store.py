@@ -15,9 +15,9 @@ it lies, and groups (all heads, a layer's heads, one head) may keep different ro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
 from pronghorn.slots import KVFormat, Selector
 from pronghorn.types import BIAS, Array, Ints, KVPlan, Rewrite
+
+if TYPE_CHECKING:
+    from pronghorn.calibrate.table import Table
 
 U64 = NDArray[np.uint64]
 Floats = NDArray[np.float32]
@@ -118,6 +121,7 @@ class Store:
         self.open_dtype = open_dtype
         self.attention = tuple(attention) or ((head_dim**-0.5, 0, 0.0),) * n_layers
         self.look: Looks = by_ops
+        self.tables: Mapping[str, Table] = {}  # calibration tables that policies go by, by path
         self.packed = fmt.group > 0
         exact = exact_fields(open_dtype, head_dim)
         groups = grouping(rows, n_layers, n_kv)
@@ -460,7 +464,7 @@ class Store:
         """k, v (n_pages, PAGE, dim) in the compute dtype."""
         fields = self.read_fields(blocks, g, i, own=True)
         if self.packed:
-            k, v = self.fmt.unpack(fields, self.ops)
+            k, v = self.fmt.unpack(fields, self.head_dim, self.ops)
             return self.ops.cast(k), self.ops.cast(v)
         k = self.ops.xp.permute_dims(self.ops.cast(fields["k"]), (0, 2, 1))
         return k, self.ops.cast(fields["v"])
@@ -474,13 +478,9 @@ class Store:
         """Rows k, v (n, dim), laid out by `fill`, into member i of the group's blocks; indexed."""
         xp = self.ops.xp
         n = len(blocks)
-        slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
-        pages = []
-        for a in (k, v):
-            p = xp.zeros((n * PAGE, self.head_dim), dtype=a.dtype, device=a.device)
-            p[self.ops.array(slots)] = a
-            pages.append(p.reshape((n, PAGE, self.head_dim)))
-        pk, pv = pages
+        # a page that is not full has its last row again, so that ranges of what is packed together stay
+        at_row = (np.cumsum(fill) - fill)[:, None] + np.minimum(np.arange(PAGE), fill[:, None] - 1)
+        pk, pv = (self._take(a, at_row.reshape(-1)).reshape((n, PAGE, self.head_dim)) for a in (k, v))
         at = self.sealed_layout
         if self.packed:
             values = self.fmt.pack(pk, pv, self.ops)

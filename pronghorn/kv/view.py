@@ -54,7 +54,8 @@ class KVView:
     Policies score heads; where the store groups heads coarsely, scores are averaged over a group.
 
     ids: tokens committed, `length` of them; n_prompt: of the prompt; seed: the request's; next_pos: position
-    of the next token; scale, window, softcap: of each layer's attention, (L,), 0 for none.
+    of the next token; scale, window, softcap: of each layer's attention, (L,), 0 for none; tables: those that
+    traits name.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class KVView:
         self.seed, self.ids = seed, ids
         self.n_prompt, self.length, self.next_pos = n_prompt, kv.length, kv.next_pos
         self.n_layers, self.n_kv = store.n_layers, store.n_kv
-        self.n = kv.n_rows
+        self.n, self.tables = kv.n_rows, store.tables
         self.scale = np.array([scale for scale, _, _ in store.attention])
         self.window = np.array([window for _, window, _ in store.attention], np.int32)
         self.softcap = np.array([softcap for _, _, softcap in store.attention])

@@ -35,10 +35,10 @@ class Ops:
         self.dtype = self.dtype_of(dtype)
 
     def dtype_of(self, name: str) -> Any:
-        """The namespace's dtype called `name` (NumPy spelling, and "bfloat16")."""
+        """The namespace's dtype called `name` (NumPy spelling, "bfloat16" and "float8_e4m3fn")."""
         if self.torch is not None:
             return getattr(self.torch, name)
-        return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+        return np.dtype(getattr(ml_dtypes, name, name))
 
     def array(self, a: Any) -> Array:
         """A NumPy array on this namespace and device, dtype kept."""

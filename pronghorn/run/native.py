@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import UnsupportedError
-from pronghorn.kv.layout import PAGE, Layout, itemsize
+from pronghorn.kv.layout import PAGE, Layout, coded_fields, itemsize
 from pronghorn.kv.look import Look, room
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
@@ -30,9 +30,10 @@ from pronghorn.ops.panels import numbers
 from pronghorn.ops.ref import Ops
 from pronghorn.ops.values import dense
 from pronghorn.run.base import sources
-from pronghorn.types import Ints, Rows, StepOut
+from pronghorn.types import Codes, Ints, Rows, StepOut
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of stored KV
+CODED = 3
 WEIGHTS = {"float32": 0, "bfloat16": 1, "float16": 2, "float8": 3}
 FIELDS: dict[str, dict[str, str]] = {  # what a choice goes by, and the dtypes
     "bounds": {"lo": "bfloat16", "hi": "bfloat16"}, "dots": {"mean": "bfloat16"},
@@ -179,8 +180,10 @@ class NativeRunner:
         store = self.store
         pairs = [(i, h) for i in range(store.n_layers) for h in range(store.n_kv)]
         where = [store.group_of[p] for p in pairs]
+        codes = store.fmt.codes
         self.exe.set_zones(
-            *_zone(store.open_layout, store.head_dim), *_zone(store.sealed_layout, store.head_dim),
+            *_zone(store.open_layout, store.head_dim, ()), *_zone(store.sealed_layout, store.head_dim, codes),
+            [_numbers(c, store.head_dim) for c in codes], [list(c.levels) for c in codes],
             [g for g, _ in where], [i for _, i in where],
         )  # fmt: skip
 
@@ -327,9 +330,20 @@ def _activation(fn: str) -> int:
     return ACTIVATIONS[fn]
 
 
-def _zone(layout: Layout, dim: int) -> tuple[int, int, list[int]]:
-    """Kind of the stored values, bytes of a member, offsets of k, v, ks, vs (0 where absent)."""
+def _numbers(c: Codes, dim: int) -> list[int]:
+    group = min(c.group, -(-dim // 32) * 32)
+    levels = 1 if c.levels else 2 if c.bits == 8 else 0
+    return [c.bits, group, int(c.offset), int(c.channels), int(c.turn), levels]
+
+
+def _zone(layout: Layout, dim: int, codes: tuple[Codes, ...]) -> tuple[int, int, list[int]]:
+    """Kind of the stored values, bytes of a member, offsets of k, v, and their factors (0 where absent)."""
     at = {f.name: (o, f) for o, f in zip(layout.offsets, layout.fields, strict=True)}
+    if codes:
+        keys, values = codes
+        if layout.fields[:4] != coded_fields(keys, values, dim):
+            raise UnsupportedError(f"codes of KV do not lie as their description says; {WAY_OUT}")
+        return CODED, layout.member, [at[n][0] for n in ("k", "v", "kf", "vf")]
     kinds = {at[name][1].dtype if name in at else "nothing" for name in ("k", "v")}
     kind = kinds.pop() if len(kinds) == 1 else "mixed"
     known = kind in ("float32", "bfloat16") or (kind == "int8" and {"ks", "vs"} <= set(at))

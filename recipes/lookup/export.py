@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-from recipes.lookup.tasks import BEGIN, END, VOCABULARY
+from pronghorn.bench.lookups import BEGIN, END, VOCABULARY
 from recipes.lookup.train import Model, Shape
 
 SPACE = "▁"  # SentencePiece's mark of a space before a word

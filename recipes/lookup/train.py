@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from recipes.lookup.tasks import KINDS, VOCABULARY, row
+from pronghorn.bench.lookups import KINDS, VOCABULARY
+from recipes.lookup.texts import row
 
 STAGES = "64x32x400,128x16x400,256x16x400,256+512+1024x16x1200"
 TEXT_WEIGHT = 0.05  # of a token that is no answer, in the loss

@@ -4,8 +4,8 @@ The folder is the slot, the file's name (`-` for `_`) the method's. A suite asks
 slot in one of three settings:
 
     defaults    as `Method()` is
-    tight       `budget` 24, `window` 8 (16 without a budget), `every` and `prompt_every` 16: a policy or
-                a selector that has such a field drops or skips much of a hundred rows
+    tight       `budget` 24, `window` 8 (16 without a budget), `sinks` 4, `every` and `prompt_every` 16: a
+                policy or a selector that has such a field drops or skips much of a hundred rows
     full        `budget`, `window` or `tokens` a million: nothing is dropped, everything selected
 
 A field `policy` names the policy that another one asks: SnapKV, in the same setting.
@@ -82,8 +82,8 @@ def tight(slot: str, name: str) -> Any:
     return _with(
         cls,
         {"budget": 24, "window": 8 if has_budget else 16, "every": 16, "prompt_every": 16,
-         "tokens": 48, "dense_layers": 0, "choosing": (0,), "start": 16, "recent": 16, "channels": 4,
-         "full_below": -1.0, "reuse_from": 1.0,
+         "sinks": 4, "tokens": 48, "dense_layers": 0, "choosing": (0,), "start": 16, "recent": 16,
+         "channels": 4, "full_below": -1.0, "reuse_from": 1.0,
          "policy": "snapkv:budget=24,window=8"},
     )  # fmt: skip
 

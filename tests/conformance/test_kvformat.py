@@ -1,6 +1,8 @@
 """Every KV format: its declared error, pages packed one by one, and bytes that really shrink.
 
-A format declares `error`: the largest |stored - given| in units of its row's largest magnitude.
+A format declares `error`: the largest |stored - given| in units of its row's largest magnitude, of its
+page's where rows are packed together. Where its `unit` is "length": the length of stored - given in units
+of given's.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping, itemsize
+from pronghorn.kv.layout import ALIGN, PAGE, Layout, exact_fields, grouping, itemsize
 from pronghorn.kv.store import Store
 from pronghorn.nulls import Dense
 from pronghorn.ops.ref import Ops
@@ -38,11 +40,19 @@ def trip(fmt: Any, k: Any, v: Any, ops: Ops) -> Any:
     """Through `pack`, the fields' own dtypes, and `unpack`."""
     packed = fmt.pack(ops.array(k), ops.array(v), ops)
     stored = {f.name: ops.to(packed[f.name], f.dtype) for f in fmt.fields(PAGE, k.shape[-1])}
-    return [ops.numpy(a) for a in fmt.unpack(stored, ops)]
+    return [ops.numpy(a) for a in fmt.unpack(stored, k.shape[-1], ops)]
+
+
+def _unit(fmt: Any) -> Any:
+    return (-2, -1) if fmt.group > 1 else -1
 
 
 def within(fmt: Any, got: Any, given_: Any) -> None:
-    top = np.abs(given_).max(axis=-1, keepdims=True).astype(np.float64)
+    if getattr(fmt, "unit", "") == "length":
+        off = np.linalg.norm(got.astype(np.float64) - given_, axis=-1)
+        assert (off <= fmt.error * np.linalg.norm(given_.astype(np.float64), axis=-1) + TINY).all()
+        return
+    top = np.abs(given_).max(axis=_unit(fmt), keepdims=True).astype(np.float64)
     assert (np.abs(got.astype(np.float64) - given_) <= fmt.error * top + TINY).all()
 
 
@@ -83,7 +93,7 @@ def test_declared_error_of_any_row(name: str, row: list[float]) -> None:
     for got in trip(fmt, x, x, Ops("float32")):
         assert np.isfinite(got).all()
         within(fmt, got, x)
-        assert (got[0, 4:] == 0).all(), "zero rows stay zero"
+        assert fmt.group > 1 or (got[0, 4:] == 0).all(), "zero rows stay zero"
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -92,7 +102,12 @@ def test_error_is_not_declared_too_large(name: str) -> None:
     fmt = _find.defaults("kvfmt", name)
     k = pages(1, 200)
     got, _ = trip(fmt, k, k, Ops("float32"))
-    top = np.abs(k).max(axis=-1, keepdims=True)
+    if getattr(fmt, "unit", "") == "length":
+        length = np.linalg.norm(k, axis=-1)
+        off = np.linalg.norm(got - k, axis=-1) / np.where(length > 0, length, 1)
+        assert off.max() > 0.5 * fmt.error
+        return
+    top = np.abs(k).max(axis=_unit(fmt), keepdims=True)
     assert (np.abs(got - k) / np.where(top > 0, top, 1)).max() > 0.5 * fmt.error
 
 
@@ -105,6 +120,14 @@ def test_pages_are_packed_one_by_one(name: str) -> None:
         alone = fmt.pack(k[i : i + 1], v[i : i + 1], ops)
         for field in together:
             assert (alone[field][0] == together[field][i]).all()
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_no_pages_are_no_pages(name: str) -> None:
+    fmt, ops = _find.defaults("kvfmt", name), Ops("float32")
+    none = fmt.pack(pages(0)[:0], pages(0)[:0], ops)
+    assert all(none[f.name].shape == (0, *f.shape) for f in fmt.fields(PAGE, DIM))
+    assert [a.shape for a in fmt.unpack(none, DIM, ops)] == [(0, PAGE, DIM)] * 2
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -127,7 +150,7 @@ def test_packing_again_changes_nothing(name: str) -> None:
         pytest.skip("its pages are never reopened")
     for seed in range(20):
         once = fmt.pack(pages(seed), pages(seed + 50), ops)
-        again = fmt.pack(*fmt.unpack(once, ops), ops)
+        again = fmt.pack(*fmt.unpack(once, DIM, ops), ops)
         for field in once:
             assert (once[field] == again[field]).all(), field
 
@@ -153,9 +176,10 @@ def test_torch_packs_the_same_bytes(name: str) -> None:
     a = fmt.pack(pages(6), pages(7), Ops("float32"))
     ops = Ops("float32", torch)
     b = fmt.pack(ops.array(pages(6)), ops.array(pages(7)), ops)
-    for field in a:
-        assert (a[field] == ops.numpy(b[field])).all()
-    for x, y in zip(fmt.unpack(a, Ops("float32")), fmt.unpack(b, ops), strict=True):
+    for f in fmt.fields(PAGE, DIM):
+        wide = "float32" if f.dtype == "bfloat16" else f.dtype  # which NumPy does not take from torch
+        assert (a[f.name].astype(wide) == ops.numpy(ops.to(b[f.name], wide))).all()
+    for x, y in zip(fmt.unpack(a, DIM, Ops("float32")), fmt.unpack(b, DIM, ops), strict=True):
         assert (x == ops.numpy(y)).all()
 
 
@@ -175,7 +199,7 @@ def test_through_the_store(name: str) -> None:
     got, exact = run.store.view(run.kv, 50), plain.store.view(plain.kv, 50)
     within(fmt, got.k[0], exact.k[0])  # the first layer's rows do not depend on attention
     within(fmt, got.v[0], exact.v[0])
-    assert np.abs(logits - want).max() < 1.0
+    assert np.abs(logits - want).max() < max(1.0, 100 * fmt.error)
     if fmt.open != "float32" or fmt.group:
         assert np.abs(logits - want).max() > 0, "the control: something was rounded"
 
@@ -195,7 +219,7 @@ def test_bytes(name: str) -> None:
     store.seal(kv)
     assert store.open_arena.held == 0
     fields = fmt.fields(PAGE, dim) if fmt.group else exact_fields(dtype, dim)
-    page = sum(itemsize(f.dtype) * int(np.prod(f.shape)) for f in fields)
+    page = sum(-(-itemsize(f.dtype) * int(np.prod(f.shape)) // ALIGN) * ALIGN for f in fields)
     assert store.held == 40 * 2 * 2 * page
     exact = Layout.of(exact_fields("float32", dim), grouping("seq", 2, 2)).block * 40
     if fmt.group:

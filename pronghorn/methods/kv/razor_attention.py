@@ -4,8 +4,12 @@ Retrieval heads keep every row. The others keep the first `sinks` rows and the l
 one row for all that were dropped: the means of their keys and values, which counts in attention as many times
 as rows went into it (their logarithm is added to its score). Where all dropped keys are equal, nothing is
 lost. Departures: rows are dropped in batches at barriers; the row lies at the position of the first dropped
-one and its keys are averaged as they are stored, rotated; heads are named by `heads` (layer times KV heads
-plus head), where the paper finds them by their attention to text that repeats.
+one and its keys are averaged as they are stored, rotated.
+
+Retrieval heads are the `share` of heads that attend most to text that repeats, by a table that `pronghorn
+calibrate heads` makes (paper: 14 % by induction and 1 % by echo of query heads; here of KV heads, each by the
+best of its query heads), or those named by `heads` (layer times KV heads plus head). Without either no head
+retrieves.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView
+from pronghorn.methods.kv._heads import check, retrieving
 from pronghorn.types import BIAS, Guarantee, KVPlan, Traits
 
 COUNT = "razor.count"
@@ -26,19 +31,23 @@ COUNT = "razor.count"
 @dataclass(frozen=True)
 class RazorAttention:
     heads: tuple[int, ...] = ()  # retrieval heads: layer * (KV heads) + head
+    table: str = ""  # file of `pronghorn calibrate heads` that finds them instead
+    share: float = 0.15  # of the heads in a table that are retrieval heads
     sinks: int = 4  # first rows that always stay
     window: int = 1024  # last rows that stay
     every: int = 64  # tokens between drops in the answer
     prompt_every: int = 2048  # tokens between drops inside the prompt
 
-    traits = Traits(Guarantee.APPROXIMATE, rows="head", drops=True, notes=(COUNT, BIAS))
-
     def __post_init__(self) -> None:
         for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
             if getattr(self, name) < low:
                 raise MethodError(f"razor-attention: {name} is {low} or above, not {getattr(self, name)}")
-        if any(h < 0 for h in self.heads):
-            raise MethodError("razor-attention: heads are numbered from 0")
+        check("razor-attention", self.heads, self.table, self.share)
+
+    @property
+    def traits(self) -> Traits:
+        tables = (self.table,) if self.table else ()
+        return Traits(Guarantee.APPROXIMATE, rows="head", drops=True, notes=(COUNT, BIAS), tables=tables)
 
     def barrier(self, n_prompt: int, length: int) -> int:
         if length < n_prompt:
@@ -46,8 +55,8 @@ class RazorAttention:
         return (length // self.every + 1) * self.every
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
-        first, retrieves = np.arange(view.n) < self.sinks, np.zeros((view.n_layers, view.n_kv), bool)
-        retrieves.reshape(-1)[[h for h in self.heads if h < retrieves.size]] = True
+        first = np.arange(view.n) < self.sinks
+        retrieves = retrieving(view, self.heads, self.table, self.share)
         gone = view.valid & ~first & ~view.last(self.window) & ~retrieves[..., None]
         if not (gone.sum(axis=-1) > 1).any():
             return None

@@ -19,6 +19,7 @@ class Int8:
     traits = Traits(Guarantee.APPROXIMATE)
     open = "own"
     group = 1
+    codes = ()  # its fields have kernels of their own
     error = (1 + 2.0**-8) / 254  # of a row's largest magnitude
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
@@ -34,7 +35,7 @@ class Int8:
         vq, vs = self._rows(v, ops)
         return {"k": ops.xp.permute_dims(kq, (0, 2, 1)), "v": vq, "ks": ks, "vs": vs}
 
-    def unpack(self, fields: dict[str, Array], ops: Any) -> tuple[Array, Array]:
+    def unpack(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:
         k = ops.cast(ops.xp.permute_dims(fields["k"], (0, 2, 1)))
         v = ops.cast(fields["v"])
         return k * ops.cast(fields["ks"])[..., None], v * ops.cast(fields["vs"])[..., None]

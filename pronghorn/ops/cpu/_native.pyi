@@ -256,10 +256,12 @@ class Executor:
     ) -> None: ...  # fmt: skip
     def set_zones(
         self, open_kind: int, open_member: int, open_at: list[int], sealed_kind: int,
-        sealed_member: int, sealed_at: list[int], group: list[int], index: list[int],
+        sealed_member: int, sealed_at: list[int], codes: list[list[int]], tables: list[list[float]],
+        group: list[int], index: list[int],
     ) -> None:  # fmt: skip
-        """Bytes of a head's page and offsets of its k, v, ks, vs in both zones; the group of each (layer,
-        head) and its place there."""
+        """Bytes of a head's page and offsets of its k, v, ks, vs in both zones; of a sealed zone of kind 3
+        what the codes of keys and of values mean: bits, group, offset, channels, turn, levels (0 numbers, 1 a
+        table, 2 E4M3), and tables; the group of each (layer, head) and its place there."""
 
     def set_select(
         self, sources: list[int], score: int, heads: int, pages: list[int], cover: float,

@@ -45,6 +45,8 @@ AttendItem Executor::asked(int thread, const TapeOp& op, const Item& item, int h
     // A float32 store keeps its precision, whatever its sealed pages are made of.
     a.pairs = open_.kind == BF16 && sealed_.kind != F32;
     a.factors = sealed_.kind == I8;
+    a.k_codes = &sealed_.k_codes;
+    a.v_codes = &sealed_.v_codes;
     a.bias = bias_of(step_->seqs[item.seq], op.ints[0] * shape_.n_kv + head) != nullptr;
     a.scratch = static_cast<float*>(scratch_[thread].bytes.get());
     return a;
@@ -87,6 +89,11 @@ void Executor::attend_item(int thread, const TapeOp& op, const Dealt& d, const T
 
 // Of the keys and values of a page.
 std::size_t Executor::page_bytes(const KvPage& p) const {
+    if (p.kind == CODED) {
+        const Coding &k = sealed_.k_codes, &v = sealed_.v_codes;
+        const int dim = shape_.head_dim;
+        return code_keys(k, dim) + code_factors(k, dim) + PAGE * code_row(v, dim) + code_factors(v, dim);
+    }
     const std::size_t row = shape_.head_dim * size_of(p.kind) + (p.ks ? sizeof(float) : 0);
     return 2 * PAGE * row;
 }
@@ -133,27 +140,21 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
     const std::int32_t* chosen = read.at;
     const int n_sealed = chosen ? read.n : int(row[3]), n_open = s.n_open / PAGE;
     const float* bias = bias_of(s, member);
-    const auto page = [](const Zone& zone, const char* base, const std::int32_t* where, int n,
-                         int at) {
-        const auto factors = [&](std::size_t field) {
-            return zone.kind == I8 ? reinterpret_cast<const float*>(base + field) : nullptr;
-        };
-        return KvPage{base + zone.k, base + zone.v, factors(zone.ks), factors(zone.vs), where,
-                      zone.kind, 0, n, at};
-    };
     constexpr int PAGES = KEYS / PAGE;
     for (int i = task.block0 * PAGES; i < std::min(task.block1 * PAGES, n_sealed); ++i) {
         const int j = chosen ? chosen[i] : i, n = std::clamp(fill[j], 0, PAGE);
         if (!n || !visible(pos + j * PAGE, n)) continue;
         const char* base =
             reinterpret_cast<const char*>(addr[j]) + index_[member] * sealed_.member;
-        KvPage p = page(sealed_, base, pos + j * PAGE, n, i * PAGE);
+        KvPage& p = t.shared.emplace_back();
+        zone_page(sealed_, base, pos + j * PAGE, n, i * PAGE, p);
         if (bias) p.bias = bias + j * PAGE;
-        t.shared.push_back(p);
     }
     const auto open_page = [&](int i, int n) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
-        return page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE);
+        KvPage p;
+        zone_page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE, p);
+        return p;
     };
     for (int i = std::max(0, task.block0 * PAGES - n_sealed);
          i < std::min(task.block1 * PAGES - n_sealed, n_open); ++i) {

@@ -79,15 +79,23 @@ struct Pairs {
                                _mm512_castps_si512(b));
     }
 
+    // Pairs of two registers of floats, rounded.
+    static PH_INLINE Right both(const V& even, const V& odd) {
+        return paired((__m512i)_mm512_cvtne2ps_pbh(odd.p[0], even.p[0]));
+    }
+    // Sixteen halves of words and sixteen more, as pairs.
+    static PH_INLINE Right paired(__m512i x) {
+        const __m512i order = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
+            4, 19, 3, 18, 2, 17, 1, 16, 0);
+        return _mm512_permutexvar_epi16(order, x);
+    }
+
     template <int K>
     static PH_INLINE Right keys(const void* page, int s, bool half) {
         if constexpr (K == BF16) {
             const uint16_t* k = static_cast<const uint16_t*>(page) + s * 32;
-            const __m512i order = _mm512_set_epi16(
-                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
-                4, 19, 3, 18, 2, 17, 1, 16, 0);
-            const __m512i two = half ? _mm512_maskz_loadu_epi16(0xffffu, k) : _mm512_loadu_si512(k);
-            return _mm512_permutexvar_epi16(order, two);
+            return paired(half ? _mm512_maskz_loadu_epi16(0xffffu, k) : _mm512_loadu_si512(k));
         } else {
             const __m128i* k = static_cast<const __m128i*>(page) + s * 2;
             return pairs_of(_mm_loadu_si128(k), half ? _mm_setzero_si128() : _mm_loadu_si128(k + 1));

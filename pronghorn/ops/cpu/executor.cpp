@@ -129,7 +129,7 @@ void Executor::set_zones(Zone open, Zone sealed, std::vector<int> group, std::ve
     need(!finished_, "a store after finish");
     need(group.size() == heads && index.size() == heads, "the store's groups");
     for (int i : index) need(i >= 0, "the store's groups");
-    need(open.kind != I8, "the open zone is float32 or bfloat16");
+    need(open.kind == F32 || open.kind == BF16, "the open zone is float32 or bfloat16");
     open_ = open;
     sealed_ = sealed;
     group_ = std::move(group);

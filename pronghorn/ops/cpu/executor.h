@@ -36,14 +36,31 @@ struct TapeOp {
                                 // Head: scale, softcap
 };
 
-inline std::size_t size_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
+inline std::size_t size_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }  // not CODED
 
 // Byte offsets of the fields of a page of one head.
 struct Zone {
     Kind kind = F32;
     std::size_t member = 0;  // bytes of one head's page
-    std::size_t k = 0, v = 0, ks = 0, vs = 0;
+    std::size_t k = 0, v = 0, ks = 0, vs = 0;  // ks, vs: factors of I8 and CODED
+    Coding k_codes, v_codes;
+    bool holds(int dim) const {  // its codes and factors
+        return k + code_keys(k_codes, dim) <= member && ks + code_factors(k_codes, dim) <= member &&
+               v + PAGE * code_row(v_codes, dim) <= member && vs + code_factors(v_codes, dim) <= member;
+    }
 };
+
+// p: the page of a zone that lies at `base`, with n keys from number `at` on.
+inline void zone_page(const Zone& zone, const char* base, const std::int32_t* pos, int n, int at, KvPage& p) {
+    p = {base + zone.k, base + zone.v, nullptr, nullptr, pos, zone.kind, 0, n, at};
+    if (zone.kind == I8) {
+        p.ks = reinterpret_cast<const float*>(base + zone.ks);
+        p.vs = reinterpret_cast<const float*>(base + zone.vs);
+    } else if (zone.kind == CODED) {
+        p.kf = reinterpret_cast<const std::uint16_t*>(base + zone.ks);
+        p.vf = reinterpret_cast<const std::uint16_t*>(base + zone.vs);
+    }
+}
 
 struct Shape {
     int n_vocab, n_layers, n_heads, n_kv, head_dim;

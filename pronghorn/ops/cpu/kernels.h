@@ -14,7 +14,7 @@ namespace ph {
 
 constexpr int PAGE = 16;  // rows of a KV page, and outputs of a weight panel
 
-enum Kind : int { F32 = 0, BF16 = 1, I8 = 2 };  // of stored KV
+enum Kind : int { F32 = 0, BF16 = 1, I8 = 2, CODED = 3 };  // of stored KV
 enum Weights : int { IN_F32 = 0, IN_BF16 = 1, IN_F16 = 2, IN_F8 = 3, IN_CODES = 4 };  // F8 is E4M3
 
 enum Act : int { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
@@ -139,18 +139,45 @@ struct Fitted {
     float size;  // TOO_LARGE: the magnitude of a factor that its dtype does not hold
 };
 
+// What codes of keys, or of values, mean (types.Codes; kv/layout.py says how they lie): a value is
+// level * scale + offset, times its channel's factor where there are such.
+enum Levels : int { NUMBERS = 0, TABLE = 1, E4M3 = 2 };
+struct Coding {
+    int bits = 0;   // 2, 4 or 8
+    int group = 0;  // channels of a row with factors in common, a multiple of 32; 0: a channel's factors are
+                    // those of all rows of the page
+    bool offset = false, channels = false;
+    bool turn = false;  // it is a value of a row that was turned by `turn` (attend_codes.h)
+    Levels levels = NUMBERS;
+    float table[16] = {};
+};
+[[gnu::always_inline]] inline int code_groups(const Coding& c, int dim) {
+    return c.group ? (dim + c.group - 1) / c.group : 0;
+}
+[[gnu::always_inline]] inline std::size_t code_row(const Coding& c, int dim) {  // of values, in bytes
+    return std::size_t(dim + 31) / 32 * 4 * c.bits;
+}
+[[gnu::always_inline]] inline std::size_t code_keys(const Coding& c, int dim) {
+    return (std::size_t(dim) * c.bits + 31) / 32 * 64;
+}
+[[gnu::always_inline]] inline std::size_t code_factors(const Coding& c, int dim) {  // of a page, in bytes
+    const int each = c.offset ? 2 : 1;
+    return 2 * (std::size_t(c.group ? code_groups(c, dim) * PAGE : dim) * each + (c.channels ? dim : 0));
+}
+
 constexpr int KEYS = 256;  // of a block of attention: those whose numbers share a quotient by KEYS
 
 // A page of keys and values of one head. Lanes [lo, hi) hold keys number `at`, `at` + 1, ...
 struct KvPage {
     const void* k;         // (dim, 16)
-    const void* v;         // (16, dim)
+    const void* v;         // (16, dim); both in codes where the page is CODED
     const float* ks;       // I8: factors (16,)
     const float* vs;
     const std::int32_t* pos;   // (16,) logical positions
     Kind kind;
     int lo, hi, at;
     const float* bias = nullptr;  // (16,) added to scores, of a page whose keys begin in lane 0; null: none
+    const std::uint16_t *kf = nullptr, *vf = nullptr;  // CODED: factors, bfloat16
 };
 
 // Rows [row0, row1) of an item, a chain: the last key of row r is number n_keys - (row1 - r).
@@ -178,6 +205,7 @@ struct AttendItem {
     bool pairs;               // products in bfloat16 where the set has them (packs_input)
     bool factors;             // whether some pages may be I8
     bool bias;                // whether some pages have one
+    const Coding *k_codes, *v_codes;  // of CODED pages
     const KvPage* shared;     // pages that every row sees, `at` rising, multiples of 16
     int n_shared;
     int n_shared_keys;  // a multiple of 16; keys of pages that are left out count
@@ -245,8 +273,9 @@ inline std::size_t attend_part(std::size_t n, int dim) {
 // Floats of scratch for an item of n queries.
 inline std::size_t attend_scratch(std::size_t n, int dim) {
     const std::size_t padded = (std::size_t(dim) + 31) / 32 * 32;
-    return n * (padded + KEYS + 16 + KEYS / 2 + 16) + 2 * attend_part(n, dim) +
-           KEYS * (2 * padded) + padded;
+    const std::size_t groups = padded / 32;
+    return n * (3 * padded + KEYS + 16 + (KEYS / 2 + 16) * groups + padded / 4 + 2 * groups) +
+           2 * attend_part(n, dim) + KEYS * (2 * padded + 2 * groups) + padded;
 }
 
 #if defined(__x86_64__)

@@ -10,8 +10,8 @@
 //
 // In pairs, queries and weights are rounded to bfloat16. Weights are normalised by the sum of what they
 // were rounded to: they sum to 1 then, and equal weights stay equal shares whatever their rounding.
-// (Weights of 8-bit values are rounded with their factors, which differ; these count unrounded.)
-#include "attend_tile.h"
+// (Weights of values with factors are rounded with these, which differ; they count unrounded.)
+#include "attend_codes.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -20,6 +20,7 @@ namespace {
 
 constexpr float NONE = -__builtin_inff();
 constexpr float HIDDEN = -3e38f;  // scores below it are NONE
+constexpr int TURNED = -2;  // as PACKED, for turned queries
 constexpr int GROUPS = KEYS / PAGE;  // of sixteen keys, within a block
 
 // Whether n queries make up for packing keys or values of a kind. Unpacked, each tile of queries turns what
@@ -41,10 +42,15 @@ struct Work {
     int steps;     // of a score
     int width;     // words of a query's sums and of packed values
     size_t ldq, lds, ldp;  // words from query to query
-    float *q, *s, *p;      // queries; scores; weights as left operands
+    float *q, *s, *p;      // queries; scores; weights as left operands, for each group of channels of 4-bit values
+    float *q_turned, *turned;  // queries for turned keys, and sums of turned values
+    int8_t* q8;            // queries for 4-bit keys, and beside them scale and sum of each group of channels
+    float* side;
+    size_t ldq8, ld_side;
     float *top, *total, *sums;              // of the block: (n), (n), (n, width)
     float *all_top, *all_total, *all_sums;  // of the blocks up to now
     float *keys, *values;  // packed: (group, step, 16), (step, width)
+    float* factors;        // of 4-bit values: (group of channels, scale and offset, KEYS)
     const float* zero;     // a row of values
 
     explicit Work(const AttendItem& item) : a(item) {
@@ -63,8 +69,14 @@ struct Work {
         };
         q = take(n * padded);
         s = take(n * lds);
-        p = take(n * (KEYS / 2 + 16));
+        p = take(n * (KEYS / 2 + 16) * (padded / 32));
         if constexpr (A::STEP == 1) p = s;
+        q_turned = take(n * padded);
+        turned = take(n * padded);
+        ldq8 = padded;
+        ld_side = padded / 16;
+        q8 = reinterpret_cast<int8_t*>(take(n * padded / 4));
+        side = take(n * ld_side);
         top = take(n16);
         total = take(n16);
         sums = take(n * padded);
@@ -73,6 +85,7 @@ struct Work {
         all_sums = take(n * padded);
         keys = take(KEYS * padded);
         values = take(KEYS * padded);
+        factors = take(KEYS * 2 * (padded / 32));
         zero = take(padded);
         memset(const_cast<float*>(zero), 0, sizeof(float) * padded);
     }
@@ -84,13 +97,19 @@ struct Block {
     const void* keys[GROUPS];
     int keys_kind[GROUPS];
     const float *ks[GROUPS], *vs[GROUPS], *bias[GROUPS];
+    const uint16_t *kf[GROUPS], *vf[GROUPS];
     bool there[GROUPS];
+    bool turned;
+    bool fours;  // whether there are 4-bit values, to be multiplied as they lie
     Kind kind[GROUPS];
     const void* value[KEYS];
     const void* ahead[GROUPS];  // keys of the next block
 };
 
-size_t bytes_of(Kind kind) { return kind == F32 ? 4 : kind == BF16 ? 2 : 1; }
+size_t row_bytes(const AttendItem& a, Kind kind) {
+    if (kind == CODED) return code_row(*a.v_codes, a.dim);
+    return a.dim * size_t(kind == F32 ? 4 : kind == BF16 ? 2 : 1);
+}
 
 // Pages of a list, in rising order of their keys, that have keys in [base, base + KEYS).
 struct Span {
@@ -179,7 +198,13 @@ void pack_keys(const Work<A>& w, const KvPage& page, float* out, int from, int t
         case I8: return pack_keys_as<A, I8>(w, page.k, out, from, to, n);
         case F32:
             if constexpr (A::STEP == 1) pack_keys_as<A, F32>(w, page.k, out, from, to, n);
+            return;
+        case CODED: return;  // never where lanes are not numbers
     }
+}
+
+void ask_for_lines(const void* from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) ask_for(static_cast<const char*>(from) + i);
 }
 
 // ------------------------------------------------------------------------------ a block
@@ -188,7 +213,7 @@ void pack_keys(const Work<A>& w, const KvPage& page, float* out, int from, int t
 template <class A>
 void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
     for (const KvPage* p = pages.from; p != pages.to; ++p) {
-        const size_t size = bytes_of(p->kind);
+        const size_t size = row_bytes(w.a, p->kind);
         const bool direct = aligned(p, pages.to);
         int lane = p->lo, at = p->at - b.base;
         if (at < 0) {
@@ -202,8 +227,18 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
             b.ks[c] = p->ks;
             b.vs[c] = p->vs;
             b.bias[c] = p->bias;
+            b.kf[c] = p->kf;
+            b.vf[c] = p->vf;
+            b.turned |= p->kind == CODED && w.a.v_codes->turn;
+            b.fours |= p->kind == CODED && as_they_lie<A>(*w.a.v_codes);
             float* packed = w.keys + size_t(c) * w.steps * 16;
-            if (direct && !packs_keys<A>(p->kind, n_queries)) {
+            if (p->kind == CODED && !as_they_lie<A>(*w.a.k_codes)) {
+                const Coding& v = *w.a.v_codes;
+                ask_for_lines(p->v, PAGE * size + code_factors(v, w.a.dim));
+                unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
+                b.keys[c] = packed;
+                b.keys_kind[c] = w.a.k_codes->turn ? TURNED : PACKED;
+            } else if (direct && !packs_keys<A>(p->kind, n_queries)) {
                 b.keys[c] = p->k;
                 b.keys_kind[c] = p->kind;
             } else {
@@ -217,13 +252,54 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
                     for (int i = 0; i < PAGE; ++i) b.value[c * PAGE + i] = w.zero;
                 }
             }
-            const char* v = static_cast<const char*>(p->v) + size_t(lane) * w.a.dim * size;
-            for (int i = 0; i < n; ++i) b.value[at + i] = v + i * w.a.dim * size;
+            const char* v = static_cast<const char*>(p->v) + lane * size;
+            for (int i = 0; i < n; ++i) b.value[at + i] = v + i * size;
             lane += n;
             at += n;
         }
     }
 }
+
+#if PH_PACKS
+constexpr int across_fours(int rows) { return rows <= 4 ? 4 : 2; }
+
+// Scores with 4-bit keys, of groups [c0, c1).
+template <class A>
+void score_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
+    by_rows(q0, q1, [&]<int Q>(int q) {
+        constexpr int N = across_fours(Q);
+        const auto go = [&]<int M>(int c) {
+            score_fours<Q, M>(w.q8 + q * w.ldq8, w.ldq8, w.side + q * w.ld_side, w.ld_side, b.keys + c, b.kf + c,
+                              b.value + c * PAGE, w.a.dim, w.a.k_codes->group, w.s + q * w.lds + c * PAGE, w.lds);
+        };
+        int c = c0;
+        for (; c + N <= c1; c += N) go.template operator()<N>(c);
+        for (; c < c1; ++c) go.template operator()<1>(c);
+    });
+}
+
+// Sums of 4-bit values of groups [c0, c1): each group of channels has its own weights.
+template <class A>
+void gather_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
+    constexpr int PER = PAGE / 2;
+    const Coding& k = *w.a.k_codes;
+    const int lines = int((code_keys(k, w.a.dim) + code_factors(k, w.a.dim) + 63) / 64), group = w.a.v_codes->group;
+    by_rows(q0, q1, [&]<int Q>(int q) {
+        constexpr int D = across_fours(Q);
+        for (int g = 0; g * group < w.width; ++g) {
+            const float* p = w.p + (size_t(g) * w.n + q) * w.ldp;
+            const auto go = [&]<int W>(int c) {
+                gather_fours<Q, W>(p, w.ldp, b.value, b.ahead, lines, w.width, c0 * PER, c1 * PER, c,
+                                   w.sums + q * w.width);
+            };
+            const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
+            int c = g * group;
+            for (; c + D * 16 <= stop; c += D * 16) go.template operator()<D>(c);
+            for (; c < stop; c += 32) go.template operator()<2>(c);
+        }
+    });
+}
+#endif
 
 // Scores of queries [q0, q1) with groups [c0, c1).
 template <class A>
@@ -236,10 +312,18 @@ void score(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
         }
         int j = i + 1;
         while (j < c1 && b.there[j] && b.keys_kind[j] == b.keys_kind[i]) ++j;
-        by_kind<A>(b.keys_kind[i], [&]<int K>() {
+#if PH_PACKS
+        if (b.keys_kind[i] == CODED) {
+            score_as_fours(w, b, q0, q1, i, j);
+            i = j;
+            continue;
+        }
+#endif
+        const float* queries = b.keys_kind[i] == TURNED ? w.q_turned : w.q;
+        by_kind<A>(b.keys_kind[i] == TURNED ? PACKED : b.keys_kind[i], [&]<int K>() {
             by_rows(q0, q1, [&]<int Q>(int q) {
                 constexpr int N = across(Q);
-                const float* x = w.q + q * w.ldq;
+                const float* x = queries + q * w.ldq;
                 float* out = w.s + q * w.lds;
                 int c = i;
                 for (; c + N <= j; c += N) {
@@ -270,7 +354,23 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
         }
         while (j < c1 && b.there[j] && b.kind[j] == b.kind[i]) ++j;
         int kind = b.kind[i];
-        if (packs_values<A>(Kind(kind), q1 - q0)) {
+        float* sums = kind == CODED && w.a.v_codes->turn ? w.turned : w.sums;
+#if PH_PACKS
+        if (kind == CODED && as_they_lie<A>(*w.a.v_codes)) {
+            gather_as_fours(w, b, q0, q1, i, j);
+            i = j;
+            continue;
+        }
+#endif
+        if (kind == CODED) {
+            const Coding& k = *w.a.k_codes;
+            for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], code_keys(k, w.a.dim) + code_factors(k, w.a.dim));
+            for (int c = i; c < j; ++c) {
+                unpack_values<A>(*w.a.v_codes, b.value + c * PAGE, b.vf[c], w.a.dim, w.width,
+                                 w.values + size_t(c) * PER * w.width);
+            }
+            kind = PACKED;
+        } else if (packs_values<A>(Kind(kind), q1 - q0)) {
             by_kind<A>(kind, [&]<int K>() {
                 if constexpr (K != PACKED) pack_values_as<A, K>(w, b.value, i * PER, j * PER);
             });
@@ -282,7 +382,7 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
                 const auto go = [&]<int W>(int c) {
                     gather_tile<A, K, Q, W>(w.p + q * w.ldp, w.ldp, b.value, w.values, b.ahead,
                                             w.width, i * PER, j * PER, c, w.a.dim,
-                                            w.sums + q * w.width);
+                                            sums + q * w.width);
                 };
                 int c = 0;
                 for (; c + D * 16 <= w.width; c += D * 16) go.template operator()<D>(c);
@@ -292,6 +392,15 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
             });
         });
         i = j;
+    }
+}
+
+// Factors of 4-bit values of groups [0, n), group of channels by group.
+template <class A>
+void spread_factors(const Work<A>& w, const Block& b, int n) {
+    const int each = 2 * code_groups(*w.a.v_codes, w.a.dim);
+    for (int c = 0; c < n; ++c) {
+        for (int i = 0; b.vf[c] && i < each; ++i) vst(w.factors + i * KEYS + c * PAGE, vld(b.vf[c] + i * PAGE));
     }
 }
 
@@ -346,6 +455,49 @@ struct RoughExp {
 // Whether the scores of a group need more than a factor that all have in common.
 PH_INLINE bool bent(const AttendItem& a, const Block& b, int c) { return b.ks[c] || b.bias[c] || a.softcap > 0; }
 
+#if PH_PACKS
+// As `raise`, where some values are 4-bit numbers, of which each group of channels has its own factors. The sums
+// begin with the rows' offsets, and without what the kernel adds to codes.
+template <class A>
+float raise_fours(const Work<A>& w, const Block& b, int query, int groups, const RoughExp& finished,
+                  const RoughExp& scaled) {
+    float* s = w.s + query * w.lds;
+    const __m256bh ones = (__m256bh)_mm256_set1_epi16(0x3f80);
+    const int group = w.a.v_codes->group;
+    __m512 sum = _mm512_setzero_ps();
+    for (int g = 0; g * group < w.width; ++g) {
+        float* p = w.p + (size_t(g) * w.n + query) * w.ldp;
+        const float *by = w.factors + g * 2 * KEYS, *plus = by + KEYS;
+        __m512 offsets = _mm512_setzero_ps();
+        __m256 lifted = _mm256_setzero_ps();
+        for (int c = 0; c < groups; ++c) {
+            const __m512 x = _mm512_loadu_ps(s + c * PAGE);
+            __m512 e = g ? x : bent(w.a, b, c) ? finished(x) : scaled(x);
+            __m256bh h;
+            if (b.vf[c]) {
+                h = _mm512_cvtneps_pbh(_mm512_mul_ps(e, _mm512_loadu_ps(by + c * PAGE)));
+                offsets = _mm512_fmadd_ps(e, _mm512_loadu_ps(plus + c * PAGE), offsets);
+                lifted = _mm256_dpbf16_ps(lifted, h, ones);
+            } else {
+                h = _mm512_cvtneps_pbh(e);
+                e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16));
+            }
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE / 2), (__m256i)h);
+            if (g) continue;
+            sum = _mm512_add_ps(sum, e);
+            if (group < w.width) _mm512_storeu_ps(s + c * PAGE, e);
+        }
+        float t[8], all = 0.0f;
+        _mm256_storeu_ps(t, lifted);
+        for (float x : t) all += x;
+        const V begin = vall(_mm512_reduce_add_ps(offsets) - LIFT * all);
+        const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
+        for (int c = g * group; c < stop; c += 16) vst(w.sums + size_t(query) * w.width + c, begin);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+#endif
+
 // Scores to weights, and their sum. Those of groups with factors, or all where a cap bends them, are
 // finished and go under the top as they are; the others are multiplied by `scale` on the way.
 template <class A>
@@ -357,6 +509,7 @@ float raise(const Work<A>& w, const Block& b, int query, int groups, float top) 
     if constexpr (A::STEP == 2) {
         const RoughExp finished(1.0f, top), scaled(a.scale, top);
         uint16_t* p = reinterpret_cast<uint16_t*>(w.p + query * w.ldp);
+        if (b.fours) return raise_fours(w, b, query, groups, finished, scaled);
         if (!a.factors && !a.bias && a.softcap <= 0) {
             const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
             if (groups % 2) vst(s + groups * PAGE, vall(NONE));
@@ -488,6 +641,37 @@ void load_queries(const Work<A>& w) {
         } else {
             narrow(from, to, a.dim, BRAINS, 0, a.dim);
         }
+        if (a.k_codes->turn) {
+            float* x = w.turned;  // a row; no sums yet
+            memcpy(x, from, sizeof(float) * a.dim);
+            turn<1>(x, a.dim, false);
+            if constexpr (A::STEP == 1) {
+                memcpy(w.q_turned + q * w.ldq, x, sizeof(float) * a.dim);
+            } else {
+                narrow(x, w.q_turned + q * w.ldq, a.dim, BRAINS, 0, a.dim);
+            }
+        }
+#if PH_PACKS
+        if (as_they_lie<A>(*a.k_codes)) {
+            narrow_query(from, *a.k_codes, a.dim, w.q8 + q * w.ldq8, w.side + q * w.ld_side);
+        }
+#endif
+    }
+}
+
+// Adds the sums of turned values to the others.
+template <class A>
+void turn_sums(const Work<A>& w) {
+    float* x = w.values;  // a row; nothing is packed any more
+    for (int q = 0; q < w.n; ++q) {
+        const float* from = w.turned + size_t(q) * w.width;
+        float* to = w.sums + size_t(q) * w.width;
+        const auto at = [](int c) {
+            return A::GROUP == 1 ? c : c / 32 * 32 + c % 8 / 4 * 16 + c % 32 / 8 * 4 + c % 4;
+        };
+        for (int c = 0; c < w.a.dim; ++c) x[c] = from[at(c)];
+        turn<1>(x, w.a.dim, true);
+        for (int c = 0; c < w.a.dim; ++c) to[at(c)] += x[c];
     }
 }
 
@@ -500,6 +684,10 @@ void run_block(const Work<A>& w, int number) {
     memset(b.ks, 0, sizeof b.ks);
     memset(b.vs, 0, sizeof b.vs);
     memset(b.bias, 0, sizeof b.bias);
+    memset(b.kf, 0, sizeof b.kf);
+    memset(b.vf, 0, sizeof b.vf);
+    b.turned = b.fours = false;
+    if (a.v_codes->turn) memset(w.turned, 0, sizeof(float) * w.n * w.width);
     memset(w.sums, 0, sizeof(float) * w.n * w.width);
     int common = (a.n_shared_keys - b.base) / PAGE;  // groups that all rows see
     common = common < 0 ? 0 : common > GROUPS ? GROUPS : common;
@@ -509,10 +697,12 @@ void run_block(const Work<A>& w, int number) {
     for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
     score(w, b, 0, w.n, 0, common);
     hide(w, b.base, shared, 0, a.n_rows, true);
+    if (b.fours) spread_factors(w, b, common);
     const auto own = [&](const KvRun& run) {
         for (int c = common; c < GROUPS; ++c) {
             b.there[c] = false;
             b.ks[c] = b.vs[c] = b.bias[c] = nullptr;
+            b.kf[c] = b.vf[c] = nullptr;
         }
         const Span pages = within(a.own + run.page0, run.page1 - run.page0, b.base);
         lay_out(w, b, pages, (run.row1 - run.row0) * a.g);
@@ -543,6 +733,7 @@ void run_block(const Work<A>& w, int number) {
         if (a.n_runs > 1) own(run);
         gather(w, b, run.row0 * a.g, run.row1 * a.g, common, stop);
     }
+    if (b.turned) turn_sums(w);
 }
 
 template <class A>

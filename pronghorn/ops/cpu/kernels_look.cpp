@@ -2,7 +2,7 @@
 //
 // A row's scores are finished one by one and summed in the order of rows, so results depend on the queries
 // and the stored rows only.
-#include "attend_tile.h"
+#include "attend_codes.h"
 #include "look.h"
 #include "vec.h"
 
@@ -19,6 +19,7 @@ struct Room {
     float *scores, *sums;
     const void** keys;
     Reach* reach;
+    float* unpacked;
     size_t lds;
 
     explicit Room(const LookItem& a) : lds(size_t(a.n_pages) * PAGE) {
@@ -26,6 +27,7 @@ struct Room {
         scores = sums + lds;
         keys = reinterpret_cast<const void**>(scores + lds * size_t(look_rows(a.n_pages)));
         reach = reinterpret_cast<Reach*>(keys + a.n_pages);
+        unpacked = reinterpret_cast<float*>(reach + a.n_pages);
     }
 };
 
@@ -46,6 +48,27 @@ void products(const LookItem& a, const Room& r, int row0, int row1, int c0, int 
             for (; c < c1; ++c) tile.template operator()<1>(c);
         }
     });
+}
+
+// The same of pages in codes: some are unpacked, and all rows look at them.
+void products_coded(const LookItem& a, const Room& r, int row0, int row1, int c0, int c1) {
+    const void* pages[LOOK_PAGES];
+    for (int c = c0; c < c1; c += LOOK_PAGES) {
+        const int m = c1 - c < LOOK_PAGES ? c1 - c : LOOK_PAGES;
+        for (int j = 0; j < m; ++j) {
+            float* to = r.unpacked + size_t(j) * a.dim * PAGE;
+            unpack_keys<Singles>(*a.codes, a.pages[c + j], a.dim, to);
+            if (a.codes->turn) turn<PAGE>(to, a.dim, true);
+            pages[j] = to;
+        }
+        by_rows(0, row1 - row0, [&]<int Q>(int q) {
+            const float* x = a.q + size_t(row0 + q) * a.dim;
+            for (int j = 0; j < m; ++j) {
+                score_tile<Singles, PACKED, Q, 1>(x, a.dim, pages + j, pages, a.dim,
+                                                  r.scores + q * r.lds + (c + j) * PAGE, r.lds);
+            }
+        });
+    }
 }
 
 // Products to scores, NONE where the row does not see; their maximum.
@@ -132,6 +155,7 @@ void look(const LookItem& a) {
                 case F32: products<F32>(a, r, row0, row1, c, end); break;
                 case BF16: products<BF16>(a, r, row0, row1, c, end); break;
                 case I8: products<I8>(a, r, row0, row1, c, end); break;
+                case CODED: products_coded(a, r, row0, row1, c, end); break;
             }
             c = end;
         }

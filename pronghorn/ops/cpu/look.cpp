@@ -24,11 +24,12 @@ KvPage Executor::keys_of(const SeqView& s, int layer, int head, int page) const 
     const std::int64_t* row = s.table + 4 * group_[member];
     const char* base = reinterpret_cast<const char*>(reinterpret_cast<const std::uint64_t*>(row[0])[page]) +
                        index_[member] * sealed_.member;
-    const float* ks = sealed_.kind == I8 ? reinterpret_cast<const float*>(base + sealed_.ks) : nullptr;
     const float* bias = bias_of(s, member);
-    return {base + sealed_.k, nullptr, ks, nullptr, reinterpret_cast<const std::int32_t*>(row[2]) + page * PAGE,
-            sealed_.kind, 0, std::clamp(reinterpret_cast<const std::int32_t*>(row[1])[page], 0, PAGE), page * PAGE,
-            bias ? bias + page * PAGE : nullptr};
+    const auto* where = reinterpret_cast<const std::int32_t*>(row[2]) + page * PAGE;
+    KvPage p{};
+    zone_page(sealed_, base, where, std::clamp(reinterpret_cast<const std::int32_t*>(row[1])[page], 0, PAGE), page * PAGE, p);
+    if (bias) p.bias = bias + page * PAGE;
+    return p;
 }
 
 int Executor::stored(const SeqView& s, int layer, int head) const {
@@ -45,7 +46,8 @@ void Executor::look(const LookIn& in) {
     std::size_t floats = 0;
     for (int head = 0; head < shape_.n_kv; ++head) {
         const std::int64_t sealed = s.table[4 * group_[in.layer * shape_.n_kv + head] + 3];
-        floats = std::max(floats, look_scratch(int(sealed) + (s.n_open + PAGE - 1) / PAGE));
+        floats = std::max(floats, look_scratch(int(sealed) + (s.n_open + PAGE - 1) / PAGE,
+                                             shape_.head_dim));
     }
     for (ThreadScratch& t : scratch_) t.floats(floats);
     job_ = Job::Look;
@@ -62,12 +64,12 @@ void Executor::look_head(int thread, int head) {
     for (int i = 0; i < int(row[3]); ++i) t.shared.push_back(keys_of(s, in.layer, kv_head, i));
     for (int i = 0; i * PAGE < s.n_open; ++i) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
-        t.shared.push_back({base + open_.k, nullptr, nullptr, nullptr, s.open_pos + i * PAGE, open_.kind, 0,
-                            std::min(s.n_open - i * PAGE, PAGE), int(t.shared.size()) * PAGE});
+        const int at = int(t.shared.size()) * PAGE;
+        zone_page(open_, base, s.open_pos + i * PAGE, std::min(s.n_open - i * PAGE, PAGE), at, t.shared.emplace_back());
     }
     const std::size_t queries = std::size_t(in.n_rows) * shape_.head_dim;
     const LookItem item{shape_.head_dim, in.n_rows, in.window, in.scale, in.softcap, in.q + queries * head, in.pos,
-                        t.shared.data(), int(t.shared.size()), Look(in.what), in.n,
+                        t.shared.data(), int(t.shared.size()), &sealed_.k_codes, Look(in.what), in.n,
                         in.out + std::size_t(head) * (in.what == SUMS ? 1 : in.n_rows) * in.n,
                         static_cast<float*>(t.bytes.get())};
     looks_named(isa_)(item);

@@ -22,6 +22,7 @@ struct LookItem {
     const std::int32_t* pos;  // (n_rows,) a row sees what is not behind it
     const KvPage* pages;
     int n_pages;
+    const Coding* codes;  // of CODED pages' keys
     Look what;
     int n;          // floats of a row of `out`, at least one per stored row; those beyond them stay
     float* out;     // SUMS: (n,), over the queries in their order; else (n_rows, n)
@@ -34,8 +35,11 @@ inline int look_rows(int n_pages) {
     return n >= 24 ? 24 : n >= 12 ? 12 : 6;
 }
 
-inline std::size_t look_scratch(int n_pages) {
-    return std::size_t(n_pages) * PAGE * std::size_t(look_rows(n_pages) + 1) + std::size_t(n_pages) * 4;
+constexpr int LOOK_PAGES = 4;  // of codes that are unpacked together
+
+inline std::size_t look_scratch(int n_pages, int dim) {
+    return std::size_t(n_pages) * PAGE * std::size_t(look_rows(n_pages) + 1) + std::size_t(n_pages) * 4 +
+           std::size_t(LOOK_PAGES) * PAGE * dim;
 }
 
 #define PH_DECLARE_LOOK(name) \

@@ -283,8 +283,20 @@ nb::tuple fit_codes(int kind, const nb::ndarray<nb::ndim<2>, nb::device::cpu, nb
 }
 
 ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& at) {
-    need(at.size() == 4 && kind >= ph::F32 && kind <= ph::I8, "a zone: offsets of k, v, ks, vs");
-    return {ph::Kind(kind), member, at[0], at[1], at[2], at[3]};
+    need(at.size() == 4 && kind >= ph::F32 && kind <= ph::CODED, "a zone: offsets of k, v, ks, vs");
+    return {ph::Kind(kind), member, at[0], at[1], at[2], at[3], {}, {}};
+}
+
+ph::Coding coding_of(const std::vector<int>& about, const std::vector<float>& table) {
+    need(about.size() == 6, "codes: bits, group, offset, channels, turn, levels");
+    ph::Coding c{about[0], about[1], about[2] != 0, about[3] != 0, about[4] != 0, ph::Levels(about[5]), {}};
+    need(c.bits == 2 || c.bits == 4 || c.bits == 8, "codes of 2, 4 or 8 bits");
+    need(c.group >= 0 && c.group % 32 == 0, "groups of a multiple of 32 channels");
+    need((about[5] == ph::E4M3) == (c.bits == 8) && about[5] >= ph::NUMBERS && about[5] <= ph::E4M3,
+         "levels: numbers or a table of up to 4 bits, E4M3 of 8");
+    need(table.size() == (c.levels == ph::TABLE ? std::size_t(1) << c.bits : 0), "a level for each code");
+    std::copy(table.begin(), table.end(), c.table);
+    return c;
 }
 
 class Native : public ph::Executor {
@@ -732,10 +744,19 @@ NB_MODULE(_native, m) {
         .def("set_zones",
              [](Native& self, int open_kind, std::size_t open_member,
                 const std::vector<std::size_t>& open, int sealed_kind, std::size_t sealed_member,
-                const std::vector<std::size_t>& sealed, const std::vector<int>& group,
+                const std::vector<std::size_t>& sealed, const std::vector<std::vector<int>>& codes,
+                const std::vector<std::vector<float>>& tables, const std::vector<int>& group,
                 const std::vector<int>& index) {
-                 self.set_zones(zone_of(open_kind, open_member, open),
-                                zone_of(sealed_kind, sealed_member, sealed), group, index);
+                 ph::Zone zone = zone_of(sealed_kind, sealed_member, sealed);
+                 const std::size_t n = sealed_kind == ph::CODED ? 2 : 0;
+                 need(codes.size() == n && tables.size() == n, "what keys' and values' codes mean");
+                 if (n) {
+                     zone.k_codes = coding_of(codes[0], tables[0]);
+                     zone.v_codes = coding_of(codes[1], tables[1]);
+                     need(zone.v_codes.group > 0, "factors of values belong to rows");
+                     need(zone.holds(self.shape().head_dim), "a page that holds its codes");
+                 }
+                 self.set_zones(zone_of(open_kind, open_member, open), zone, group, index);
              })
         .def_prop_ro("kept_ints", [](const Native& self) { return self.kept_ints(); })
         .def("chosen",

@@ -160,7 +160,7 @@ std::size_t Executor::choice_scratch() const {
     if (!choosing_) return 0;
     const int g = shape_.n_heads / shape_.n_kv;
     return padded(std::max(score_scratch(g, shape_.head_dim),
-                           look_scratch(TURN) + std::size_t(g) * (TURN * PAGE + shape_.head_dim) + padded(g))) +
+                           look_scratch(TURN, shape_.head_dim) + std::size_t(g) * (TURN * PAGE + shape_.head_dim) + padded(g))) +
            scores_ld_ * std::size_t(g + 1);
 }
 
@@ -245,7 +245,7 @@ void Executor::score_keys(ThreadScratch& t, const TapeOp& op, const Asked& asked
                           float* scores, std::size_t ld) {
     const int g = shape_.n_heads / shape_.n_kv, dim = shape_.head_dim;
     const float* q = reg(op.in[0]) + stride(op.in[0]) * asked.row + std::size_t(head) * g * dim;
-    float* logits = static_cast<float*>(t.bytes.get()) + look_scratch(TURN);
+    float* logits = static_cast<float*>(t.bytes.get()) + look_scratch(TURN, shape_.head_dim);
     std::int32_t* pos = reinterpret_cast<std::int32_t*>(logits + std::size_t(g) * TURN * PAGE);
     std::fill(pos, pos + g, step_->pos[asked.row]);
     const Looks look = looks_named(isa_);
@@ -256,7 +256,8 @@ void Executor::score_keys(ThreadScratch& t, const TapeOp& op, const Asked& asked
             t.shared.back().bias = nullptr;
             t.kv_bytes += page_bytes(t.shared.back()) / 2;
         }
-        const LookItem item{dim, g, 0, op.floats[0], 0.0f, q, pos, t.shared.data(), int(t.shared.size()), LOGITS,
+        const LookItem item{dim, g, 0, op.floats[0], 0.0f, q, pos, t.shared.data(), int(t.shared.size()),
+                            &sealed_.k_codes, LOGITS,
                             TURN * PAGE, logits, static_cast<float*>(t.bytes.get())};
         look(item);
         for (int h = 0; h < g; ++h) {

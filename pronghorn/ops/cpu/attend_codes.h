@@ -1,0 +1,359 @@
+// Pages of keys and values in codes (kernels.h, Coding) as the operands of attention's products.
+//
+// Any of them can be unpacked: values come out in float32, and for pairs are rounded to bfloat16. Where
+// both products are in pairs, 4-bit numbers with factors for rows are also multiplied as they lie
+// (`Fours`): keys with queries of 8 bits, in integers; values with weights that have the rows' scales in
+// them. Offsets join by themselves: a score has a row's offset times the sum of the query, an output
+// the sum of weights times offsets.
+#pragma once
+
+#include "attend_tile.h"
+#include "kernels.h"
+#include "vec.h"
+
+namespace ph::PH_ISA {
+namespace {
+
+// ------------------------------------------------------------------------------ turning
+
+// Sixteen rows or one, x (dim, N), each of which becomes sign * x times Hadamard's matrix of the largest power
+// of two that divides dim, stretch by stretch, over that number's root; or back. methods/kvfmt/_codes.py does
+// the same.
+template <int N>
+void turn(float* x, int dim, bool back) {
+    const int width = dim & -dim, log = __builtin_ctz(unsigned(width));
+    const float by = (log % 2 ? 0.70710678f : 1.0f) / float(1 << log / 2);
+    const auto scale = [&](int c) {
+        const float s = uint32_t(c) * 0x9e3779b1u >> 31 ? -by : by;
+        for (int i = 0; i < N; ++i) x[c * N + i] *= s;
+    };
+    if (!back) {
+        for (int c = 0; c < dim; ++c) scale(c);
+    }
+    for (int h = 1; h < width; h *= 2) {
+        for (int at = 0; at < dim; at += 2 * h) {
+            for (int i = at * N; i < (at + h) * N; ++i) {
+                const float a = x[i], b = x[i + h * N];
+                x[i] = a + b;
+                x[i + h * N] = a - b;
+            }
+        }
+    }
+    if (back) {
+        for (int c = 0; c < dim; ++c) scale(c);
+    }
+}
+
+// ------------------------------------------------------------------------------ levels
+
+#if defined(__AVX512F__)
+using Words = __m512i;  // sixteen
+PH_INLINE Words words(const void* p) { return _mm512_loadu_si512(p); }
+template <int BITS>
+PH_INLINE Words low_bits(Words x, int shift) {
+    return _mm512_and_si512((__m512i)((__v16su)x >> shift), _mm512_set1_epi32((1 << BITS) - 1));
+}
+PH_INLINE V as_numbers(Words x) { return {{_mm512_cvtepi32_ps(x)}}; }
+PH_INLINE V as_levels(Words x, const float* table) {
+    return {{_mm512_permutexvar_ps(x, _mm512_loadu_ps(table))}};
+}
+PH_INLINE V as_e4m3(Words x) {
+    x = _mm512_and_si512(_mm512_srai_epi32(_mm512_slli_epi32(x, 24), 4), _mm512_set1_epi32(int(0x87f00000u)));
+    return vmul({{_mm512_castsi512_ps(x)}}, vall(0x1p120f));
+}
+PH_INLINE V brain(const uint16_t* p) {  // in all lanes
+    const Words x = _mm512_and_si512(_mm512_set1_epi16(short(*p)), _mm512_set1_epi32(int(0xffff0000u)));
+    return {{_mm512_castsi512_ps(x)}};
+}
+#else
+struct Words {
+    uint32_t at[16];
+};
+PH_INLINE Words words(const void* p) {
+    Words x;
+    memcpy(x.at, p, 64);
+    return x;
+}
+template <int BITS>
+PH_INLINE Words low_bits(Words x, int shift) {
+    for (uint32_t& w : x.at) w = w >> shift & ((1u << BITS) - 1);
+    return x;
+}
+PH_INLINE V as_numbers(const Words& x) {
+    float f[16];
+    for (int i = 0; i < 16; ++i) f[i] = float(int32_t(x.at[i]));
+    return vld(f);
+}
+PH_INLINE V as_levels(const Words& x, const float* table) {
+    float f[16];
+    for (int i = 0; i < 16; ++i) f[i] = table[x.at[i]];
+    return vld(f);
+}
+PH_INLINE V as_e4m3(const Words& x) {
+    uint32_t bits[16];
+    for (int i = 0; i < 16; ++i) bits[i] = uint32_t(int32_t(x.at[i] << 24) >> 4) & 0x87f00000u;
+    float f[16];
+    memcpy(f, bits, 64);
+    return vmul(vld(f), vall(0x1p120f));
+}
+PH_INLINE V brain(const uint16_t* p) { return vall(widened(*p)); }
+#endif
+
+// E4M3 as a float has an exponent that is 120 too small, also what has none of its own.
+template <int LEVELS>
+PH_INLINE V levels_of(const Words& code, const float* table) {
+    if constexpr (LEVELS == TABLE) return as_levels(code, table);
+    if constexpr (LEVELS == E4M3) return as_e4m3(code);
+    return as_numbers(code);
+}
+
+// Where sixteen channels of a row lie, those of register D of the 32 that begin at a word: paired, in the order of
+// `Pairs`.
+template <int BITS, bool PAIRED, int D>
+struct Spots {
+    alignas(64) int32_t word[16] = {}, shift[16] = {}, channel[16] = {};
+    constexpr Spots() {
+        for (int i = 0; i < 16; ++i) {
+            const int c = PAIRED ? i / 4 * 8 + D * 4 + i % 4 : D * 16 + i;
+            channel[i] = c;
+            word[i] = c / (32 / BITS);
+            shift[i] = c % 4 * 8 + c % (32 / BITS) / 4 * BITS;
+        }
+    }
+};
+
+template <int BITS, bool PAIRED, int D>
+PH_INLINE Words value_codes(const uint8_t* row) {
+    static constexpr Spots<BITS, PAIRED, D> spots{};
+#if defined(__AVX512F__)
+    Words x = _mm512_maskz_loadu_epi32(__mmask16((1u << BITS) - 1), row);
+    x = _mm512_permutexvar_epi32(_mm512_load_si512(spots.word), x);
+    x = _mm512_srlv_epi32(x, _mm512_load_si512(spots.shift));
+    return _mm512_and_si512(x, _mm512_set1_epi32((1 << BITS) - 1));
+#else
+    uint32_t w[BITS];
+    memcpy(w, row, sizeof w);
+    Words x;
+    for (int i = 0; i < 16; ++i) x.at[i] = w[spots.word[i]] >> spots.shift[i] & ((1u << BITS) - 1);
+    return x;
+#endif
+}
+
+// ------------------------------------------------------------------------------ unpacking
+
+// Calls f.template operator()<BITS, LEVELS>() for what a coding is made of.
+template <typename F>
+PH_INLINE void by_coding(const Coding& c, F f) {
+    if (c.levels == E4M3) return f.template operator()<8, E4M3>();
+    if (c.levels == TABLE) {
+        return c.bits == 4 ? f.template operator()<4, TABLE>() : f.template operator()<2, TABLE>();
+    }
+    return c.bits == 4 ? f.template operator()<4, NUMBERS>() : f.template operator()<2, NUMBERS>();
+}
+
+template <class A, int BITS, int LEVELS>
+__attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& page, int dim, float* out) {
+    constexpr int PER = 32 / BITS;
+    const uint16_t *f = page.kf, *own = f + code_factors(k, dim) / 2 - dim;  // factors of channels, at the end
+    V by = vall(1.0f), plus = vall(0.0f);
+    for (int w = 0; w * PER < dim; ++w) {
+        if (k.group && w * PER % k.group == 0) {
+            const uint16_t* at = f + size_t(w * PER / k.group) * (k.offset ? 2 : 1) * PAGE;
+            by = vld(at);
+            if (k.offset) plus = vld(at + PAGE);
+        }
+        const Words x = words(static_cast<const char*>(page.k) + size_t(w) * 64);
+        const auto channel = [&](int c, int shift) __attribute__((always_inline)) {
+            if (!k.group) {
+                by = brain(f + c);
+                if (k.offset) plus = brain(f + dim + c);
+            }
+            const V v = vfma(levels_of<LEVELS>(low_bits<BITS>(x, shift), k.table), by, plus);
+            return k.channels ? vmul(v, brain(own + c)) : v;
+        };
+        PH_UNROLL for (int i = 0; i < PER / 2; ++i) {
+            const int c = w * PER + 2 * i;
+            if (c >= dim) break;
+            const V even = channel(c, i * BITS);
+            const V odd = c + 1 < dim ? channel(c + 1, i * BITS + 16) : vall(0.0f);
+            if constexpr (A::STEP == 1) {
+                vst(out + c * 16, even);
+                if (c + 1 < dim) vst(out + (c + 1) * 16, odd);
+            } else {
+                A::st(out + c / 2 * 16, A::both(even, odd));
+            }
+        }
+    }
+}
+
+// Keys of a page as right operands: (step, 16).
+template <class A>
+void unpack_keys(const Coding& k, const KvPage& page, int dim, float* out) {
+    by_coding(k, [&]<int BITS, int LEVELS>() { unpack_keys_as<A, BITS, LEVELS>(k, page, dim, out); });
+}
+
+template <class A, int BITS, int LEVELS, int D>
+PH_INLINE void unpack_register(const Coding& v, const void* const* row, const uint16_t* f, int block, int dim,
+                               int width, float* out) {
+    static constexpr Spots<BITS, A::STEP == 2, D> spots{};
+    const int each = v.offset ? 2 : 1;
+    const uint16_t *at = f + size_t(block * 32 / v.group) * each * PAGE, *own = f + code_factors(v, dim) / 2 - dim;
+    V by_channel = vall(1.0f);
+    if (v.channels) {
+        float by[16];
+        for (int i = 0; i < 16; ++i) {
+            const int c = block * 32 + spots.channel[i];
+            by[i] = c < dim ? widened(own[c]) : 0.0f;
+        }
+        by_channel = vld(by);
+    }
+    const auto part = [&](int key) __attribute__((always_inline)) {
+        const auto* bytes = static_cast<const uint8_t*>(row[key]) + block * 4 * BITS;
+        const V x = levels_of<LEVELS>(value_codes<BITS, A::STEP == 2, D>(bytes), v.table);
+        const V y = v.offset ? vfma(x, brain(at + key), brain(at + PAGE + key)) : vmul(x, brain(at + key));
+        return v.channels ? vmul(y, by_channel) : y;
+    };
+    for (int s = 0; s < PAGE / A::STEP; ++s) {
+        float* to = out + size_t(s) * width + block * 32 + D * 16;
+        if constexpr (A::STEP == 1) {
+            vst(to, part(s));
+        } else {
+            A::st(to, A::both(part(2 * s), part(2 * s + 1)));
+        }
+    }
+}
+
+template <class A, int BITS, int LEVELS>
+__attribute__((noinline)) void unpack_values_as(const Coding& v, const void* const* row, const uint16_t* f,
+                                                int dim, int width, float* out) {
+    for (int block = 0; block * 32 < width; ++block) {
+        unpack_register<A, BITS, LEVELS, 0>(v, row, f, block, dim, width, out);
+        if (block * 32 + 16 < width) unpack_register<A, BITS, LEVELS, 1>(v, row, f, block, dim, width, out);
+    }
+}
+
+// Values of sixteen keys as right operands: (step, width). row: by key; f: their factors.
+template <class A>
+void unpack_values(const Coding& v, const void* const* row, const uint16_t* f, int dim, int width, float* out) {
+    by_coding(v, [&]<int BITS, int LEVELS>() { unpack_values_as<A, BITS, LEVELS>(v, row, f, dim, width, out); });
+}
+
+// ------------------------------------------------------------------------------ 4-bit numbers as they lie
+
+// Whether codes are multiplied as they lie; the same for any number of queries.
+template <class A>
+PH_INLINE bool as_they_lie(const Coding& c) {
+    return A::STEP == 2 && c.bits == 4 && c.levels == NUMBERS && c.group && c.offset && !c.channels && !c.turn;
+}
+
+#if PH_PACKS
+
+// A query in 8 bits, as words of keys want it: of eight channels 0 4 1 5 and 2 6 3 7. side: for each group
+// its scale and the sum of the query itself.
+PH_INLINE void narrow_query(const float* q, const Coding& k, int dim, int8_t* out, float* side) {
+    memset(out, 0, size_t(dim + 7) / 8 * 8);
+    for (int g = 0; g * k.group < dim; ++g) {
+        const int from = g * k.group, to = from + k.group < dim ? from + k.group : dim;
+        float top = 0.0f, sum = 0.0f;
+        for (int c = from; c < to; ++c) {
+            const float x = q[c] < 0 ? -q[c] : q[c];
+            top = top > x ? top : x;
+            sum += q[c];
+        }
+        const float by = top > 0.0f ? 127.0f / top : 0.0f;
+        for (int c = from; c < to; ++c) {
+            const int i = c % 8, at = i % 4 / 2 * 4 + i % 2 * 2 + i / 4;
+            out[c / 8 * 8 + at] = int8_t(_mm_cvtss_si32(_mm_set_ss(q[c] * by)));
+        }
+        side[2 * g] = top / 127.0f;
+        side[2 * g + 1] = sum;
+    }
+}
+
+// out[i][j][16]: Q queries, ldq bytes apart, with the keys of N pages. Asks for the pages' values.
+template <int Q, int N>
+__attribute__((noinline)) void score_fours(const int8_t* q, size_t ldq, const float* side, size_t lds,
+                                           const void* const* pages, const uint16_t* const* factors,
+                                           const void* const* values, int dim, int group, float* out,
+                                           size_t ldo) {
+    const __m512i low = _mm512_set1_epi32(0x0f0f0f0f);
+    const int words = (dim + 7) / 8;
+    for (int g = 0; g * group < dim; ++g) {
+        __m512i sum[Q][N];
+        PH_UNROLL for (int i = 0; i < Q; ++i) {
+            PH_UNROLL for (int j = 0; j < N; ++j) sum[i][j] = _mm512_setzero_si512();
+        }
+        const int stop = (g + 1) * group / 8 < words ? (g + 1) * group / 8 : words;
+        for (int w = g * group / 8; w < stop; ++w) {
+            __m512i a[N], b[N];
+            PH_UNROLL for (int j = 0; j < N; ++j) {
+                const __m512i x = _mm512_loadu_si512(static_cast<const char*>(pages[j]) + w * 64);
+                a[j] = _mm512_and_si512(x, low);
+                b[j] = _mm512_and_si512(_mm512_srli_epi16(x, 4), low);
+                ask_for(static_cast<const char*>(values[j * PAGE]) + w * 64);
+            }
+            PH_UNROLL for (int i = 0; i < Q; ++i) {
+                int32_t four[2];
+                memcpy(four, q + i * ldq + w * 8, 8);
+                const __m512i x = _mm512_set1_epi32(four[0]), y = _mm512_set1_epi32(four[1]);
+                PH_UNROLL for (int j = 0; j < N; ++j) {
+                    sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], a[j], x);
+                    sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], b[j], y);
+                }
+            }
+        }
+        PH_UNROLL for (int j = 0; j < N; ++j) {
+            const Part by = ld(factors[j] + g * 2 * PAGE), plus = ld(factors[j] + (g * 2 + 1) * PAGE);
+            ask_for(static_cast<const char*>(values[j * PAGE]) + (words + g) * 64);
+            PH_UNROLL for (int i = 0; i < Q; ++i) {
+                const float* s = side + i * lds + 2 * g;
+                Part x = mul(_mm512_cvtepi32_ps(sum[i][j]), all(s[0]));
+                x = fma(x, by, mul(plus, all(s[1])));
+                float* to = out + i * ldo + j * 16;
+                st(to, g ? add(ld(to), x) : x);
+            }
+        }
+    }
+}
+
+constexpr uint32_t LIFTED = 0x43004300;  // pairs of small numbers with this are pairs of bfloat16, 128 larger
+constexpr float LIFT = 128.0f;
+
+// sums[i][D * 16 from c] += weights times codes, 128 added, of steps [from, to). Asks for pages of keys that
+// are read next, `lines` of each.
+template <int Q, int D>
+__attribute__((noinline)) void gather_fours(const float* p, size_t ldp, const void* const* row,
+                                            const void* const* ahead, int lines, int width, int from,
+                                            int to, int c, float* sums) {
+    const __m512i mask = _mm512_set1_epi32(0x000f000f), lift = _mm512_set1_epi32(LIFTED);
+    V sum[Q][D];
+    PH_UNROLL for (int i = 0; i < Q; ++i) {
+        PH_UNROLL for (int d = 0; d < D; ++d) sum[i][d] = vld(sums + i * width + c + d * 16);
+    }
+    for (int s = from; s < to; ++s) {
+        const char *even = static_cast<const char*>(row[2 * s]) + c / 2;
+        const char *odd = static_cast<const char*>(row[2 * s + 1]) + c / 2;
+        __m512i v[D];
+        PH_UNROLL for (int d = 0; d < D; d += 2) {
+            const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(even + d * 8)));
+            const __m512i y = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(odd + d * 8)));
+            const __m512i both = _mm512_or_si512(x, _mm512_slli_epi32(y, 16));
+            v[d] = _mm512_ternarylogic_epi32(both, mask, lift, 0xea);  // both & mask | lift
+            v[d + 1] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(both, 4), mask, lift, 0xea);
+            const int line = (c / 32 + d / 2) * 8 + s % 8;
+            if (line < lines) ask_for(static_cast<const char*>(ahead[s / 8]) + line * 64);
+        }
+        PH_UNROLL for (int i = 0; i < Q; ++i) {
+            const __m512i x = Pairs::left(p + i * ldp + s);
+            PH_UNROLL for (int d = 0; d < D; ++d) sum[i][d] = Pairs::sum(x, v[d], sum[i][d]);
+        }
+    }
+    PH_UNROLL for (int i = 0; i < Q; ++i) {
+        PH_UNROLL for (int d = 0; d < D; ++d) vst(sums + i * width + c + d * 16, sum[i][d]);
+    }
+}
+
+#endif
+
+}  // namespace
+}  // namespace ph::PH_ISA
