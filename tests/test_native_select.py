@@ -256,7 +256,7 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
     )
     assert sources(Tidal(choosing=(0,)), less) == [-1, -1, -1]
     exe = _native.Executor("", 1, 5, 2, 1, 1, 4, [4])
-    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
+    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0, 0], [0, 1])
     with pytest.raises(ValueError, match="one that runs"):
         exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0)
 
@@ -274,7 +274,7 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
 )  # fmt: skip
 def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: str) -> None:
     exe = _native.Executor("", 1, 5, 2, 1, 1, 4, [4, 4])
-    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0, 0], [0, 1])
+    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0, 0], [0, 1])
     for layer in (0, 1):
         exe.add_op("attend", [0, 0, 0], 1, [], [], [layer, 0], [1.0, 0.0])
     args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 0, 0.5, 1, [0, 64, 0], 128, 512, 16]
