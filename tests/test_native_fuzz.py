@@ -249,7 +249,7 @@ def test_a_planned_runner_takes_no_more():
 ])  # fmt: skip
 def test_tapes_that_point_nowhere_are_refused(op):
     exe = _native.Executor("", 1, 5, 1, 1, 1, 4, [4, 4])
-    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0], [0])
+    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0], [0])
 
     def plan() -> None:
         exe.add_op(*op)
@@ -478,7 +478,7 @@ class Layer:
             exe.add_matrix(kind, w, scale)
         for v in vecs:
             exe.add_vector(np.asarray(v, np.float32))
-        exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0], [0])
+        exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0], [0])
         exe.add_op("embed", [], 0, [0], [], [], [1.0])
         for op in ops:
             exe.add_op(*op)
