@@ -46,7 +46,7 @@ OPTIONS = {
     "tokenselect": "tokens=16,start=16,recent=16,reuse_from=0.3",
     "recycled": "tokens=32,full_below=0.2",
     "lserve": "tokens=32,parts=2",
-    "actqkv": "tokens=48,density=0.8",
+    "actqkv": "tokens=48,keys=3,density=0.9",
     "draft-model": "model=self",
     "self-skip": "layers=1a",
     "rapid": "least=0,budget=40,chunk=8,query=12,first=4",
