@@ -1,19 +1,22 @@
-"""What stored keys and values take, and how fast a new token's attention reads them, by format.
+"""What stored keys and values take, and how fast a new token's attention reads them, by method.
 
-    python bench/kv_attention.py [--rows 4096 32768] [--format bf16 int8 ...] [--shape 14/2/64] [--layers 24]
-                                 [--threads 2] [--rounds 9] [--json]
+    python bench/kv_attention.py [--rows 4096 32768] [--method kvfmt.bf16 kvfmt.int8 quest:tokens=@16 ...]
+                                 [--shape 14/2/64] [--layers 24] [--threads 2] [--rounds 9] [--json]
 
-The model is attention and little else (16 wide), of the shape heads/KV heads/head size; its store
-is filled with random rows. Options of a format go behind it (`kivi:bits=4`). *bytes a row*: of all layers, by
-the store's arenas, with scales and padding; *of bf16*: the share. *ms*: one token's step after so many rows,
-median of the rounds, the best of three calls in each; *faster*: than bf16 in the same round, median, range.
-All formats are measured in turn in every round.
+The model is attention and nothing else to speak of (16 wide), of the shape heads/KV heads/head size; its
+store is filled with random rows. A method is a format or a selector with its options, or several joined by
+"+"; @16 stands for a sixteenth of the rows. *bytes a row*: of all layers, from the store's arenas, with
+scales, index and padding; *held*: the share of the first method's; *read*: bytes that attention read,
+likewise. *ms*: one token's step after so many rows, median of the rounds, the best of three calls in each;
+*faster*: than the first in the same round, median and range. All methods are measured in turn in every
+round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import time
 from typing import Any
@@ -26,19 +29,24 @@ from pronghorn.compose import compose
 from pronghorn.kv.store import Store
 from pronghorn.model.bind import bind
 from pronghorn.model.tape import Param, Tape
-from pronghorn.nulls import Dense
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.types import Rows
 
-FORMATS = ("bf16", "int8", "fp8", "int4", "int4:keys=channel", "kivi", "kivi:bits=4", "turbo", "zipcache")
+METHODS = (
+    "kvfmt.bf16", "kvfmt.int8", "kvfmt.fp8", "kvfmt.int4", "kvfmt.int4:keys=channel", "kivi",
+    "kivi:bits=4", "turbo", "zipcache", "quest:tokens=@16", "double-sparsity:tokens=@16",
+    "tidal:tokens=@16", "sentence-kv:tokens=@16", "squeezed:tokens=@16", "recycled:tokens=@16",
+    "tokenselect:tokens=@16,start=16,recent=16", "lserve:tokens=@16", "actqkv:tokens=@16",
+    "quest:tokens=@16+kvfmt.int8",
+)  # fmt: skip
 CHUNK = 2048  # rows that are packed at a time
 
 
 class Stored:
-    """A runner of attention alone, over n rows in a format."""
+    """A runner of attention alone, over n rows."""
 
-    def __init__(self, shape: tuple[int, int, int], layers: int, fmt: str, n: int, threads: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], layers: int, method: str, n: int, threads: int) -> None:
         heads, n_kv, dim = shape
         rng, tensors = np.random.default_rng(0), {}
         tape = Tape(layers, heads, n_kv, dim, 16, 1 << 20)
@@ -57,30 +65,34 @@ class Stored:
             x = tape.end(tape.add(x, tape.linear(y, matrix(f"{i}.o", 16, heads * dim))))
         tape.head(x, matrix("head", 16, 16), scale=1.0, softcap=0.0)
         bound = bind(tape, tensors, ())
-        name = fmt if fmt.startswith("kvfmt.") else f"kvfmt.{fmt}"
-        packing = compose([name]).kvfmt
-        self.store = Store(Ops("float32"), layers, n_kv, dim, "bfloat16", packing, Dense(), "seq",
-                           list(bound.kv_ropes))  # fmt: skip
+        use = re.sub(r"@(\d+)", lambda m: str(n // int(m[1])), method).split("+")
+        made = compose(use)
+        self.store = Store(
+            Ops("float32"), layers, n_kv, dim, "bfloat16", made.kvfmt, made.select, "seq",
+            list(bound.kv_ropes),
+        )  # fmt: skip
         self.runner = NativeRunner(bound, self.store, threads)
         self.kv = self.store.new()
         pages = rng.normal(size=(2, CHUNK // 16, dim, 16)).astype(ml_dtypes.bfloat16)
         for first in range(0, n, CHUNK):
-            self._fill(pages, min(CHUNK, n - first))
+            self._fill(rng, pages, min(CHUNK, n - first))
         one = np.ones(1, np.int32)
         at = np.int32(n) * one
         self.rows = Rows(one, at, at + one, 0 * one, -one, one)
 
-    def _fill(self, pages: Any, n: int) -> None:
+    def _fill(self, rng: Any, pages: Any, n: int) -> None:
         store, at = self.store, self.store.open_layout
         store.reserve(self.kv, n)
         blocks = self.kv.open[self.kv.n_open // 16 :]
         for i in range(store.n_layers * store.n_kv):
-            k, v = np.roll(pages[:, : len(blocks)], i, axis=1)
+            k, v = pages[:, rng.permutation(len(blocks))] * np.float32(rng.choice([-1, 1])).astype(
+                pages.dtype
+            )
             store.open_arena.write(blocks, at.where(0, i, 0), "bfloat16", np.ascontiguousarray(k))
             v = np.ascontiguousarray(v.transpose(0, 2, 1))
             store.open_arena.write(blocks, at.where(0, i, 1), "bfloat16", v)
         store.extend(self.kv, range(self.kv.next_pos, self.kv.next_pos + n))
-        if store.packed:
+        if store.packed or not store.selector.dense:
             store.seal(self.kv)
 
     def seconds(self) -> float:
@@ -94,19 +106,19 @@ class Stored:
 
 def measure(args: argparse.Namespace, n: int) -> list[list[Any]]:
     shape = tuple(int(x) for x in args.shape.split("/"))
-    models = {f: Stored(shape, args.layers, f, n, args.threads) for f in args.format}
-    times: dict[str, list[float]] = {f: [] for f in models}
+    models = {m: Stored(shape, args.layers, m, n, args.threads) for m in args.method}
+    times: dict[str, list[float]] = {m: [] for m in models}
     for _ in range(args.rounds):
-        for f, m in models.items():
-            times[f].append(m.seconds())
-    base = args.format[0]
+        for name, m in models.items():
+            times[name].append(m.seconds())
+    base = args.method[0]
     rows = []
-    for f, m in models.items():
-        size, of = m.store.held / n, m.store.held / models[base].store.held
-        gain = sorted(a / b for a, b in zip(times[base], times[f], strict=True))
-        rows.append(
-            [n, f, size, of, 1e3 * statistics.median(times[f]), statistics.median(gain), gain[0], gain[-1]]
-        )
+    for name, m in models.items():
+        size, held = m.store.held / n, m.store.held / models[base].store.held
+        read = m.runner.read_bytes / models[base].runner.read_bytes
+        gain = sorted(a / b for a, b in zip(times[base], times[name], strict=True))
+        ms = 1e3 * statistics.median(times[name])
+        rows.append([n, name, size, held, read, ms, statistics.median(gain), gain[0], gain[-1]])
     return rows
 
 
@@ -114,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[4096, 32768])
     parser.add_argument(
-        "--format", nargs="+", default=list(FORMATS), help="the first is what others are compared with"
+        "--method", nargs="+", default=list(METHODS), help="the first is what others are compared with"
     )
     parser.add_argument("--shape", default="14/2/64")
     parser.add_argument("--layers", type=int, default=24)
@@ -128,11 +140,12 @@ def main() -> None:
         print(json.dumps({"rows": rows, "machine": where}))
         return
     body = [
-        [str(n), f, f"{size:.0f}", f"{100 * of:.1f} %", f"{ms:.2f}", f"{gain:.2f} ({low:.2f} to {high:.2f})"]
-        for n, f, size, of, ms, gain, low, high in rows
-    ]
+        [f"{n:,}", name, f"{size:.0f}", f"{100 * held:.1f} %", f"{100 * read:.1f} %", f"{ms:.2f}",
+         f"{gain:.2f} ({low:.2f} to {high:.2f})"]
+        for n, name, size, held, read, ms, gain, low, high in rows
+    ]  # fmt: skip
     print(said(where) + "\n")
-    print(table(["rows", "format", "bytes a row", f"of {args.format[0]}", "ms", "faster"], body))
+    print(table(["rows", "method", "bytes a row", "held", "read", "ms", "faster"], body))
 
 
 if __name__ == "__main__":

@@ -415,6 +415,17 @@ def check(c: Composition, facts: Facts) -> list[str]:
         missing = [x for x in t.models if x not in facts.companions]
         if missing:
             reasons.append(f"{name} needs a companion model: {', '.join(missing)}")
+        if slot == "select" and c.rows != "seq" and any(
+            source not in (-1, i) for i, source in enumerate(m.sources(facts.n_layers))
+        ):  # fmt: skip
+            reasons.append(
+                f"{name} reads a layer by another layer's choice, and a policy in use keeps other rows in "
+                f"each {c.rows}: use one that keeps the same rows everywhere, or another selector"
+            )
+        if slot == "select" and m.choice.keep and name_of(c.reside):
+            reasons.append(
+                f"{name} keeps choices, which {name_of(c.reside)} does not move: leave one of them out"
+            )
         if slot == "gate":
             try:
                 m.skips(facts.n_layers)
@@ -446,7 +457,8 @@ def effects(slot: str, method: Any) -> list[str]:
     if t.greedy:
         out.append("temperature 0 only")
     if slot == "select" and not method.dense:
-        out.append("called back from the native runner, not traced")
+        c = method.choice
+        out.append(f"reads {c.pages} pages of the sealed rows, by {c.score}")
     return out
 
 

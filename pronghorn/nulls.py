@@ -16,6 +16,7 @@ from pronghorn.types import (
     FOREVER,
     Accept,
     Array,
+    Choice,
     Draft,
     Field,
     Guarantee,
@@ -215,9 +216,10 @@ class AllResident:
 class Dense:
     traits = EXACT
     dense = True
+    choice = Choice()
 
-    def layers(self, n_layers: int) -> Sequence[int]:
-        return ()
+    def sources(self, n_layers: int) -> Sequence[int]:
+        return (-1,) * n_layers
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return ()
@@ -226,7 +228,7 @@ class Dense:
         return {}
 
     def select(self, q: Array, index: dict[str, Array], ops: Any) -> Selection:
-        raise NotImplementedError("a dense selector selects on no layer")
+        raise NotImplementedError("a dense selector never selects")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pronghorn.cost import StepCost
 from pronghorn.types import (
     Accept,
     Array,
+    Choice,
     Codes,
     Draft,
     Field,
@@ -387,7 +388,8 @@ class Residency(Protocol):
 
 
 class Selector(Protocol):
-    """Which sealed pages a query reads (layer clock). Sees tensors through the array namespace only."""
+    """Which sealed pages a query reads (layer clock). What it says is data, which the native runner acts on
+    without asking; `select` says what that means, through the array namespace."""
 
     @property
     def traits(self) -> Traits: ...
@@ -396,8 +398,12 @@ class Selector(Protocol):
         """Reads everything: no index is kept and nothing needs sealing on its account."""
         ...
 
-    def layers(self, n_layers: int) -> Sequence[int]:
-        """Layers on which it selects; the others are read whole."""
+    @property
+    def choice(self) -> Choice: ...
+
+    def sources(self, n_layers: int) -> Sequence[int]:
+        """By which layer's choice each layer reads: its own number, that of the last layer before it that
+        chooses, or -1 where it reads everything. A layer that others name chooses, whatever it reads."""
         ...
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
@@ -409,8 +415,9 @@ class Selector(Protocol):
         ...
 
     def select(self, q: Array, index: dict[str, Array], ops: Any) -> Selection:
-        """q (n_rows, g, dim), the g query heads that share a KV head; index: field name ->
-        (n_pages, *field.shape)."""
+        """q (n_rows, g, dim), the g query heads that share a KV head, times the scale of attention; index:
+        field name -> (n_pages, *field.shape); where `choice` scores keys also "k" (n_pages, page, dim) and
+        "valid" (n_pages, page) bool."""
         ...
 
 

@@ -259,6 +259,41 @@ class Selection(NamedTuple):
     pages: Array
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How the sealed pages that a query reads are chosen, as data that a runner acts on by itself. A page's
+    score for a query head is the largest of its
+
+    bounds: boxes, fields "lo" and "hi" (n, dim): what q . k can be at most for a key inside;
+    dots:   vectors, field "mean" (n, dim): q . mean;
+    labels: rows, of which some channels are kept: fields "channel" (n,) uint8, "label" (n, rows) int8 and
+            "unit" (n,) float32, which a label is in units of;
+    keys:   rows, q . k of the keys themselves.
+
+    score: one of these. heads: what the query heads that share a KV head make of their scores: "max", "sum",
+    or "vote", the sum of each head's softmax over the pages. pages: read, whole ones; first, last: so many at
+    the beginning and at the end are always among them; span: neighbours that are read together, by the
+    largest score of any; `first` and `last` count such spans then. cover: below 1, only as many of
+    the best as it takes for this share of the sum of all scores (votes). Scores are rounded to 1/4096 of the
+    largest magnitude, and ties go to the earlier page.
+
+    keep: "" or what rows do for which nothing is kept, "all": read everything, or "own": choose for
+    themselves. Behind a barrier the first row of an answer chooses, and keeps its choice and its queries up
+    to the next barrier; a row whose queries in a layer have a cosine of at least `like` with those, over all
+    heads and on a grid of 1/1024, reads by it. The row itself is one for which nothing is kept.
+    """
+
+    score: str = "bounds"
+    pages: int = 1
+    heads: str = "max"
+    first: int = 0
+    last: int = 0
+    span: int = 1
+    cover: float = 1.0
+    keep: str = ""
+    like: float = -2.0
+
+
 class Field(NamedTuple):
     """One array inside a page of one head: `shape` for a page; dtype as NumPy spells it.
     `rows` is the axis that runs over the page's rows, or -1 when the field is one per page."""

@@ -45,8 +45,7 @@ int main(int argc, char** argv) {
         for (int p = 0; p < n; ++p) {
             if (lane.id == late.load()) dawdle(300);
             if (p % 8 == 7) {
-                team->once(lane, [&, p] {
-                    if (lane.id != 0) fail("`once` on another thread");
+                team->each(lane, 1, [&, p](int) {
                     varying[p] = 1 + (n_items[p - 1].load() * 7 + p) % MOST;
                     n_varying = varying[p];
                     ++hits[p][0];

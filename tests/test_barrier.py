@@ -53,12 +53,14 @@ class Noise:
         pass
 
 
-COMBOS = [  # formats have much in common: each meets every other method, one of them all combinations
+FULL = "quest", "int8"  # one selector and one format; the others have much in common with them
+COMBOS = [  # each method meets every other; those of FULL in all combinations
     combo
     for combo in itertools.product(
         [None, *specs("kv")], [None, *specs("select")], [None, *specs("kvfmt")], [None, *specs("constrain")]
     )
-    if not combo[2] or "int8" in combo[2] or sum(m is not None for m in combo) <= 2
+    if sum(m is not None for m in combo) <= 2
+    or all(not m or name in m for m, name in zip(combo[1:3], FULL, strict=True))
 ]
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from pronghorn.errors import UnsupportedError
 from pronghorn.methods.kvfmt.int8 import Int8 as Int8KV
-from pronghorn.methods.select.quest import Quest
 from pronghorn.methods.weight.int8 import Int8
 from pronghorn.model.rope import Rope
 from pronghorn.nulls import AsStored
@@ -224,39 +223,6 @@ def test_heads_that_keep_different_rows(isa, monkeypatch):
     for d in (ref, native):
         d.runner.store.seal(d.kvs[0])  # behind pages that are not full
     together(ref, native, [Chunk(0, tokens(4)), Chunk(1, tokens(1))], 3e-5)
-
-
-@pytest.mark.parametrize("rows", ["seq", "head"])
-def test_selector(rows):
-    m = dataclasses.replace(MODELS["llama"], layers=3)
-    quest = Quest(tokens=48, dense_layers=1)
-    ref, native = pair(m, 2, selector=quest, rows=rows)
-    dense = Driver(NativeRunner(build(m), store_for(build(m), Ops("float32"))), 2)
-    for d in (ref, native):
-        d.step([Chunk(0, tokens(150)), Chunk(1, tokens(3))])
-        d.runner.store.seal(d.kvs[0])
-    dense.step([Chunk(0, tokens(150)), Chunk(1, tokens(3))])
-    for seed in range(3):
-        chunks = [Chunk(0, tokens(3, seed=seed), [-1, 0, 0], []), Chunk(1, tokens(2))]
-        together(ref, native, chunks, 3e-5)
-        got = np.array(native.out.logits)
-        whole = np.concatenate(dense.step(chunks))
-        assert np.abs(got[:3] - whole[:3]).max() > 1e-3  # it does read less
-        assert np.abs(got[3:] - whole[3:]).max() == 0
-
-
-def test_selector_errors_come_through():
-    class Broken(Quest):
-        def select(self, q, index, ops):
-            raise RuntimeError("no pages today")
-
-    bound = build(Model())
-    store = store_for(bound, Ops("float32"), selector=Broken(tokens=16, dense_layers=0))
-    d = Driver(NativeRunner(bound, store, threads=2), 1)
-    d.step([Chunk(0, tokens(70))])
-    store.seal(d.kvs[0])
-    with pytest.raises(RuntimeError, match="no pages today"):
-        d.step([Chunk(0, tokens(1))])
 
 
 def test_wanted_rows_only():

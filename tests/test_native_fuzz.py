@@ -5,7 +5,6 @@ Also run under AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`)
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -17,13 +16,12 @@ import numpy as np
 import pytest
 
 from pronghorn.methods.kvfmt.int8 import Int8 as Int8KV
-from pronghorn.methods.select.quest import Quest
 from pronghorn.model.rope import Rope
 from pronghorn.ops.cpu import _native
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.run.ref import RefRunner
-from pronghorn.types import KVPlan, Rows, Selection
+from pronghorn.types import Rows
 from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 ISAS = _native.isas()
@@ -231,7 +229,7 @@ def test_a_planned_runner_takes_no_more():
         lambda: exe.add_vector(np.ones(2, np.float32)),
         lambda: exe.add_table(np.ones(2, np.float32), 2, 1.0),
         lambda: exe.add_op("add", [0, 0], 1, [], [], [], []),
-        lambda: exe.set_select([0]),
+        lambda: exe.set_select([0, 1], 0, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0),
         lambda: exe.finish(),
     ]
     for call in calls:
@@ -240,7 +238,7 @@ def test_a_planned_runner_takes_no_more():
     fresh = _native.Executor("", 1, 5, 1, 1, 1, 4, [4])
     none = np.zeros(0, np.int32)
     with pytest.raises(ValueError, match="finish"):
-        fresh.run(none, none, none, none, none, [], [], [], np.zeros((0, 5), np.float32), [], print)
+        fresh.run(none, none, none, none, none, none, [], [], [], np.zeros((0, 5), np.float32), [], [])
 
 
 @pytest.mark.parametrize("op", [
@@ -251,7 +249,7 @@ def test_a_planned_runner_takes_no_more():
 ])  # fmt: skip
 def test_tapes_that_point_nowhere_are_refused(op):
     exe = _native.Executor("", 1, 5, 1, 1, 1, 4, [4, 4])
-    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0], [0])
+    exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0], [0])
 
     def plan() -> None:
         exe.add_op(*op)
@@ -259,107 +257,6 @@ def test_tapes_that_point_nowhere_are_refused(op):
 
     with pytest.raises((ValueError, IndexError)):
         plan()
-
-
-# ---------------------------------------------------------------------------------- selectors
-
-
-class Answer(Quest):
-    """A selector whose answer the test gives."""
-
-    answer = staticmethod(lambda n, pages: np.ones((n, pages), bool))
-
-    def select(self, q, index, ops):
-        return Selection(type(self).answer(len(q), len(next(iter(index.values())))))
-
-
-@pytest.mark.parametrize(
-    ("answer", "refused"),
-    [
-        (lambda n, p: np.ones((n + 1, p), bool), True),
-        (lambda n, p: np.ones((n, p - 1), bool), True),
-        (lambda n, p: np.ones((n, p + 1), bool), True),
-        (lambda n, p: np.ones(p, bool), True),
-        (lambda n, p: np.ones((n, p, 1), bool), True),
-        (lambda n, p: None, True),
-        (lambda n, p: np.ones((p, n), np.float64).T, False),  # as good as True
-        (lambda n, p: np.zeros((n, p), bool), False),
-    ],
-)
-def test_selections_of_another_shape_are_refused(answer, refused):
-    kind = type("Given", (Answer,), {"answer": staticmethod(answer)})
-    d = native(Model(), selector=kind(tokens=16, dense_layers=0))
-    d.step([Chunk(0, tokens(100))])
-    d.runner.store.seal(d.kvs[0])
-    if refused:
-        with pytest.raises((ValueError, RuntimeError, TypeError)):  # NumPy's choice
-            d.step([Chunk(0, tokens(3))])
-    kind.answer = staticmethod(lambda n, p: np.ones((n, p), bool))
-    assert np.isfinite(d.step([Chunk(0, tokens(3))])[0]).all()
-
-
-def test_a_failed_selection_leaves_no_old_one_behind():
-    """Heads keep different rows: pages picked on one layer, or in an earlier step, do not fit another."""
-    calls = {"n": 0, "fail_at": -1}
-
-    class Fails(Quest):
-        def select(self, q, index, ops):
-            calls["n"] += 1
-            if calls["n"] >= calls["fail_at"] > 0:
-                raise KeyError("stop here")
-            return super().select(q, index, ops)
-
-    d = native(Model(layers=3), 3, selector=Fails(tokens=16, dense_layers=0), rows="head")
-    for i, n in enumerate((200, 90, 400)):
-        d.step([Chunk(i, tokens(n))])
-    store = d.runner.store
-    for kv in d.kvs:
-        store.seal(kv)
-        n = [min(kv.length, 20 + 70 * g) for g in range(len(kv.sealed))]
-        store.apply(kv, KVPlan({g: np.arange(m, dtype=np.int32) for g, m in enumerate(n)}), False)
-    good = d.step([Chunk(i, tokens(4), commit=[]) for i in range(3)])
-    for fail_at in range(1, 18):
-        calls.update(n=0, fail_at=fail_at)
-        order = [1, 2, 0] if fail_at % 2 else [0, 1, 2]
-        with pytest.raises(KeyError, match="stop here"):
-            d.step([Chunk(i, tokens(4), commit=[]) for i in order])
-    calls["fail_at"] = -1
-    again = d.step([Chunk(i, tokens(4), commit=[]) for i in range(3)])
-    assert all(np.array_equal(a, b) for a, b in zip(good, again, strict=True))
-
-
-def test_an_error_is_not_kept():
-    """The exception of a step, with the frames that it holds, goes when its handler is done."""
-
-    class MarkError(Exception):
-        pass
-
-    class Fails(Quest):
-        def select(self, q, index, ops):
-            raise MarkError
-
-    d = native(Model(), selector=Fails(tokens=16, dense_layers=0))
-    d.step([Chunk(0, tokens(70))])
-    d.runner.store.seal(d.kvs[0])
-    with pytest.raises(MarkError):
-        d.step([Chunk(0, tokens(1))])
-    gc.collect()
-    assert not [o for o in gc.get_objects() if isinstance(o, MarkError)]
-
-
-def test_a_selector_cannot_run_a_step_inside_a_step():
-    box: list[Driver] = []
-
-    class Nested(Quest):
-        def select(self, q, index, ops):
-            box[0].runner.run(rows_of(1), box[0].kvs, False)
-
-    d = native(Model(), selector=Nested(tokens=16, dense_layers=0))
-    box.append(d)
-    d.step([Chunk(0, tokens(70))])
-    d.runner.store.seal(d.kvs[0])
-    with pytest.raises(RuntimeError, match="one step at a time"):
-        d.step([Chunk(0, tokens(1))])
 
 
 # ---------------------------------------------------------------------------------- threads
@@ -581,7 +478,7 @@ class Layer:
             exe.add_matrix(kind, w, scale)
         for v in vecs:
             exe.add_vector(np.asarray(v, np.float32))
-        exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [0], [0])
+        exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0], [0])
         exe.add_op("embed", [], 0, [0], [], [], [1.0])
         for op in ops:
             exe.add_op(*op)
@@ -598,7 +495,7 @@ class Layer:
             table = np.zeros((1, 4), np.int64)
 
         logits = np.zeros((0, self.n), np.float32)
-        self.exe.run(ids, ids, zero, ids - 1, zero, [Empty()], [], [], logits, [out], print)
+        self.exe.run(ids, ids, ids, zero, ids - 1, zero, [Empty()], [], [], logits, [out], [])
         return out
 
 

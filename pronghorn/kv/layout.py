@@ -6,8 +6,10 @@ lies; values are (PAGE, dim). A block of the open zone holds a page of every lay
 the sealed zone holds a page of every head of one group.
 
     open block            [layer][head] K (dim, PAGE)  V (PAGE, dim)          in the open dtype
-    sealed block, exact   [head of the group] K  V  index fields              likewise
-    sealed block, packed  [head of the group] the format's fields, index fields
+    sealed block, exact   [head of the group] K  V, then [head] index fields  likewise
+    sealed block, packed  [head of the group] the format's fields, then [head] index fields
+
+Index fields lie side by side, as they are read without the rest: a few lines of every block.
 
 Codes (`types.Codes`) lie in 32-bit words. One of keys holds as many channels of one row as fit, (word, PAGE,
 4) bytes: even channels from its lowest bit up, odd ones from the middle up, so that a shift and a mask leave
@@ -65,22 +67,34 @@ class Layout:
 
     fields: tuple[Field, ...]
     groups: tuple[tuple[tuple[int, int], ...], ...]
-    offsets: tuple[int, ...]  # of each field from the start of a member
+    n_own: int  # fields that are not index
+    offsets: tuple[int, ...]  # of each field from the start of a member, or of a member's index
     member: int  # bytes of one member (one page of one head)
+    index: int  # bytes of a member's index
     block: int  # bytes of a block (groups are equally large)
 
     @staticmethod
-    def of(fields: tuple[Field, ...], groups: list[list[tuple[int, int]]]) -> Layout:
-        offsets, at = [], 0
-        for f in fields:
-            offsets.append(at)
-            at += -(-itemsize(f.dtype) * int(np.prod(f.shape)) // ALIGN) * ALIGN
+    def of(
+        own: tuple[Field, ...], groups: list[list[tuple[int, int]]], index: tuple[Field, ...] = ()
+    ) -> Layout:  # fmt: skip
+        offsets: list[int] = []
+        sizes: list[int] = []
+        for part in (own, index):
+            at = 0
+            for f in part:
+                offsets.append(at)
+                at += -(-itemsize(f.dtype) * int(np.prod(f.shape)) // ALIGN) * ALIGN
+            sizes.append(at)
         frozen = tuple(tuple(g) for g in groups)
-        return Layout(fields, frozen, tuple(offsets), at, at * len(groups[0]))
+        member, rest = sizes
+        block = (member + rest) * len(groups[0])
+        return Layout(own + index, frozen, len(own), tuple(offsets), member, rest, block)
 
     def where(self, group: int, index: int, field: int) -> int:
         """Offset of a field of the group's member number `index`."""
-        return index * self.member + self.offsets[field]
+        if field < self.n_own:
+            return index * self.member + self.offsets[field]
+        return len(self.groups[group]) * self.member + index * self.index + self.offsets[field]
 
 
 def grouping(rows: str, n_layers: int, n_kv: int) -> list[list[tuple[int, int]]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,7 @@ class SeqKV:
         self.length = 0  # tokens committed, dropped ones included
         self.next_pos = 0  # logical position of the next row; differs from length once rows moved
         self.dropped = False  # rows were, or rewritten
+        self.kept: dict[str, Any] = {}  # what a runner keeps of this sequence up to the next barrier
         self.rewritten = 0  # times that a plan replaced sealed pages; else they are only appended to
 
     @property
@@ -128,7 +129,7 @@ class Store:
         own = fmt.fields(PAGE, head_dim) if self.packed else exact
         self.n_own = len(own)
         index = () if selector.dense else selector.fields(PAGE, head_dim)
-        self.sealed_layout = Layout.of(own + index, groups)
+        self.sealed_layout = Layout.of(own, groups, index)
         self.open_arena = Arena(ops, self.open_layout.block)
         self.sealed_arena = Arena(ops, self.sealed_layout.block)
         self.group_of = {m: (g, i) for g, ms in enumerate(groups) for i, m in enumerate(ms)}
@@ -258,7 +259,7 @@ class Store:
         kv.dropped = kv.dropped or bool(plan.values)
         self.open_arena.drop(kv.open)
         kv.open, kv.open_addr, kv.open_pos = _ints(), np.zeros(0, np.uint64), _ints()
-        kv.n_open = 0
+        kv.n_open, kv.kept = 0, {}
         if moves and plan.keep:
             kv.next_pos = kv.n_sealed
         self._point(kv)
@@ -569,7 +570,8 @@ class Store:
         pages = len(kv.open) * self.open_layout.block
         pages += sum(len(s.blocks) for s in kv.sealed) * self.sealed_layout.block
         meta = kv.open_pos.nbytes + kv.open.nbytes + kv.open_addr.nbytes + kv.table.nbytes
-        meta += kv.bias.nbytes + sum(
+        meta += kv.bias.nbytes + sum(getattr(a, "nbytes", 0) for a in kv.kept.values())
+        meta += sum(
             s.blocks.nbytes + s.fill.nbytes + s.pos.nbytes + s.addr.nbytes + s.bias.nbytes
             + sum(a.nbytes for a in s.notes.values())
             for s in kv.sealed

@@ -12,7 +12,9 @@ from pronghorn.types import Ints, Rows, StepOut
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV
+    from pronghorn.model.bind import Bound
     from pronghorn.ops.ref import Ops
+    from pronghorn.slots import Selector
 
 
 class Runner(Protocol):
@@ -39,6 +41,12 @@ class Runner(Protocol):
         """(rows, n) ids of the largest logits (rows, n_vocab), largest first, ties to the lower id; -1
         past the end of a small vocabulary."""
         ...
+
+
+def sources(selector: Selector, bound: Bound) -> list[int]:
+    """`Selector.sources`; a layer whose source does not run reads everything."""
+    there = {op.attrs["layer"] for op in bound.ops if op.kind == "attend"} | {-1}
+    return [s if s in there else -1 for s in selector.sources(bound.n_layers)]
 
 
 def visible(rows: Rows) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import UnsupportedError
-from pronghorn.kv.layout import Layout, coded_fields
+from pronghorn.kv.layout import PAGE, Layout, coded_fields, itemsize
 from pronghorn.kv.look import Look, room
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
@@ -29,14 +29,23 @@ from pronghorn.ops.cpu import _native
 from pronghorn.ops.panels import numbers
 from pronghorn.ops.ref import Ops
 from pronghorn.ops.values import dense
+from pronghorn.run.base import sources
 from pronghorn.types import Codes, Ints, Rows, StepOut
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of stored KV
 CODED = 3
 WEIGHTS = {"float32": 0, "bfloat16": 1, "float16": 2, "float8": 3}
+FIELDS: dict[str, dict[str, str]] = {  # what a choice goes by, and the dtypes
+    "bounds": {"lo": "bfloat16", "hi": "bfloat16"}, "dots": {"mean": "bfloat16"},
+    "labels": {"channel": "uint8", "label": "int8", "unit": "float32"}, "keys": {},
+}  # fmt: skip
+HEADS = ("max", "sum", "vote")
+KEEP = ("", "all", "own")
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 WAY_OUT = "run this model with the reference runner, or store it otherwise"
 NO_FLOATS = np.zeros(0, np.float32)
+NO_INTS = np.zeros(0, np.int32)
+KEPT = "choice"  # in `SeqKV.kept`
 KEPT_ROWS = 64  # of logits, at most, whose memory stays from step to step
 
 
@@ -72,7 +81,6 @@ class NativeRunner:
         self._vecs: dict[str, int] = {}
         self._taps: list[tuple[str, int]] = []  # name and width of each tap
         self._logits = np.empty((0, bound.n_vocab), np.float32)
-        self._kvs: Sequence[SeqKV] = ()
         for rope in bound.ropes:
             freq = NO_FLOATS if rope.varies else rope.inv_freq(0)
             self.exe.add_table(freq, rope.dim // 2, rope.gain)
@@ -83,7 +91,7 @@ class NativeRunner:
             self._add(op)
         self._set_zones()
         if not store.selector.dense:
-            self.exe.set_select(list(store.selector.layers(bound.n_layers)))
+            self._set_choice()
         self.exe.finish()
 
     @property
@@ -179,12 +187,34 @@ class NativeRunner:
             [g for g, _ in where], [i for _, i in where],
         )  # fmt: skip
 
+    def _set_choice(self) -> None:
+        """Tell how pages are chosen. Raises `UnsupportedError` for an index that the kernels cannot read."""
+        selector, lay = self.store.selector, self.store.sealed_layout
+        c = selector.choice
+        held = {f.name: (lay.where(0, 0, i), f) for i, f in list(enumerate(lay.fields))[self.store.n_own :]}
+        wanted = FIELDS.get(c.score, {"no such score": ""})
+        found = [held[name] for name in wanted if name in held]
+        n = found[0][1].shape[0] if found else 1
+        shapes = {"channel": (n,), "label": (n, PAGE), "unit": (n,)}
+        fits = [
+            f.dtype == wanted[f.name] and f.shape == shapes.get(f.name, (n, self.store.head_dim))
+            for _, f in found
+        ]
+        if len(found) < len(wanted) or not all(fits):
+            raise UnsupportedError(f"no native choice by {c.score!r} of the fields {list(held)}; {WAY_OUT}")
+        self.exe.set_select(
+            sources(selector, self.bound), list(FIELDS).index(c.score), HEADS.index(c.heads),
+            [c.pages, c.first, c.last, c.span], c.cover, KEEP.index(c.keep), c.like, n,
+            [*(at for at, _ in found), 0, 0, 0][:3],
+            lay.index, lay.block,
+            sum(itemsize(f.dtype) * math.prod(f.shape) for _, f in found),
+        )  # fmt: skip
+
     # ------------------------------------------------------------------ run
 
     def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:
         """Raises `ValueError` for rows that would read out of bounds."""
         n = rows.n
-        self._kvs = kvs
         freqs: list[NDArray[np.float32]] = []
         which: list[Ints] = []
         for rope in self._varying:
@@ -197,10 +227,20 @@ class NativeRunner:
         if taps and self._taps:
             out, views = self._tap_arrays(n)
         self.exe.run(
-            rows.ids, rows.pos, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits,
-            views, self._select,
+            rows.ids, rows.pos, rows.span, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits,
+            views, self._kept(kvs),
         )  # fmt: skip
         return StepOut(logits, out)
+
+    def _kept(self, kvs: Sequence[SeqKV]) -> list[Ints]:
+        """Where each sequence keeps a choice up to the next barrier."""
+        n = self.exe.kept_ints
+        if not n:
+            return []
+        for kv in kvs:
+            if not kv.n_open:  # its next row may keep one
+                kv.kept = {KEPT: np.zeros(n, np.int32)}
+        return [kv.kept.get(KEPT, NO_INTS) for kv in kvs]
 
     def _room(self, n: int) -> NDArray[np.float32]:
         """Logits of n rows: the same memory in every step, which fresh pages would slow down, unless so many
@@ -225,23 +265,6 @@ class NativeRunner:
                 out[name] = np.zeros((n, width), np.float32)
                 views.append(out[name])
         return out, views
-
-    def _select(self, layer: int, seq: int, q: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-        """Pages (n_rows, n_pages) that each KV head's queries read; called from inside a step."""
-        store, kv = self.store, self._kvs[seq]
-        out = []
-        for h in range(store.n_kv):
-            g, member = store.group_of[layer, h]
-            blocks = kv.sealed[g].blocks
-            if not len(blocks):
-                out.append(np.zeros((len(q), 0), np.uint8))
-                continue
-            fields = store.read_fields(blocks, g, member, own=False)
-            index = {name: self.ops.cast(f) for name, f in fields.items()}
-            heads = q.shape[1] // store.n_kv
-            pages = store.selector.select(q[:, h * heads : (h + 1) * heads], index, self.ops).pages
-            out.append(np.ascontiguousarray(np.asarray(pages, bool)).view(np.uint8))
-        return out
 
     def look(self, kv: SeqKV, layer: int, q: NDArray[Any], pos: Ints, what: Look) -> NDArray[Any]:
         """See `kv.look.Looks`. Products are float32, whatever keys are made of."""

@@ -20,7 +20,7 @@ from pronghorn.nulls import AsCoded, AsStored
 from pronghorn.ops import ref
 from pronghorn.ops.ref import Ops
 from pronghorn.ops.values import dense
-from pronghorn.run.base import check, visible
+from pronghorn.run.base import check, sources, visible
 from pronghorn.slots import WeightFormat
 from pronghorn.types import Array, Ints, Packed, Rows, StepOut
 
@@ -46,7 +46,7 @@ class RefRunner:
             fields = {name: self._widen(a) for name, a in p.fields.items()}
             self.mats[key] = (replace(p, fields=fields), fmt)
         self.vecs = {key: self._widen(v) for key, v in bound.vecs.items()}
-        self.selected = frozenset(store.selector.layers(bound.n_layers))
+        self.sources = sources(store.selector, bound)
         self.tail: dict[int, tuple[Array, Array]] = {}  # layer -> k, v (n, n_kv, dim)
         self.steps: dict[str, Callable[[Op, list[Array], _Step], Array]] = {
             "embed": self._embed, "wpe": self._wpe, "norm": self._norm, "linear": self._linear,
@@ -197,13 +197,18 @@ class RefRunner:
                     pk, pv = store.sealed_rows(kv, layer, h)
                     see = np.repeat(np.arange(PAGE)[None] < sealed.fill[:, None], 1, axis=0)
                     see = np.broadcast_to(see.reshape(-1), (len(at), see.size))
-                    if layer in self.selected:
+                    if layer in self.sources:
                         index = {
                             name: ops.cast(f)
                             for name, f in store.read_fields(sealed.blocks, g, member, own=False).items()
                         }
-                        pages = ops.numpy(store.selector.select(qh, index, ops).pages)
-                        see = see & np.repeat(pages, PAGE, axis=1)
+                        if store.selector.choice.score == "keys":
+                            valid = ops.array(np.arange(PAGE)[None] < sealed.fill[:, None])
+                            index |= {"k": pk, "valid": valid}
+                        pages = store.selector.select(qh * a["scale"], index, ops).pages
+                        s.chosen[i, h] = self._kept(layer, h, kv, ops.numpy(pages), q[mine], s, at)
+                    if self.sources[layer] >= 0:
+                        see = see & np.repeat(s.chosen[i, h], PAGE, axis=1)
                     bias = ops.cast(ops.array(sealed.bias[member])) if len(sealed.bias) else ()
                     add(pk.reshape((-1, dim)), pv.reshape((-1, dim)), see, sealed.pos, bias=bias)
                 if kv.n_open:
@@ -213,6 +218,29 @@ class RefRunner:
                 add(k[mine, h], v[mine, h], s.seen[np.ix_(at, at)], pos)
                 out[mine, h] = ref.merge(ops, parts)
         return out.reshape((s.n, -1))
+
+    def _kept(
+        self, layer: int, h: int, kv: SeqKV, own: NDArray[np.bool_], q: Array, s: _Step, at: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Pages (m, n_pages) that rows `at` of a sequence read where choices are kept (`types.Choice`); own:
+        what each chooses; q (m, n_kv, g, dim)."""
+        c = self.store.selector.choice
+        if not c.keep:
+            return own
+        flat = self.ops.numpy(q).reshape(len(at), -1)
+        answers = s.rows.pos[at] + 1 >= s.rows.span[at]
+        if not kv.n_open and answers[0] and s.rows.parent[at[0]] < 0:  # the first row behind a barrier
+            if h in kv.kept.get(str(layer), (0, (h,)))[1]:  # of an earlier step, which nobody committed
+                kv.kept[str(layer)] = (flat[0], {})
+            kv.kept[str(layer)][1][h] = own[0]
+            answers[0] = False
+        others = np.ones_like(own) if c.keep == "all" else own
+        if str(layer) not in kv.kept:
+            return others
+        first, pages = kv.kept[str(layer)]
+        size = np.sqrt((flat**2).sum(axis=1) * (first**2).sum())
+        near = np.round(1024 * (flat @ first) / np.where(size > 0, size, 1)) >= 1024 * c.like
+        return np.where((answers & near)[:, None], pages[h], others)
 
 
 class _Step:
@@ -226,6 +254,9 @@ class _Step:
         self.want = ops.array(np.flatnonzero(rows.want))
         self.seen = visible(rows)
         self.logits: Array = None
+        self.chosen: dict[
+            tuple[int, int], NDArray[np.bool_]
+        ] = {}  # pages by (sequence, KV head), last choice
         self.tapped: dict[str, NDArray[Any]] = {}
         self._angles: dict[int, tuple[Array, Array]] = {}
 

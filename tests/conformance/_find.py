@@ -82,7 +82,9 @@ def tight(slot: str, name: str) -> Any:
     return _with(
         cls,
         {"budget": 24, "window": 8 if has_budget else 16, "every": 16, "prompt_every": 16,
-         "sinks": 4, "tokens": 48, "dense_layers": 0, "policy": "snapkv:budget=24,window=8"},
+         "sinks": 4, "tokens": 48, "dense_layers": 0, "choosing": (0,), "start": 16, "recent": 16,
+         "channels": 4, "full_below": -1.0, "reuse_from": 1.0,
+         "policy": "snapkv:budget=24,window=8"},
     )  # fmt: skip
 
 
@@ -91,4 +93,6 @@ def full(slot: str, name: str) -> Any:
     has_budget = "budget" in {f.name for f in dataclasses.fields(cls)}
     wanted: dict[str, Any] = {"budget": MANY} if has_budget else {"window": MANY}
     wanted["policy"] = f"snapkv:budget={MANY}"
-    return _with(cls, {**wanted, "every": 16, "prompt_every": 16, "tokens": MANY, "dense_layers": 0})
+    return _with(
+        cls, {**wanted, "every": 16, "prompt_every": 16, "tokens": MANY, "dense_layers": 0, "choosing": (0,)}
+    )

@@ -1,6 +1,5 @@
 """Types of the native extension (built from the C++ sources beside this file)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -264,18 +263,35 @@ class Executor:
         what the codes of keys and of values mean: bits, group, offset, channels, turn, levels (0 numbers, 1 a
         table, 2 E4M3), and tables; the group of each (layer, head) and its place there."""
 
-    def set_select(self, layers: list[int]) -> None: ...
+    def set_select(
+        self, sources: list[int], score: int, heads: int, pages: list[int], cover: float,
+        keep: int, like: float, n: int, at: list[int], stride: int, block: int, size: int,
+    ) -> None:  # fmt: skip
+        """`types.Choice`, by `Selector.sources`. score (0 bounds, 1 dots, 2 labels, 3 keys); heads (0 max,
+        1 sum, 2 vote); pages: read, first, last, span; keep (0 no, 1 else all, 2 else own); n: vectors or
+        channels of a page; at: offsets of the fields of a block's first head (lo, hi; mean; channel, label,
+        unit); stride: from head to head; block: bytes of a block; size: of a page's fields."""
+
+    @property
+    def kept_ints(self) -> int:
+        """Integers that a sequence keeps of a choice; 0 where nothing is kept."""
+
+    def chosen(self, row: int, head: int) -> list[int]:
+        """Sealed pages that a row's queries of a KV head read in the last step, by the last layer that chose;
+        empty where all were read."""
+
     def finish(self) -> None:
         """Plan. Raises `ValueError` where the tape contradicts itself."""
 
     def run(
-        self, ids: npt.NDArray[np.int32], pos: npt.NDArray[np.int32], seq: npt.NDArray[np.int32],
-        parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32], kvs: list[Any],
-        freqs: list[npt.NDArray[np.float32]], freq_of: list[npt.NDArray[np.int32]],
+        self, ids: npt.NDArray[np.int32], pos: npt.NDArray[np.int32], span: npt.NDArray[np.int32],
+        seq: npt.NDArray[np.int32], parent: npt.NDArray[np.int32], want: npt.NDArray[np.int32],
+        kvs: list[Any], freqs: list[npt.NDArray[np.float32]], freq_of: list[npt.NDArray[np.int32]],
         logits: npt.NDArray[np.float32], taps: list[npt.NDArray[np.float32]],
-        select: Callable[[int, int, npt.NDArray[np.float32]], list[npt.NDArray[np.uint8]]],
+        kept: list[npt.NDArray[np.int32]],
     ) -> None:  # fmt: skip
-        """One step; writes logits (n_want, n_vocab) and taps. Raises `ValueError` for rows out of range,
+        """One step; writes logits (n_want, n_vocab) and taps. kept: for each sequence `kept_ints` integers,
+        zeros at first, or none; or an empty list. Raises `ValueError` for rows out of range,
         `TypeError` for another dtype, `RuntimeError` while another call is at work."""
 
     def commit(

@@ -8,42 +8,23 @@ namespace ph {
 void Executor::attend(Lane& lane, int part) {
     const TapeOp& op = ops_[parts_[part].ops[0]];
     const bool fused = fuses(parts_[part]);
-    if (selects_[op.ints[0]]) {
-        team_.once(lane, [&] { select(op); });
-    }
-    team_.each(lane, n_tasks_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
-        const Task& task = tasks_[i / shape_.n_kv];
+    const Dealt& d = dealt_for(op.ints[0]);
+    if (choosing_.load(std::memory_order_relaxed) && chooses_[op.ints[0]]) choose_pages(lane, op);
+    team_.each(lane, d.n_tasks.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
+        const Task& task = d.tasks[i / shape_.n_kv];
         if (fused) {  // then an item is all rows of a sequence, and a task is an item
-            const Item& item = items_[task.item];
+            const Item& item = d.items[task.item];
             for (int op : parts_[part].before) {
                 for (int r = item.row0; r < item.row1; ++r) {
                     before_head(ops_[op], r, i % shape_.n_kv);
                 }
             }
         }
-        attend_item(lane.id, op, task, i % shape_.n_kv);
+        attend_item(lane.id, op, d, task, i % shape_.n_kv);
     });
-    team_.each(lane, n_merges_.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
-        merge_item(lane.id, op, merges_[i / shape_.n_kv], i % shape_.n_kv);
+    team_.each(lane, d.n_merges.load(std::memory_order_relaxed) * shape_.n_kv, [&](int i) {
+        merge_item(lane.id, op, d, d.merges[i / shape_.n_kv], i % shape_.n_kv);
     });
-}
-
-// Asks for pages, sequence by sequence, on the thread that called `run`.
-void Executor::select(const TapeOp& op) {
-    for (Picks& p : picks_) p.clear();  // all at once: a question may throw
-    for (std::size_t i = 0; i < picks_.size(); ++i) {
-        const SeqView& s = step_->seqs[i];
-        const int n = s.row1 - s.row0;
-        bool any = false;
-        for (int g : group_) any |= s.table[4 * g + 3] > 0;
-        if (!n || !any) continue;
-        const std::size_t width = widths_[op.in[0]], step = stride(op.in[0]);
-        std::vector<float> q(width * n);
-        for (int r = 0; r < n; ++r) {
-            std::copy_n(reg(op.in[0]) + step * (s.row0 + r), width, q.begin() + width * r);
-        }
-        picks_[i] = step_->select(op.ints[0], int(i), q.data(), n);
-    }
 }
 
 // What an item's kernels have in common.
@@ -79,9 +60,9 @@ float* Executor::part_of(const Item& item, int head, int block) const {
            part * (std::size_t(head) * blocks + block - item.block0);
 }
 
-void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int head) {
+void Executor::attend_item(int thread, const TapeOp& op, const Dealt& d, const Task& task, int head) {
     ThreadScratch& t = scratch_[thread];
-    const Item& item = items_[task.item];
+    const Item& item = d.items[task.item];
     AttendItem a = asked(thread, op, item, head);
     a.block0 = task.block0;
     a.block1 = task.block1;
@@ -100,8 +81,6 @@ void Executor::attend_item(int thread, const TapeOp& op, const Task& task, int h
     a.own = t.own_keys.data();
     a.runs = t.runs.data();
     a.n_runs = int(t.runs.size());
-    const int group = group_[op.ints[0] * shape_.n_kv + head];
-    a.pick_step = std::size_t(step_->seqs[item.seq].table[4 * group + 3]);
     for (const auto* pages : {&t.shared, &t.own_keys}) {
         for (const KvPage& p : *pages) t.kv_bytes += page_bytes(p);
     }
@@ -119,10 +98,10 @@ std::size_t Executor::page_bytes(const KvPage& p) const {
     return 2 * PAGE * row;
 }
 
-void Executor::merge_item(int thread, const TapeOp& op, const Merge& merge, int head) {
+void Executor::merge_item(int thread, const TapeOp& op, const Dealt& d, const Merge& merge, int head) {
     ThreadScratch& t = scratch_[thread];
     const int g = shape_.n_heads / shape_.n_kv;
-    const Item& own = items_[merge.item];
+    const Item& own = d.items[merge.item];
     t.parts.clear();
     const auto add = [&](const Item& item) {
         for (int i = item.block0; i < item.block1; ++i) {
@@ -130,7 +109,7 @@ void Executor::merge_item(int thread, const TapeOp& op, const Merge& merge, int 
                 {part_of(item, head, i), (item.row1 - item.row0) * g, (own.row0 - item.row0) * g});
         }
     };
-    for (int i = merge.join0; i < merge.join1; ++i) add(items_[joins_[i].shared]);
+    for (int i = merge.join0; i < merge.join1; ++i) add(d.items[d.joins[i].shared]);
     add(own);
     AttendItem a = asked(thread, op, own, head);
     a.done = t.parts.data();
@@ -139,7 +118,8 @@ void Executor::merge_item(int thread, const TapeOp& op, const Merge& merge, int 
 }
 
 // Sealed and open pages of a task's blocks, but for an open page that is partly filled: there the rows
-// of the step go on. A page that no row of the item sees is left out; its keys keep their numbers.
+// of the step go on. A page that no row of the item sees is left out; its keys keep their numbers. Where a
+// row chose pages there are no others, and keys are numbered without them.
 void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
                              ThreadScratch& t, AttendItem& a) {
     const SeqView& s = step_->seqs[item.seq];
@@ -156,27 +136,19 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
     const auto* addr = reinterpret_cast<const std::uint64_t*>(row[0]);
     const auto* fill = reinterpret_cast<const std::int32_t*>(row[1]);
     const auto* pos = reinterpret_cast<const std::int32_t*>(row[2]);
-    const int n_sealed = int(row[3]), n_open = s.n_open / PAGE;
+    const Pages read = chosen_by(op, head, item);
+    const std::int32_t* chosen = read.at;
+    const int n_sealed = chosen ? read.n : int(row[3]), n_open = s.n_open / PAGE;
     const float* bias = bias_of(s, member);
-    const std::uint8_t* picks = nullptr;
-    if (selects_[layer] && !picks_[item.seq].empty()) {
-        picks = picks_[item.seq][head].data() + std::size_t(item.row0 - s.row0) * n_sealed;
-    }
     constexpr int PAGES = KEYS / PAGE;
     for (int i = task.block0 * PAGES; i < std::min(task.block1 * PAGES, n_sealed); ++i) {
-        const int n = std::clamp(fill[i], 0, PAGE);
-        if (!n || !visible(pos + i * PAGE, n)) continue;
+        const int j = chosen ? chosen[i] : i, n = std::clamp(fill[j], 0, PAGE);
+        if (!n || !visible(pos + j * PAGE, n)) continue;
         const char* base =
-            reinterpret_cast<const char*>(addr[i]) + index_[member] * sealed_.member;
+            reinterpret_cast<const char*>(addr[j]) + index_[member] * sealed_.member;
         KvPage& p = t.shared.emplace_back();
-        zone_page(sealed_, base, pos + i * PAGE, n, i * PAGE, p);
-        if (bias) p.bias = bias + i * PAGE;
-        if (picks) {
-            p.pick = picks + i;
-            bool any = false;
-            for (int r = 0; r < item.row1 - item.row0; ++r) any |= p.pick[std::size_t(r) * n_sealed];
-            if (!any) t.shared.pop_back();
-        }
+        zone_page(sealed_, base, pos + j * PAGE, n, i * PAGE, p);
+        if (bias) p.bias = bias + j * PAGE;
     }
     const auto open_page = [&](int i, int n) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
@@ -215,7 +187,7 @@ void Executor::gather_own(const TapeOp& op, const Item& item, int head, ThreadSc
                 const char* base = tail_page(layer, head, p);
                 at -= hi - lo;
                 t.own_keys.push_back({base, base + tail_.v, nullptr, nullptr, step_->pos + p * PAGE,
-                                 nullptr, tail_.kind, lo, hi, at});
+                                 tail_.kind, lo, hi, at});
             }
             last = step_->parent[first];
         }

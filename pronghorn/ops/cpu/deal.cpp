@@ -32,24 +32,28 @@ bool same_positions(const std::int32_t* a, const std::int32_t* b, int i) {
 }  // namespace
 
 void Executor::deal(const StepIn& s) {
-    items_.clear();
-    tasks_.clear();
-    merges_.clear();
-    joins_.clear();
-    cut_rows(s);
-    const int n_own = int(items_.size()), n_seqs = int(live_.size());
-    if (n_seqs > 1 && !any_select_) share_blocks(s);
-    need(items_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
-    cut_blocks(n_own);
-    need(tasks_.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
-    whole_seqs_ = merges_.empty() && n_own == n_seqs;
-    n_tasks_ = int(tasks_.size());
-    n_merges_ = int(merges_.size());
+    item_queries_ = 0;
+    for (Dealt& d : dealt_) {
+        if (&d == dealt_ + 1 && !choosing_) continue;
+        d.items.clear();
+        d.tasks.clear();
+        d.merges.clear();
+        d.joins.clear();
+        cut_rows(s, d);
+        const int n_own = int(d.items.size()), n_seqs = int(live_.size());
+        if (n_seqs > 1 && &d == dealt_) share_blocks(s, d);
+        need(d.items.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
+        cut_blocks(d, n_own);
+        need(d.tasks.size() * shape_.n_kv < Team::MOST, "too many rows in a step");
+        d.whole_seqs = d.merges.empty() && n_own == n_seqs;
+        d.n_tasks = int(d.tasks.size());
+        d.n_merges = int(d.merges.size());
+    }
 }
 
 // Items of a sequence's own, sequence by sequence in the order of rows: of all its blocks. Where there are
-// few blocks too, items take fewer rows.
-void Executor::cut_rows(const StepIn& s) {
+// few blocks too, items take fewer rows. A row that chooses pages reads its own, and is an item alone.
+void Executor::cut_rows(const StepIn& s, Dealt& d) {
     const int g = shape_.n_heads / shape_.n_kv;
     int most = std::max(1, QUERIES / g);
     while (most > 1 && most * g % 6) --most;  // queries go by sixes at best
@@ -58,17 +62,21 @@ void Executor::cut_rows(const StepIn& s) {
     for (int row = 0; row < s.n; row = s.seqs[s.seq[row]].row1) {
         const int i = s.seq[row];
         const SeqView& q = s.seqs[i];
-        live_.push_back({i, int(items_.size()), 0});
+        const bool alone = &d == dealt_ + 1 && chooses(q);
+        live_.push_back({i, int(d.items.size()), 0});
         std::int64_t pages = (q.n_open + PAGE - 1) / PAGE, sealed = 0;
         for (int j : group_) sealed = std::max(sealed, q.table[4 * j + 3]);
+        if (alone && chooser_.keep != ELSE_ALL) sealed = chooser_.pages;
         const std::int64_t before = (pages + sealed) * PAGE;
         const int rows = before < 2 * FEWEST * KEYS ? std::min(most, few) : most;
-        for (int r = q.row0; r < q.row1; r += rows) {
-            const int end = std::min(r + rows, q.row1);
+        const auto picks = [&](int r) { return alone && (chooser_.keep != ELSE_ALL || answers(r)); };
+        for (int r = q.row0, end = r; r < q.row1; r = end) {
+            const int most_here = picks(r) ? 1 : rows;
+            for (end = r + 1; end < q.row1 && end < r + most_here && !picks(end);) ++end;
             const int deep = *std::max_element(depth_.begin() + r, depth_.begin() + end);
-            items_.push_back({i, r, end, 0, int((before + deep + KEYS - 1) / KEYS), false, false, 0});
+            d.items.push_back({i, r, end, 0, int((before + deep + KEYS - 1) / KEYS), false, false, 0});
         }
-        live_.back().item1 = int(items_.size());
+        live_.back().item1 = int(d.items.size());
     }
 }
 
@@ -100,7 +108,7 @@ int Executor::common_blocks(const SeqView& a, const SeqView& b) const {
 
 // Items of several sequences, for stretches of neighbours that begin alike; what follows where some of them
 // part is theirs, and so on.
-void Executor::share_blocks(const StepIn& s) {
+void Executor::share_blocks(const StepIn& s, Dealt& d) {
     const int n_seqs = int(live_.size());
     common_.resize(n_seqs - 1);  // of a sequence and the next
     for (int i = 0; i + 1 < n_seqs; ++i) {
@@ -111,54 +119,53 @@ void Executor::share_blocks(const StepIn& s) {
         const auto [from, to, done] = stretches_.back();
         stretches_.pop_back();
         const int all = *std::min_element(common_.begin() + from, common_.begin() + to - 1);
-        if (all > done) share_items(live_[from].item0, live_[to - 1].item1, done, all);
+        if (all > done) share_items(d, live_[from].item0, live_[to - 1].item1, done, all);
         for (int i = from; i < to - 1; ++i) {
             const int first = i;
             while (i < to - 1 && common_[i] > all) ++i;
             if (i > first) stretches_.push_back({first, i + 1, all});
         }
     }
-    std::stable_sort(joins_.begin(), joins_.end(),
+    std::stable_sort(d.joins.begin(), d.joins.end(),
                      [](const Join& a, const Join& b) { return a.own < b.own; });
 }
 
 // Blocks [block0, block1) of own items [from, to) go to items for several of them, of about the same size.
-void Executor::share_items(int from, int to, int block0, int block1) {
-    const int rows = items_[to - 1].row1 - items_[from].row0;
+void Executor::share_items(Dealt& d, int from, int to, int block0, int block1) {
+    const int rows = d.items[to - 1].row1 - d.items[from].row0;
     const int n = (rows * (shape_.n_heads / shape_.n_kv) + SHARED - 1) / SHARED, most = (rows + n - 1) / n;
     for (int i = from; i < to;) {
-        const Item first = items_[i];
+        const Item first = d.items[i];
         Item item{first.seq, first.row0, first.row1, block0, block1, true, true, 0};
-        for (int j = i; i < to && (i == j || items_[i].row1 - first.row0 <= most); ++i) {
-            item.row1 = items_[i].row1;
-            items_[i].block0 = block1;
-            joins_.push_back({i, int(items_.size())});
+        for (int j = i; i < to && (i == j || d.items[i].row1 - first.row0 <= most); ++i) {
+            item.row1 = d.items[i].row1;
+            d.items[i].block0 = block1;
+            d.joins.push_back({i, int(d.items.size())});
         }
-        items_.push_back(item);
+        d.items.push_back(item);
     }
 }
 
 // Tasks of items: where items are too few for the threads, blocks are dealt out and their results merged.
-void Executor::cut_blocks(int n_own) {
+void Executor::cut_blocks(Dealt& d, int n_own) {
     const int g = shape_.n_heads / shape_.n_kv, n_threads = team_.size();
     double work = 0;
-    for (const Item& item : items_) work += double(item.row1 - item.row0) * (item.block1 - item.block0);
+    for (const Item& item : d.items) work += double(item.row1 - item.row0) * (item.block1 - item.block0);
     const double task = work / (4 * n_threads) * shape_.n_kv;
     std::size_t floats = 0;
-    item_queries_ = 0;
-    for (int i = 0, join = 0; i < int(items_.size()); ++i) {
-        Item& item = items_[i];
+    for (int i = 0, join = 0; i < int(d.items.size()); ++i) {
+        Item& item = d.items[i];
         const int rows = item.row1 - item.row0, blocks = item.block1 - item.block0;
         item_queries_ = std::max(item_queries_, rows * g);
         int n = int(std::min<double>(blocks / FEWEST, rows * double(blocks) / task + 0.5));
         if (n_threads == 1 || n < 1) n = 1;
         for (int j = 0; j < n; ++j) {
-            tasks_.push_back({i, item.block0 + blocks * j / n, item.block0 + blocks * (j + 1) / n});
+            d.tasks.push_back({i, item.block0 + blocks * j / n, item.block0 + blocks * (j + 1) / n});
         }
         const int first = join;
-        while (join < int(joins_.size()) && joins_[join].own == i) ++join;
+        while (join < int(d.joins.size()) && d.joins[join].own == i) ++join;
         if (i < n_own && n == 1 && join == first) continue;
-        if (i < n_own) merges_.push_back({i, first, join});
+        if (i < n_own) d.merges.push_back({i, first, join});
         item.parts = true;
         item.part = floats;
         floats += attend_part(std::size_t(rows) * g, shape_.head_dim) * blocks * shape_.n_kv;

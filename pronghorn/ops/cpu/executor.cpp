@@ -31,7 +31,8 @@ Executor::Executor(const std::string& isa, int n_threads, Shape shape, std::vect
              shape.n_heads > 0 && shape.n_heads % shape.n_kv == 0,
          "the model's shape contradicts itself");
     for (int w : widths_) need(w > 0, "a register without width");
-    selects_.assign(shape.n_layers, 0);
+    sources_.assign(shape.n_layers, -1);
+    chooses_.assign(shape.n_layers, 0);
 }
 
 Executor::~Executor() { team_.settle(); }
@@ -142,15 +143,6 @@ void Executor::set_zones(Zone open, Zone sealed, std::vector<int> group, std::ve
     tail_.member = 2 * tail_.v;
 }
 
-void Executor::set_select(const std::vector<int>& layers) {
-    need(!finished_, "a selection after finish");
-    for (int layer : layers) {
-        need(layer >= 0 && layer < shape_.n_layers, "a selected layer that does not exist");
-        selects_[layer] = 1;
-    }
-    any_select_ = !layers.empty();
-}
-
 int Executor::tap_width(int i) const { return widths_[tap_reg_[i]]; }
 
 std::size_t Executor::weight_bytes() const {
@@ -186,6 +178,9 @@ void Executor::run(const StepIn& step) {
     job_ = Job::Step;
     team_.run(walk_);
     tail_rows_ = step.n;
+    for (const SeqView& s : step.seqs) {
+        if (s.kept && s.row1 > s.row0 && keeps(s, s.row0)) s.kept[0] = 1;
+    }
     kv_bytes_ = 0;
     for (const ThreadScratch& t : scratch_) kv_bytes_ += t.kv_bytes;
 }
@@ -206,9 +201,10 @@ void Executor::prepare(const StepIn& s) {
         run_[r] = p >= 0 && p == r - 1 ? run_[p] : r;
         if (s.want[r]) wanted_.push_back(r);
     }
+    list_choices(s);
     deal(s);
-    const std::size_t floats =
-        std::max(attend_scratch(std::size_t(item_queries_), shape_.head_dim), gated_scratch(n));
+    const std::size_t floats = std::max({attend_scratch(std::size_t(item_queries_), shape_.head_dim),
+                                         gated_scratch(n), choice_scratch()});
     const std::size_t own = n <= FUSED_ROWS ? own_floats_ * n : 0;
     for (ThreadScratch& t : scratch_) {
         t.floats(std::max<std::size_t>(floats, shape_.head_dim));
@@ -241,7 +237,6 @@ void Executor::prepare(const StepIn& s) {
     if (angles_made_) {
         for (int r = 0; r < n; ++r) angles(r);
     }
-    if (any_select_) picks_.resize(s.seqs.size());
     for (const Part& part : parts_) {
         const TapeOp& op = ops_[part.ops[0]];
         if (part.phase == Phase::Moe) moe_room(op, n);

@@ -12,7 +12,9 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "look.h"
 #include "profile.h"
+#include "select.h"
 #include "team.h"
 
 namespace ph {
@@ -50,7 +52,7 @@ struct Zone {
 
 // p: the page of a zone that lies at `base`, with n keys from number `at` on.
 inline void zone_page(const Zone& zone, const char* base, const std::int32_t* pos, int n, int at, KvPage& p) {
-    p = {base + zone.k, base + zone.v, nullptr, nullptr, pos, nullptr, zone.kind, 0, n, at};
+    p = {base + zone.k, base + zone.v, nullptr, nullptr, pos, zone.kind, 0, n, at};
     if (zone.kind == I8) {
         p.ks = reinterpret_cast<const float*>(base + zone.ks);
         p.vs = reinterpret_cast<const float*>(base + zone.vs);
@@ -73,16 +75,13 @@ struct SeqView {
     const std::int64_t* bias = nullptr;   // per group: where (member, 16 per page) numbers lie that are added to
                                           // scores of sealed rows, 0: none
     int row0 = 0, row1 = 0;               // its rows in the step
+    std::int32_t* kept = nullptr;         // the choice that it keeps: see Executor::kept_ints; null: nothing
 };
-
-// Pages that a selector picked: [row of the sequence][page], per KV head.
-using Picks = std::vector<std::vector<std::uint8_t>>;
-using Select = std::function<Picks(int layer, int seq, const float* q, int n_rows)>;
 
 // One step. All arrays have n entries; they were checked.
 struct StepIn {
     int n = 0;
-    const std::int32_t *ids = nullptr, *pos = nullptr, *seq = nullptr, *parent = nullptr,
+    const std::int32_t *ids = nullptr, *pos = nullptr, *span = nullptr, *seq = nullptr, *parent = nullptr,
                        *want = nullptr;
     std::vector<SeqView> seqs;
     // Tables whose frequencies depend on the context: frequencies and, per row, which of them.
@@ -90,7 +89,6 @@ struct StepIn {
     std::vector<const std::int32_t*> freq_of;
     float* logits = nullptr;
     std::vector<float*> taps;
-    Select select;  // asked on the calling thread, on the layers that select
 };
 
 // Queries that look at the stored rows of a layer; see look.h.
@@ -122,7 +120,8 @@ public:
     int add_table(const float* freq, int half, float gain);  // freq null: given with each step
     void add_op(TapeOp op);
     void set_zones(Zone open, Zone sealed, std::vector<int> group, std::vector<int> index);
-    void set_select(const std::vector<int>& layers);
+    // sources: by which layer's choice each layer reads, -1: everything.
+    void set_select(std::vector<int> sources, const Chooser& by);
     void finish();  // plan; throws std::invalid_argument where the tape contradicts itself
 
     static constexpr int FUSED_ROWS = 16;  // most rows with which row ops give up their barriers
@@ -144,9 +143,14 @@ public:
     int n_taps() const { return n_taps_; }
     int tap_width(int i) const;
     int n_groups() const { return n_groups_; }
-    // Sealed pages of a sequence of the step under way, for a layer and KV head.
-    int pages(int layer, int head, int seq) const {
-        return int(step_->seqs[seq].table[4 * group_[layer * shape_.n_kv + head] + 3]);
+    // Pages that a row of the last step read, by the last layer that chose; empty where it read all.
+    std::vector<int> chosen(int row, int head) const;
+    // Integers of a choice that a sequence keeps: whether there is one; for each layer and head how many pages and
+    // which; for each layer the queries, as floats. 0: none is kept.
+    std::size_t kept_ints() const {
+        if (chooser_.keep == NOT) return 0;
+        const std::size_t heads = std::size_t(shape_.n_layers) * shape_.n_kv;
+        return 1 + heads * (1 + chooser_.pages) + std::size_t(shape_.n_layers) * shape_.n_heads * shape_.head_dim;
     }
     int positions() const { return positions_; }  // of learned position tables, -1: none
     std::size_t weight_bytes() const;
@@ -207,6 +211,19 @@ private:
     };
     struct Live {  // a sequence with rows in the step, and its own items
         int seq, item0, item1;
+    };
+    // How attention is dealt out, of layers that read everything or of those that read chosen pages.
+    struct Dealt {
+        std::vector<Item> items;   // own ones, then shared ones
+        std::vector<Join> joins;   // by own item, in the order of blocks
+        std::vector<Task> tasks;
+        std::vector<Merge> merges;
+        std::atomic<int> n_tasks{0}, n_merges{0};
+        std::atomic<bool> whole_seqs{false};  // each sequence is one task
+    };
+    struct Asked {  // some of the pages that a row chooses from
+        int seq, row, part, parts;
+        int first;  // where there are several parts: a number of the row
     };
     struct Stretch {  // sequences [from, to) of the live ones, which have shared `done` blocks so far
         int from, to, done;
@@ -276,22 +293,58 @@ private:
     void head(Lane& lane, int part);
     void attend(Lane& lane, int part);
     void deal(const StepIn& step);
-    void cut_rows(const StepIn& step);
+    void cut_rows(const StepIn& step, Dealt& d);
     int common_blocks(const SeqView& a, const SeqView& b) const;
-    void share_blocks(const StepIn& step);
-    void share_items(int from, int to, int block0, int block1);
-    void cut_blocks(int n_own);
+    void share_blocks(const StepIn& step, Dealt& d);
+    void share_items(Dealt& d, int from, int to, int block0, int block1);
+    void cut_blocks(Dealt& d, int n_own);
     AttendItem asked(int thread, const TapeOp& op, const Item& item, int head) const;
     float* part_of(const Item& item, int head, int block) const;
     std::size_t page_bytes(const KvPage& p) const;
-    void attend_item(int thread, const TapeOp& op, const Task& task, int head);
-    void merge_item(int thread, const TapeOp& op, const Merge& merge, int head);
+    void attend_item(int thread, const TapeOp& op, const Dealt& d, const Task& task, int head);
+    void merge_item(int thread, const TapeOp& op, const Dealt& d, const Merge& merge, int head);
     void gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
                        ThreadScratch& t, AttendItem& a);
     void gather_own(const TapeOp& op, const Item& item, int head, ThreadScratch& t, AttendItem& a);
     void moe(Lane& lane, const TapeOp& op);
     void moe_room(const TapeOp& op, int n);
-    void select(const TapeOp& op);
+    void list_choices(const StepIn& step);
+    std::size_t choice_scratch() const;
+    void choose_pages(Lane& lane, const TapeOp& op);
+    void choose_item(int thread, const TapeOp& op, const Asked& asked, int head);
+    void score_keys(ThreadScratch& t, const TapeOp& op, const Asked& asked, int head, int from, int to,
+                    float* scores, std::size_t ld);
+    void choose(float* scores, std::int32_t* level, int n, int row, int head);
+    // Whether a row of a sequence has to choose, of some head's pages.
+    bool chooses(const SeqView& s) const {
+        for (int g : group_) {
+            if (s.table[4 * g + 3] > chooser_.pages) return true;
+        }
+        return false;
+    }
+    const Dealt& dealt_for(int layer) const {
+        return dealt_[choosing_.load(std::memory_order_relaxed) && sources_[layer] >= 0];
+    }
+    struct Pages {  // that a row reads; null: all
+        const std::int32_t* at;
+        int n;
+    };
+    Pages chosen_by(const TapeOp& op, int head, const Item& item) const;
+    // Whether a row of an answer, not of a prompt.
+    bool answers(int row) const { return step_->pos[row] + 1 >= step_->span[row]; }
+    // Whether a row keeps its choice: the first one of an answer behind a barrier.
+    bool keeps(const SeqView& s, int row) const {
+        return chooser_.keep && row == s.row0 && step_->parent[row] < 0 && !s.n_open && answers(row);
+    }
+    bool reads_kept(const TapeOp& op, const SeqView& s, int row) const;
+    std::int32_t* kept_pages(const SeqView& s, int layer, int head) const {
+        return s.kept + 1 + (std::size_t(layer) * shape_.n_kv + head) * (1 + chooser_.pages);
+    }
+    float* kept_queries(const SeqView& s, int layer) const {
+        return reinterpret_cast<float*>(s.kept + 1 + std::size_t(shape_.n_layers) * shape_.n_kv * (1 + chooser_.pages)) +
+               std::size_t(layer) * shape_.n_heads * shape_.head_dim;
+    }
+    KvPage keys_of(const SeqView& s, int layer, int head, int page) const;
 
     float* reg(int r) const {
         return arena_floats_.load(std::memory_order_relaxed) + slot_at_[slot_[r]] * n_rows();
@@ -333,9 +386,17 @@ private:
 
     Zone open_, sealed_, tail_;
     std::vector<int> group_, index_;  // of (layer, head)
-    std::vector<char> selects_;       // per layer
+    std::vector<int> sources_;        // per layer: by whose choice it reads, -1: everything
+    std::vector<char> chooses_;       // per layer: it is such a source
     bool any_select_ = false;
-    std::vector<Picks> picks_;        // per sequence, for the layer under way
+    Chooser chooser_;
+    std::vector<Asked> asked_;
+    std::vector<std::int32_t> chosen_;    // pages of (row, KV head) by the last layer that chose, in rising order
+    std::vector<int> n_chosen_;
+    Bytes scores_;                        // of rows whose pages several items score
+    std::size_t scores_size_ = 0, scores_ld_ = 0;  // floats in all, and for a head's pages
+    std::unique_ptr<std::atomic<int>[]> left_;  // items that have not scored theirs
+    std::size_t left_size_ = 0;
 
     const StepIn* step_ = nullptr;
     Bytes arena_;
@@ -353,10 +414,7 @@ private:
     std::vector<Live> live_;      // in the order of their rows
     std::vector<int> common_;     // blocks that a live sequence shares with the next
     std::vector<Stretch> stretches_;
-    std::vector<Item> items_;     // own ones, then shared ones
-    std::vector<Join> joins_;     // by own item, in the order of blocks
-    std::vector<Task> tasks_;
-    std::vector<Merge> merges_;
+    Dealt dealt_[2];              // all is read; pages are chosen
     int item_queries_ = 0;        // of the largest item
     std::size_t kv_bytes_ = 0;
     Bytes parts_of_items_;
@@ -367,8 +425,8 @@ private:
     // What threads read outside of items (see team.h).
     enum class Job { Step, Commit, Pack, Look };
     std::atomic<Job> job_{Job::Step};
-    std::atomic<int> n_rows_{0}, n_wanted_{0}, n_tasks_{0}, n_merges_{0};
-    std::atomic<bool> angles_made_{false}, whole_seqs_{false};  // each sequence is one task
+    std::atomic<int> n_rows_{0}, n_wanted_{0}, n_asked_{0};
+    std::atomic<bool> angles_made_{false}, choosing_{false};  // some row has to choose pages
     std::atomic<float*> arena_floats_{nullptr}, head_floats_{nullptr}, logits_{nullptr};
 
     struct Commit {

@@ -126,7 +126,10 @@ void Executor::look_ahead() {
 bool Executor::fuses(const Part& part) const {
     const int n = n_rows(), threads = team_.size();
     if (part.before.empty() || n > FUSED_ROWS || threads == 1) return false;
-    if (part.phase == Phase::Attend) return whole_seqs_ && !selects_[ops_[part.ops[0]].ints[0]];
+    if (part.phase == Phase::Attend) {
+        const int layer = ops_[part.ops[0]].ints[0];
+        return dealt_for(layer).whole_seqs && !(choosing_ && chooses_[layer]);
+    }
     return float(n - (n + threads - 1) / threads) * part.cost <= BARRIER;
 }
 

@@ -174,7 +174,6 @@ struct KvPage {
     const float* ks;       // I8: factors (16,)
     const float* vs;
     const std::int32_t* pos;   // (16,) logical positions
-    const std::uint8_t* pick;  // whether row r of the item reads it: pick[r * pick_step]; null: all
     Kind kind;
     int lo, hi, at;
     const float* bias = nullptr;  // (16,) added to scores, of a page whose keys begin in lane 0; null: none
@@ -213,7 +212,6 @@ struct AttendItem {
     const KvPage* own;
     const KvRun* runs;
     int n_runs;
-    std::size_t pick_step;
     int block0, block1;  // of keys, what the item reads
     float* parts;        // attend_part floats for each block: where a block's result goes, for
                          // attend_merge; or null: the item reads all its blocks and writes `out`

@@ -404,8 +404,8 @@ void spread_factors(const Work<A>& w, const Block& b, int n) {
     }
 }
 
-// Hides keys that a row does not pick or that are behind its window, and lanes of shared pages that hold
-// none. Rows [r0, r1), pages of the block.
+// Hides keys that are behind a row's window, and lanes of shared pages that hold none. Rows [r0, r1), pages
+// of the block.
 template <class A>
 void hide(const Work<A>& w, int base, Span pages, int r0, int r1, bool shared) {
     const AttendItem& a = w.a;
@@ -416,14 +416,13 @@ void hide(const Work<A>& w, int base, Span pages, int r0, int r1, bool shared) {
         }
         const bool gaps = shared && p->hi < PAGE;
         for (int r = r0; r < r1; ++r) {
-            const bool picked = !p->pick || p->pick[r * a.pick_step];
             const int limit = a.pos[r] - a.window;
             const bool behind = a.window && least <= limit;
-            if (picked && !behind && !gaps) continue;
+            if (!behind && !gaps) continue;
             for (int i = p->lo; i < (gaps ? PAGE : p->hi); ++i) {
                 const int at = p->at - base + i - p->lo;
                 if (at < 0 || at >= KEYS) continue;
-                if (picked && i < p->hi && !(behind && p->pos[i] <= limit)) continue;
+                if (i < p->hi && !(behind && p->pos[i] <= limit)) continue;
                 for (int h = 0; h < a.g; ++h) w.s[(r * a.g + h) * w.lds + at] = NONE;
             }
         }

@@ -8,9 +8,6 @@
 #include "isa.h"
 
 namespace ph {
-namespace {
-
-using Looks = void (*)(const LookItem&);
 
 Looks looks_named(const std::string& isa_name) {
     const std::string& name = isa_name.empty() ? isa() : isa_name;
@@ -21,7 +18,19 @@ Looks looks_named(const std::string& isa_name) {
     return baseline::look;
 }
 
-}  // namespace
+// A sealed page, to be looked at.
+KvPage Executor::keys_of(const SeqView& s, int layer, int head, int page) const {
+    const int member = layer * shape_.n_kv + head;
+    const std::int64_t* row = s.table + 4 * group_[member];
+    const char* base = reinterpret_cast<const char*>(reinterpret_cast<const std::uint64_t*>(row[0])[page]) +
+                       index_[member] * sealed_.member;
+    const float* bias = bias_of(s, member);
+    const auto* where = reinterpret_cast<const std::int32_t*>(row[2]) + page * PAGE;
+    KvPage p{};
+    zone_page(sealed_, base, where, std::clamp(reinterpret_cast<const std::int32_t*>(row[1])[page], 0, PAGE), page * PAGE, p);
+    if (bias) p.bias = bias + page * PAGE;
+    return p;
+}
 
 int Executor::stored(const SeqView& s, int layer, int head) const {
     const std::int64_t* row = s.table + 4 * group_[layer * shape_.n_kv + head];
@@ -51,17 +60,8 @@ void Executor::look_head(int thread, int head) {
     ThreadScratch& t = scratch_[thread];
     const int kv_head = head / (shape_.n_heads / shape_.n_kv), member = in.layer * shape_.n_kv + kv_head;
     const std::int64_t* row = s.table + 4 * group_[member];
-    const auto* addr = reinterpret_cast<const std::uint64_t*>(row[0]);
-    const auto* fill = reinterpret_cast<const std::int32_t*>(row[1]);
-    const auto* pos = reinterpret_cast<const std::int32_t*>(row[2]);
-    const float* bias = bias_of(s, member);
     t.shared.clear();
-    for (int i = 0; i < int(row[3]); ++i) {
-        const char* base = reinterpret_cast<const char*>(addr[i]) + index_[member] * sealed_.member;
-        KvPage& p = t.shared.emplace_back();
-        zone_page(sealed_, base, pos + i * PAGE, std::clamp(fill[i], 0, PAGE), i * PAGE, p);
-        if (bias) p.bias = bias + i * PAGE;
-    }
+    for (int i = 0; i < int(row[3]); ++i) t.shared.push_back(keys_of(s, in.layer, kv_head, i));
     for (int i = 0; i * PAGE < s.n_open; ++i) {
         const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
         const int at = int(t.shared.size()) * PAGE;

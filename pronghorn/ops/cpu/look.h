@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "kernels.h"
 
@@ -45,5 +46,8 @@ inline std::size_t look_scratch(int n_pages, int dim) {
     namespace name { void look(const LookItem&); }
 PH_FOR_EACH_ISA(PH_DECLARE_LOOK)
 #undef PH_DECLARE_LOOK
+
+using Looks = void (*)(const LookItem&);
+Looks looks_named(const std::string& isa);  // empty: the best
 
 }  // namespace ph

@@ -305,8 +305,7 @@ public:
         : ph::Executor(isa, n_threads, shape, std::move(widths), beside),
           busy_(beside ? beside->busy_ : std::make_shared<std::atomic<bool>>(false)) {}
 
-    // One call at a time: while one works without the GIL, another thread, or a selector that it asks,
-    // would write over what it reads.
+    // One call at a time: while one works without the GIL, another thread would write over what it reads.
     class Turn {
     public:
         explicit Turn(Native& of) : of_(of) {
@@ -324,27 +323,33 @@ public:
 
     void keep_alive(nb::object o) { kept_.push_back(std::move(o)); }
 
-    void run(const Ints& ids, const Ints& pos, const Ints& seq, const Ints& parent,
+    void run(const Ints& ids, const Ints& pos, const Ints& span, const Ints& seq, const Ints& parent,
              const Ints& want, const nb::list& kvs, const std::vector<Flat<float, 2>>& freqs,
              const std::vector<Ints>& freq_of,
              const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits,
              const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps,
-             const nb::object& select) {
+             const std::vector<nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>& kept) {
         const Turn turn(*this);
         need(finished(), "run before finish");
         ph::StepIn s;
         const std::size_t n = ids.shape(0);
-        for (const Ints* a : {&pos, &seq, &parent, &want}) {
+        for (const Ints* a : {&pos, &span, &seq, &parent, &want}) {
             need(a->shape(0) == n, "rows: arrays of different lengths");
         }
         need(n <= (1u << 20), "too many rows in a step");
         s.n = int(n);
         s.ids = ids.data();
         s.pos = pos.data();
+        s.span = span.data();
         s.seq = seq.data();
         s.parent = parent.data();
         s.want = want.data();
         const std::vector<Arrays> held = sequences(s, kvs);
+        need(kept.empty() || kept.size() == s.seqs.size(), "what each sequence keeps, or nothing");
+        for (std::size_t i = 0; i < kept.size(); ++i) {
+            need(kept[i].shape(0) == 0 || kept[i].shape(0) == kept_ints(), "what a sequence keeps: another size");
+            if (kept[i].shape(0)) s.seqs[i].kept = kept[i].data();
+        }
         rows(s);
         std::size_t n_want = 0;
         for (std::size_t i = 0; i < n; ++i) n_want += s.want[i] != 0;
@@ -358,9 +363,6 @@ public:
                  "a tap's array: a row per row");
             s.taps.push_back(taps[i].data());
         }
-        s.select = [&](int layer, int of, const float* q, int n_rows) {
-            return ask(select, layer, of, q, n_rows);
-        };
         if (!n) return;
         const nb::gil_scoped_release release;
         ph::Executor::run(s);
@@ -403,25 +405,6 @@ public:
     }
 
 private:
-    ph::Picks ask(const nb::object& select, int layer, int seq, const float* q, int n_rows) const {
-        const nb::gil_scoped_acquire hold;
-        const std::size_t shape3[3] = {std::size_t(n_rows), std::size_t(shape().n_heads),
-                                       std::size_t(shape().head_dim)};
-        const nb::ndarray<nb::numpy, const float> view(q, 3, shape3, nb::handle());
-        const nb::list answer =
-            nb::cast<nb::list>(select(layer, seq, nb::cast(view, nb::rv_policy::copy)));
-        need(answer.size() == std::size_t(shape().n_kv), "select: one array per KV head");
-        ph::Picks picks;
-        for (const nb::handle h : answer) {
-            const auto a = nb::cast<Flat<std::uint8_t, 2>>(h);
-            need(a.shape(0) == std::size_t(n_rows), "select: a row of pages per row");
-            const int head = int(picks.size());
-            need(a.shape(1) == std::size_t(pages(layer, head, seq)), "select: an entry per page");
-            picks.emplace_back(a.data(), a.data() + a.size());
-        }
-        return picks;
-    }
-
     // What a step reads of a sequence, held: another thread may give the sequence new arrays meanwhile.
     struct Arrays {
         Flat<std::uint64_t, 1> open;
@@ -775,13 +758,29 @@ NB_MODULE(_native, m) {
                  }
                  self.set_zones(zone_of(open_kind, open_member, open), zone, group, index);
              })
-        .def("set_select", &Native::set_select)
+        .def_prop_ro("kept_ints", [](const Native& self) { return self.kept_ints(); })
+        .def("chosen",
+             [](Native& self, int row, int head) {
+                 const Native::Turn turn(self);
+                 return self.chosen(row, head);
+             })
+        .def("set_select",
+             [](Native& self, std::vector<int> sources, int score, int heads, const std::vector<int>& pages,
+                float cover, int keep, float like, int n, const std::vector<std::size_t>& at, std::size_t stride,
+                std::size_t block, std::size_t bytes) {
+                 need(pages.size() == 4 && at.size() == 3, "pages: read, first, last, span; three offsets");
+                 self.set_select(std::move(sources),
+                                 {ph::Score(score), ph::Heads(heads), pages[0], pages[1], pages[2], pages[3],
+                                  cover, ph::Keep(keep), like, n,
+                                  {at[0], at[1], at[2]}, stride, block, bytes});
+             })
         .def("finish", &Native::finish)
         // Without conversion: results written to a converted copy would be lost.
         .def("run", &Native::run, nb::arg("ids").noconvert(), nb::arg("pos").noconvert(),
-             nb::arg("seq").noconvert(), nb::arg("parent").noconvert(), nb::arg("want").noconvert(),
+             nb::arg("span").noconvert(), nb::arg("seq").noconvert(), nb::arg("parent").noconvert(), nb::arg("want").noconvert(),
              nb::arg("kvs"), nb::arg("freqs").noconvert(), nb::arg("freq_of").noconvert(),
-             nb::arg("logits").noconvert(), nb::arg("taps").noconvert(), nb::arg("select"))
+             nb::arg("logits").noconvert(), nb::arg("taps").noconvert(),
+             nb::arg("kept").noconvert())
         .def("commit", &Native::commit, nb::arg("row").noconvert(), nb::arg("addr").noconvert(),
              nb::arg("slot").noconvert())
         .def("look", &Native::look, nb::arg("kv"), nb::arg("layer"), nb::arg("q").noconvert(),

@@ -86,7 +86,7 @@ public:
     // in every run.
     template <typename F>
     void each(Lane& lane, int n, const F& f) {
-        share(lane, n, n_, true, f);
+        share(lane, n, n_, f);
     }
 
     // The same where n, at least 1, is not the same for the whole run: a thread that is late may take a
@@ -94,18 +94,12 @@ public:
     // have claimed: in another, that thread could find items that never were.
     template <typename F>
     void each_of_varying(Lane& lane, int n, const F& f) {
-        share(lane, n, 1, true, f);
-    }
-
-    // One item, for the thread that called `run`.
-    template <typename F>
-    void once(Lane& lane, const F& f) {
-        share(lane, 1, 1, lane.id == 0, [&](int) { f(); });
+        share(lane, n, 1, f);
     }
 
 private:
     template <typename F>
-    void share(Lane& lane, int n, int stretches, bool takes_part, const F& f) {
+    void share(Lane& lane, int n, int stretches, const F& f) {
         if (n <= 0) return;
         ++lane.phase;
         if (n_ == 1) {
@@ -113,21 +107,19 @@ private:
             return;
         }
         const auto over = [&] { return this->over(lane, n); };
-        if (takes_part) {
-            int done = lane.id < stretches ? take(lane, lane.id, n, stretches, f) : 0;
-            if (done) publish(lane, done);
-            // What another has nearly done is not worth a line's way, unless it seems to be put aside.
-            for (int i = lane.alone ? PATIENCE : 0; i < PATIENCE; ++i) {
-                if (over()) return;
-                pause();
-            }
-            const int own = done;
-            for (int i = 1; i <= stretches; ++i) {
-                done += take(lane, (lane.id + i) % stretches, n, stretches, f);
-            }
-            lane.alone = done > own;
-            if (lane.alone) publish(lane, done);
+        int done = lane.id < stretches ? take(lane, lane.id, n, stretches, f) : 0;
+        if (done) publish(lane, done);
+        // What another has nearly done is not worth a line's way, unless it seems to be put aside.
+        for (int i = lane.alone ? PATIENCE : 0; i < PATIENCE; ++i) {
+            if (over()) return;
+            pause();
         }
+        const int own = done;
+        for (int i = 1; i <= stretches; ++i) {
+            done += take(lane, (lane.id + i) % stretches, n, stretches, f);
+        }
+        lane.alone = done > own;
+        if (lane.alone) publish(lane, done);
         const Waiting waits(lane);
         wait(over);
     }

@@ -1,0 +1,49 @@
+"""LServe (Yang et al., 2025, arXiv 2502.14866): large pages, found by the boxes of their parts.
+
+A query reads runs of `parts` pages; a run's score is the largest bound (see `quest`) of any of its pages,
+so that a long run is found by the few rows in it that matter. With parts=1 it is `quest`. The rest of
+LServe is other methods here: streaming heads are a policy that keeps sinks and recent rows of some heads
+(use `duo-attention` beside this; heads with few rows are then read whole), 8-bit rows are `kvfmt.int8`,
+weights are `weight.int4` and its like. Departures: a run's list is not kept for the next four steps, as
+drafts and shared prefixes would then change texts; prompts are read by rows like everything else, without
+a sparse kernel of their own. Memory rises by the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pronghorn.kv.layout import PAGE
+from pronghorn.methods.select import _pages
+from pronghorn.types import Array, Choice, Field, Guarantee, Traits
+
+
+@dataclass(frozen=True)
+class LServe(_pages.Pages):
+    tokens: int = 4096  # sealed rows that a query reads, in whole runs
+    parts: int = 4  # pages of 16 rows in a run
+    dense_layers: int = 0  # first layers, which are read whole
+
+    traits = Traits(Guarantee.APPROXIMATE)
+
+    def __post_init__(self) -> None:
+        _pages.at_least(
+            "lserve", tokens=(self.tokens, 1), parts=(self.parts, 1), dense_layers=(self.dense_layers, 0)
+        )
+
+    @property
+    def choice(self) -> Choice:
+        runs = -(-self.tokens // (PAGE * self.parts))
+        least = -(-3 // self.parts)  # at least 3 pages, as quest
+        return Choice("bounds", max(runs, least) * self.parts, span=self.parts)
+
+    def sources(self, n_layers: int) -> Sequence[int]:
+        return _pages.own_from(self.dense_layers, n_layers)
+
+    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
+        return (Field("lo", "bfloat16", (1, dim), rows=-1), Field("hi", "bfloat16", (1, dim), rows=-1))
+
+    def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
+        return _pages.boxes(k, valid, ops)

@@ -1,0 +1,138 @@
+// Scores of pages by what an index keeps of them; see select.h. The rules of kernels.cpp hold.
+//
+// A score is one chain of sums over channels, in an order that depends on the set only.
+#include "attend_tile.h"
+#include "select.h"
+#include "vec.h"
+
+namespace ph::PH_ISA {
+namespace {
+
+constexpr int AHEAD = 24;  // pages: each is a miss of its own, in a mapping of its own
+
+const char* page_of(const ScoreItem& a, int i) {
+    return reinterpret_cast<const char*>(a.pages[i]) + a.member;
+}
+
+// Asks for what is kept of a page.
+void ask(const ScoreItem& a, int i) {
+    if (i >= a.n_pages) return;
+    const char* p = page_of(a, i) + a.by->at[0];
+    for (size_t j = 0; j < a.by->stride; j += 64) ask_for(p + j);
+}
+
+// Sums of the lanes of Q registers.
+template <int Q>
+PH_INLINE void fold(const V (&a)[Q], float (&out)[Q]) {
+#if defined(__AVX512F__)
+    if constexpr (Q > 4) {
+        const auto pair = [](__m512 x, __m512 y) {  // halves of x, then of y
+            return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+        };
+        const auto four = [&](int i) {  // quarters of four registers, one after the other
+            const __m512 zero = _mm512_setzero_ps();
+            const auto get = [&](int j) { return j < Q ? a[j].p[0] : zero; };
+            const __m512 x = pair(get(i), get(i + 1)), y = pair(get(i + 2), get(i + 3));
+            return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+        };
+        const auto rest = [](__m512 x) {  // the sum of each four lanes, in all of them
+            x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+            return _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+        };
+        float t[32];
+        _mm512_storeu_ps(t, rest(four(0)));
+        _mm512_storeu_ps(t + 16, rest(four(4)));
+        for (int i = 0; i < Q; ++i) out[i] = t[i * 4];
+        return;
+    }
+#endif
+    for (int i = 0; i < Q; ++i) out[i] = summed(a[i]);
+}
+
+// Queries, filled up with zeros: the positive parts and, for boxes, the negative ones.
+struct Queries {
+    size_t ld;
+    float *up, *down;
+    Queries(const ScoreItem& a, bool boxes) : ld(size_t(a.dim + 15) / 16 * 16), up(a.scratch), down(up + a.g * ld) {
+        memset(up, 0, sizeof(float) * 2 * a.g * ld);
+        for (int h = 0; h < a.g; ++h) {
+            for (int c = 0; c < a.dim; ++c) {
+                const float x = a.q[size_t(h) * a.dim + c] * a.scale;
+                if (boxes && x < 0) {
+                    down[h * ld + c] = x;
+                } else {
+                    up[h * ld + c] = x;
+                }
+            }
+        }
+    }
+};
+
+PH_INLINE V brains(const uint16_t* p, int n) { return n >= 16 ? vld(p) : vld_part(p, n); }
+
+// Boxes or vectors.
+template <bool BOXES, int Q>
+void by_vectors(const ScoreItem& a, const Queries& q, int h0) {
+    for (int i = 0; i < a.n_pages; ++i) {
+        ask(a, i + AHEAD);
+        const char* page = page_of(a, i);
+        const auto* lo = reinterpret_cast<const uint16_t*>(page + a.by->at[0]);
+        const auto* hi = reinterpret_cast<const uint16_t*>(page + a.by->at[BOXES ? 1 : 0]);
+        float best[Q] = {};
+        for (int r = 0; r < a.by->n; ++r, lo += a.dim, hi += a.dim) {
+            V sum[Q];
+            PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
+            for (int c = 0; c < a.dim; c += 16) {
+                const V top = brains(hi + c, a.dim - c);
+                const V low = BOXES ? brains(lo + c, a.dim - c) : top;
+                PH_UNROLL for (int j = 0; j < Q; ++j) {
+                    sum[j] = vfma(vld(q.up + (h0 + j) * q.ld + c), top, sum[j]);
+                    if (BOXES) sum[j] = vfma(vld(q.down + (h0 + j) * q.ld + c), low, sum[j]);
+                }
+            }
+            float now[Q];
+            fold<Q>(sum, now);
+            for (int j = 0; j < Q; ++j) best[j] = r && best[j] > now[j] ? best[j] : now[j];
+        }
+        for (int j = 0; j < Q; ++j) a.out[(h0 + j) * a.ldo + i] = best[j];
+    }
+}
+
+template <int Q>
+void by_labels(const ScoreItem& a, const Queries& q, int h0) {
+    const int n = a.by->n;
+    for (int i = 0; i < a.n_pages; ++i) {
+        ask(a, i + AHEAD);
+        const char* page = page_of(a, i);
+        const auto* channel = reinterpret_cast<const uint8_t*>(page + a.by->at[0]);
+        const auto* label = reinterpret_cast<const int8_t*>(page + a.by->at[1]);
+        const auto* unit = reinterpret_cast<const float*>(page + a.by->at[2]);
+        V sum[Q];
+        PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
+        for (int s = 0; s < n; ++s) {
+            const V rows = vld(label + s * PAGE);
+            const int c = channel[s] < a.dim ? channel[s] : 0;
+            PH_UNROLL for (int j = 0; j < Q; ++j) {
+                sum[j] = vfma(vall(q.up[(h0 + j) * q.ld + c] * unit[s]), rows, sum[j]);
+            }
+        }
+        for (int j = 0; j < Q; ++j) a.out[(h0 + j) * a.ldo + i] = highest(sum[j]);
+    }
+}
+
+}  // namespace
+
+void score_pages(const ScoreItem& a) {
+    const Queries q(a, a.by->score == BOUNDS);
+    for (int i = 0; i < AHEAD; ++i) ask(a, i);
+    by_rows(0, a.g, [&]<int Q>(int h) {
+        switch (a.by->score) {
+            case BOUNDS: return by_vectors<true, Q>(a, q, h);
+            case DOTS: return by_vectors<false, Q>(a, q, h);
+            case LABELS: return by_labels<Q>(a, q, h);
+            case BY_KEYS: return;
+        }
+    });
+}
+
+}  // namespace ph::PH_ISA
