@@ -334,7 +334,7 @@ private:
     bool answers(int row) const { return step_->pos[row] + 1 >= step_->span[row]; }
     // Whether a row keeps its choice: the first one of an answer behind a barrier.
     bool keeps(const SeqView& s, int row) const {
-        return chooser_.keep && row == s.row0 && step_->parent[row] < 0 && !s.n_open && answers(row);
+        return chooser_.keep && s.kept && row == s.row0 && step_->parent[row] < 0 && !s.n_open && answers(row);
     }
     bool reads_kept(const TapeOp& op, const SeqView& s, int row) const;
     std::int32_t* kept_pages(const SeqView& s, int layer, int head) const {

@@ -182,6 +182,11 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     const int layer = op.ints[0], member = layer * shape_.n_kv + head, g = shape_.n_heads / shape_.n_kv;
     const std::int64_t* row = step_->seqs[asked.seq].table + 4 * group_[member];
     const int n = int(row[3]);
+    const float* q = reg(op.in[0]) + stride(op.in[0]) * asked.row + std::size_t(head) * g * shape_.head_dim;
+    if (!asked.part && keeps(step_->seqs[asked.seq], asked.row)) {  // also of heads that have nothing to choose
+        const std::size_t floats = std::size_t(g) * shape_.head_dim;
+        std::copy_n(q, floats, kept_queries(step_->seqs[asked.seq], layer) + head * floats);
+    }
     if (n <= chooser_.pages || reads_kept(op, step_->seqs[asked.seq], asked.row)) return;
     const int from = int(std::int64_t(n) * asked.part / asked.parts);
     const int to = int(std::int64_t(n) * (asked.part + 1) / asked.parts);
@@ -190,7 +195,6 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     std::int32_t* level = reinterpret_cast<std::int32_t*>(scores + scores_ld_ * std::size_t(g));
     const std::size_t number = std::size_t(asked.first) * shape_.n_kv + head;
     if (asked.parts > 1) scores = static_cast<float*>(scores_.get()) + number * scores_ld_ * std::size_t(g);
-    const float* q = reg(op.in[0]) + stride(op.in[0]) * asked.row + std::size_t(head) * g * shape_.head_dim;
     if (chooser_.score == BY_KEYS) {
         score_keys(t, op, asked, head, from, to, scores + from, scores_ld_);
     } else {
@@ -209,7 +213,6 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     const std::size_t at = std::size_t(asked.row) * shape_.n_kv + head;
     kept[0] = n_chosen_[at];
     std::copy_n(chosen_.data() + at * chooser_.pages, kept[0], kept + 1);
-    std::copy_n(q, std::size_t(g) * shape_.head_dim, kept_queries(s, layer) + std::size_t(head) * g * shape_.head_dim);
 }
 
 // Whether a row reads by the choice that its sequence keeps.
