@@ -78,12 +78,16 @@ def _with(cls: Any, wanted: dict[str, Any]) -> Any:
 
 def tight(slot: str, name: str) -> Any:
     cls = classes(slot)[name]
+    if slot == "select":
+        return _with(
+            cls,
+            {"tokens": 48, "dense_layers": 0, "choosing": (0,), "sinks": 4, "start": 16, "recent": 16,
+             "window": 16, "channels": 4, "full_below": -1.0, "reuse_from": 1.0},
+        )  # fmt: skip
     has_budget = "budget" in {f.name for f in dataclasses.fields(cls)}
     return _with(
         cls,
-        {"budget": 24, "window": 8 if has_budget else 16, "every": 16, "prompt_every": 16,
-         "sinks": 4, "tokens": 48, "dense_layers": 0, "choosing": (0,), "start": 16,
-         **({"recent": 16} if slot == "select" else {}), "channels": 4, "full_below": -1.0, "reuse_from": 1.0,
+        {"budget": 24, "window": 8 if has_budget else 16, "every": 16, "prompt_every": 16, "sinks": 4,
          "policy": "snapkv:budget=24,window=8"},
     )  # fmt: skip
 
