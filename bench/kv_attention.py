@@ -35,8 +35,9 @@ from pronghorn.types import Rows
 
 METHODS = (
     "kvfmt.bf16", "kvfmt.int8", "kvfmt.fp8", "kvfmt.int4", "kvfmt.int4:keys=channel", "kivi",
-    "kivi:bits=4", "turbo", "zipcache", "quest:tokens=@16", "double-sparsity:tokens=@16",
-    "tidal:tokens=@16", "sentence-kv:tokens=@16", "squeezed:tokens=@16", "recycled:tokens=@16",
+    "kivi:bits=4", "turbo", "zipcache", "quest:tokens=@16", "quest:tokens=@16,dense_layers=0",
+    "double-sparsity:tokens=@16",
+    "tidal:tokens=@16", "sentence-kv:tokens=@16", "squeezed:tokens=@16", "recycled:tokens=@16,full_below=-1",
     "tokenselect:tokens=@16,start=16,recent=16", "lserve:tokens=@16", "actqkv:tokens=@16",
     "quest:tokens=@16+kvfmt.int8",
 )  # fmt: skip
@@ -79,6 +80,10 @@ class Stored:
         one = np.ones(1, np.int32)
         at = np.int32(n) * one
         self.rows = Rows(one, at, at + one, 0 * one, -one, one)
+        self.runner.run(self.rows, [self.kv], False)  # the row that chooses where choices are kept
+        self.runner.commit(0 * one, *self.store.reserve(self.kv, 1))
+        self.store.extend(self.kv, at)
+        self.rows = self.rows._replace(pos=at + one, span=at + 2 * one)
 
     def _fill(self, rng: Any, pages: Any, n: int) -> None:
         store, at = self.store, self.store.open_layout
