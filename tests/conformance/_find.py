@@ -82,8 +82,9 @@ def tight(slot: str, name: str) -> Any:
     return _with(
         cls,
         {"budget": 24, "window": 8 if has_budget else 16, "every": 16, "prompt_every": 16,
-         "sinks": 4, "tokens": 48, "dense_layers": 0, "choosing": (0,), "start": 16,
-         **({"recent": 16} if slot == "select" else {}), "channels": 4, "full_below": -1.0, "reuse_from": 1.0,
+         "sinks": 4, "tokens": 48, "dense_layers": 0, "choosing": (0,),
+         **({"start": 16, "recent": 16} if slot == "select" else {}),
+         "channels": 4, "full_below": -1.0, "reuse_from": 1.0,
          "policy": "snapkv:budget=24,window=8"},
     )  # fmt: skip
 
