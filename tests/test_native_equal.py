@@ -117,7 +117,8 @@ def in_pairs(monkeypatch) -> None:
     def rounded(x):
         return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
-    def attend(ops, q, k, v, seen, scale, softcap):
+    def attend(ops, q, k, v, seen, scale, softcap, bias):
+        assert not len(bias)
         x = np.einsum("mgd,td->mgt", rounded(q), k) * scale
         x = softcap * np.tanh(x / softcap) if softcap else x
         return np.where(seen[:, None], x, -np.inf), v

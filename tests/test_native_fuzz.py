@@ -492,7 +492,7 @@ class Layer:
 
         class Empty:
             open_addr, open_pos, n_open = np.zeros(0, np.uint64), np.zeros(0, np.int32), 0
-            table = np.zeros((1, 4), np.int64)
+            table, bias = np.zeros((1, 4), np.int64), np.zeros(1, np.int64)
 
         logits = np.zeros((0, self.n), np.float32)
         self.exe.run(ids, ids, ids, zero, ids - 1, zero, [Empty()], [], [], logits, [out], [])
