@@ -210,11 +210,11 @@ def test_int8_holds_what_it_says(tiny: Any):
 
 
 def test_quest_adds_its_bounds(tiny: Any):
-    """Memory rises by the smallest and largest of each channel, float32: 256 bytes a page of 2,048."""
+    """Memory rises by the smallest and largest of each channel, bfloat16: 128 bytes a page of 2,048."""
     e = tiny("quest")
     (seq,) = e.submit(Request(text(), 10, ignore_eos=True))
     e.step()
-    assert read(e).sealed == FULL_PAGES * ALL * (HEAD_PAGE + 2 * DIM * 4)
+    assert read(e).sealed == FULL_PAGES * ALL * (HEAD_PAGE + 2 * DIM * 2)
     e.cancel(seq)
 
 

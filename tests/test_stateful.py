@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from pronghorn import memory as core
+from pronghorn.compose import Facts, compose
+from pronghorn.compose import check as refuses
 from pronghorn.engine import Engine
 from pronghorn.kv.arena import Arena
 from pronghorn.kv.layout import PAGE
@@ -58,14 +60,17 @@ def check_rows(e: Engine, kv: SeqKV) -> None:
     assert (kv.open_addr == e.store.open_arena.address(kv.open)).all()
     for g, s in enumerate(kv.sealed):
         assert len(s.fill) == len(s.blocks) == len(s.addr)
-        assert (s.fill[:-1] == PAGE).all() and (s.fill > 0).all()
+        assert (s.fill > 0).all()
+        if e.store.fmt.group <= 1:  # pages whose rows are packed together are not opened again
+            assert (s.fill[:-1] == PAGE).all()
         assert (s.addr == e.store.sealed_arena.address(s.blocks)).all()
         assert kv.table[g, 3] == len(s.blocks)
         if len(s.blocks):
             assert tuple(kv.table[g, :3]) == (s.addr.ctypes.data, s.fill.ctypes.data, s.pos.ctypes.data)
         pos = np.concatenate([s.pos[s.slots()], kv.open_pos[: kv.n_open]])
         assert (np.diff(pos) > 0).all()
-        assert not len(pos) or pos[-1] == kv.next_pos - 1
+        assert not len(pos) or pos[-1] < kv.next_pos
+        assert kv.dropped or not len(pos) or pos[-1] == kv.next_pos - 1
         if not kv.dropped:
             assert pos.tolist() == list(range(kv.length))
 
@@ -108,6 +113,8 @@ def methods(r: random.Random) -> tuple[list[str], list[str]]:
         *pick(r, specs("kv"), 0.6), *pick(r, specs("select"), 0.4), *pick(r, specs("kvfmt"), 0.5),
         *pick(r, specs("constrain"), 0.2), *pick(r, [spec("best-of-n")], 0.25), *shapers,
     ]  # fmt: skip
+    if refuses(compose(["match", *asked]), Facts(2, 4096, False, False)):
+        asked = [m for m in asked if m not in specs("select")]
     chunk, rows = r.choice([1, 7, 16, 17, 33, 256]), r.choice([2, 19, 64, 512])
     fcfs = f"fcfs:chunk={chunk},rows={rows},max_running={r.choice([1, 3, 32])}"
     exact = [
