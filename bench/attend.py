@@ -45,35 +45,17 @@ class Model:
     """Attention of some layers, with n tokens in the store."""
 
     def __init__(self, shape: tuple[int, int, int], layers: int, kv: str, threads: int, n: int) -> None:
-        import ml_dtypes
         import numpy as np
+        from _attention import attention
 
         from pronghorn.kv.store import Store
         from pronghorn.methods.kvfmt.int8 import Int8
-        from pronghorn.model.bind import bind
-        from pronghorn.model.tape import Param, Tape
         from pronghorn.nulls import Dense, ExactKV
         from pronghorn.ops.ref import Ops
         from pronghorn.run.native import NativeRunner
 
-        heads, n_kv, dim = shape
-        rng, tensors = np.random.default_rng(0), {}
-        tape = Tape(layers, heads, n_kv, dim, 16, 1 << 20)
-
-        def matrix(name: str, *size: int) -> Param:
-            tensors[name] = (rng.normal(size=size) / 4).astype(ml_dtypes.bfloat16)
-            return Param(name, size)
-
-        x = tape.embed(matrix("embed", 16, 16), 1.0)
-        for i in range(layers):
-            tape.begin(i, x)
-            parts = [
-                tape.linear(x, matrix(f"{i}.{j}", m * dim, 16)) for j, m in enumerate((heads, n_kv, n_kv))
-            ]
-            y = tape.attend(*parts, scale=dim**-0.5, softcap=0.0, window=0)
-            x = tape.end(tape.add(x, tape.linear(y, matrix(f"{i}.o", 16, heads * dim))))
-        tape.head(x, matrix("head", 16, 16), scale=1.0, softcap=0.0)
-        bound = bind(tape, tensors, ())
+        _, n_kv, dim = shape
+        bound = attention(shape, layers)
         dtype, fmt = ("bfloat16", Int8()) if kv == "int8" else (kv, ExactKV())
         store = Store(Ops("float32"), layers, n_kv, dim, dtype, fmt, Dense(), "seq", list(bound.kv_ropes))
         self.runner = NativeRunner(bound, store, threads)

@@ -23,12 +23,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from _attention import attention
 from _report import machine, said, table
 
 from pronghorn.compose import compose
 from pronghorn.kv.store import Store
-from pronghorn.model.bind import bind
-from pronghorn.model.tape import Param, Tape
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.types import Rows
@@ -48,24 +47,8 @@ class Stored:
     """A runner of attention alone, over n rows."""
 
     def __init__(self, shape: tuple[int, int, int], layers: int, method: str, n: int, threads: int) -> None:
-        heads, n_kv, dim = shape
-        rng, tensors = np.random.default_rng(0), {}
-        tape = Tape(layers, heads, n_kv, dim, 16, 1 << 20)
-
-        def matrix(name: str, *size: int) -> Param:
-            tensors[name] = (rng.normal(size=size) / 4).astype(ml_dtypes.bfloat16)
-            return Param(name, size)
-
-        x = tape.embed(matrix("embed", 16, 16), 1.0)
-        for i in range(layers):
-            tape.begin(i, x)
-            parts = [
-                tape.linear(x, matrix(f"{i}.{j}", m * dim, 16)) for j, m in enumerate((heads, n_kv, n_kv))
-            ]
-            y = tape.attend(*parts, scale=dim**-0.5, softcap=0.0, window=0)
-            x = tape.end(tape.add(x, tape.linear(y, matrix(f"{i}.o", 16, heads * dim))))
-        tape.head(x, matrix("head", 16, 16), scale=1.0, softcap=0.0)
-        bound = bind(tape, tensors, ())
+        _, n_kv, dim = shape
+        rng, bound = np.random.default_rng(0), attention(shape, layers)
         use = re.sub(r"@(\d+)", lambda m: str(n // int(m[1])), method).split("+")
         made = compose(use)
         self.store = Store(

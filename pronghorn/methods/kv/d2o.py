@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import Bools, KVView, Scored, rounded
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, Ints, KVPlan, Traits
 
 SUM, NEAR = "d2o.sum", "d2o.near"
@@ -41,16 +43,12 @@ class D2O:
     traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="head", drops=True, notes=(SUM, NEAR))
 
     def __post_init__(self) -> None:
-        for name, low in (("budget", 2), ("sinks", 0), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"d2o: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("d2o", self, budget=2, sinks=0, every=1, prompt_every=1)
         if not 0 <= self.inertia <= 1:
             raise MethodError(f"d2o: inertia is from 0 to 1, not {self.inertia}")
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
         total = view.total(SUM, taps)

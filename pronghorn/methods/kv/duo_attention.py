@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.methods.kv._heads import check, retrieving
 from pronghorn.types import Guarantee, KVPlan, Traits
 
@@ -33,9 +34,7 @@ class DuoAttention:
     prompt_every: int = 512  # tokens between drops inside the prompt
 
     def __post_init__(self) -> None:
-        for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"duo-attention: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("duo-attention", self, sinks=0, window=1, every=1, prompt_every=1)
         check("duo-attention", self.heads, self.table, self.share)
 
     @property
@@ -44,9 +43,7 @@ class DuoAttention:
         return Traits(Guarantee.APPROXIMATE, rows="head", drops=True, tables=tables)
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         whole = retrieving(view, self.heads, self.table, self.share)

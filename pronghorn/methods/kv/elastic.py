@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView, rounded
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 SUM, COUNT = "elastic.sum", "elastic.count"
@@ -39,16 +41,12 @@ class Elastic:
     traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="layer", drops=True, notes=(SUM, COUNT))
 
     def __post_init__(self) -> None:
-        for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"elastic: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("elastic", self, sinks=0, window=1, every=1, prompt_every=1)
         if self.budget <= max(self.sinks, self.window):
             raise MethodError(f"elastic: budget is above sinks and window, not {self.budget}")
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         if view.length > view.n_prompt:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import Bools, KVView, Scored, rounded
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, Ints, KVPlan, Traits
 
 SUM, LATE = "ems.sum", "ems.late"
@@ -43,9 +45,7 @@ class Ems:
     traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="head", drops=True, notes=(SUM, LATE))
 
     def __post_init__(self) -> None:
-        for name, low in (("window", 1), ("candidates", 0), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"ems: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("ems", self, window=1, candidates=0, every=1, prompt_every=1)
         if self.budget < 2 * self.window:
             raise MethodError(
                 f"ems: budget is {2 * self.window} or above, twice the window, which each head keeps, not "
@@ -55,9 +55,7 @@ class Ems:
             raise MethodError(f"ems: mass is above 0 and at most 1, not {self.mass}")
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         total, late, best = self._given(view, taps)

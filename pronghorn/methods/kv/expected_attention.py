@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.kv.view import KVView, Scored, rounded
-from pronghorn.methods.kv._grid import at_least
+from pronghorn.methods._options import at_least
 from pronghorn.types import Guarantee, Ints, KVPlan, Traits
 
 

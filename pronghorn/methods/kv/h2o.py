@@ -15,8 +15,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView, Scored, rounded
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 SUM = "h2o.sum"
@@ -31,14 +32,10 @@ class H2O:
     traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="head", drops=True, notes=(SUM,))
 
     def __post_init__(self) -> None:
-        for name, low in (("budget", 2), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"h2o: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("h2o", self, budget=2, every=1, prompt_every=1)
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps))

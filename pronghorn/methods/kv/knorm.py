@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.kv.view import KVView, Scored, rounded
-from pronghorn.methods.kv._grid import at_least, next_drop
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import Bools, KVView, rounded
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import BIAS, Guarantee, Ints, KVPlan, Traits
 
 SUM, COUNT = "kvmerger.sum", "kvmerger.count"
@@ -42,9 +44,7 @@ class KvMerger:
     traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="head", drops=True, notes=(SUM, COUNT, BIAS))
 
     def __post_init__(self) -> None:
-        for name, low in (("budget", 2), ("sinks", 0), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"kvmerger: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("kvmerger", self, budget=2, sinks=0, every=1, prompt_every=1)
         for name in ("recent", "heavy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise MethodError(f"kvmerger: {name} is from 0 to 1, not {getattr(self, name)}")
@@ -60,9 +60,7 @@ class KvMerger:
         return int(self.heavy * self.budget)
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         total = view.total(SUM, taps)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView, Scored, rounded
-from pronghorn.methods.kv._grid import at_least
+from pronghorn.methods._options import at_least
 from pronghorn.types import FOREVER, Guarantee, KVPlan, Traits
 
 MOST = 4096  # rows that are run at once

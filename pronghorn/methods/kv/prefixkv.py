@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView, Scored, rounded
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, Ints, KVPlan, Traits
 
 SUM = "prefixkv.sum"
@@ -39,9 +41,7 @@ class PrefixKv:
     traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="layer", drops=True, notes=(SUM,))
 
     def __post_init__(self) -> None:
-        for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"prefixkv: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("prefixkv", self, sinks=0, window=1, every=1, prompt_every=1)
         if self.budget < self.sinks + self.window:
             raise MethodError(
                 f"prefixkv: budget is {self.sinks + self.window} or above, the rows that always stay, not "
@@ -49,9 +49,7 @@ class PrefixKv:
             )
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps))

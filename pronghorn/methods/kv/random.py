@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pronghorn import rng
 from pronghorn.kv.view import KVView, Scored
-from pronghorn.methods.kv._grid import at_least, next_drop
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.methods.kv._lots import lots
 from pronghorn.types import Guarantee, KVPlan, Traits
 

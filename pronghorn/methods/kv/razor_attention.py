@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.methods.kv._heads import check, retrieving
 from pronghorn.types import BIAS, Guarantee, KVPlan, Traits
 
@@ -39,9 +40,7 @@ class RazorAttention:
     prompt_every: int = 2048  # tokens between drops inside the prompt
 
     def __post_init__(self) -> None:
-        for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"razor-attention: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("razor-attention", self, sinks=0, window=1, every=1, prompt_every=1)
         check("razor-attention", self.heads, self.table, self.share)
 
     @property
@@ -50,9 +49,7 @@ class RazorAttention:
         return Traits(Guarantee.APPROXIMATE, rows="head", drops=True, notes=(COUNT, BIAS), tables=tables)
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         first = np.arange(view.n) < self.sinks

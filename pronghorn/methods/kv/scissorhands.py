@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView, Scored
-from pronghorn.methods.kv._grid import at_least, next_drop
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.methods.kv._seen import sees
 from pronghorn.types import Guarantee, KVPlan, Traits
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 
@@ -29,14 +30,10 @@ class StreamingLlm:
     traits = Traits(Guarantee.APPROXIMATE, rows="seq", drops=True, moves=True)
 
     def __post_init__(self) -> None:
-        for name, low in (("sinks", 0), ("window", 1), ("every", 1), ("prompt_every", 1)):
-            if getattr(self, name) < low:
-                raise MethodError(f"streaming-llm: {name} is {low} or above, not {getattr(self, name)}")
+        at_least("streaming-llm", self, sinks=0, window=1, every=1, prompt_every=1)
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         if view.n <= self.sinks + self.window:

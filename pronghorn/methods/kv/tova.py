@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.errors import MethodError
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView, rounded
+from pronghorn.methods._options import at_least
+from pronghorn.methods.kv._grid import next_drop
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 
@@ -30,14 +31,10 @@ class Tova:
     traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="layer", drops=True)
 
     def __post_init__(self) -> None:
-        for name in ("budget", "every", "prompt_every"):
-            if getattr(self, name) < 1:
-                raise MethodError(f"tova: {name} is 1 or above, not {getattr(self, name)}")
+        at_least("tova", self, budget=1, every=1, prompt_every=1)
 
     def barrier(self, n_prompt: int, length: int) -> int:
-        if length < n_prompt:
-            return min((length // self.prompt_every + 1) * self.prompt_every, n_prompt)
-        return (length // self.every + 1) * self.every
+        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         if view.n <= self.budget:

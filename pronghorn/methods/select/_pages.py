@@ -6,26 +6,41 @@ The native runner acts on a choice by itself; this is what it must come to.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.layout import PAGE
-from pronghorn.types import Array, Choice, Selection
+from pronghorn.types import Array, Choice, Field, Selection
 
 STEPS = 4096  # a score is rounded to this fraction of the largest
 
 
 class Pages:
-    """A selector that reads `choice.pages` pages."""
+    """A selector that reads `choice.pages` pages. Layers choose for themselves, from `dense_layers` on."""
 
     dense = False
+    dense_layers: int
 
     @property
     def choice(self) -> Choice:
         raise NotImplementedError
 
+    def sources(self, n_layers: int) -> Sequence[int]:
+        return [i if i >= self.dense_layers else -1 for i in range(n_layers)]
+
     def select(self, q: Array, index: dict[str, Array], ops: Any) -> Selection:
         return Selection(chosen(self.choice, scores(self.choice.score, q, index, ops), ops))
+
+
+class Boxes(Pages):
+    """One that goes by a box around the keys of each page."""
+
+    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
+        return (Field("lo", "bfloat16", (1, dim), rows=-1), Field("hi", "bfloat16", (1, dim), rows=-1))
+
+    def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
+        return boxes(k, valid, ops)
 
 
 def scores(score: str, q: Array, index: dict[str, Array], ops: Any) -> Array:
@@ -135,20 +150,8 @@ def whole(tokens: int, least: int = 1) -> int:
     return max(least, -(-tokens // PAGE))
 
 
-def own_from(first: int, n_layers: int) -> tuple[int, ...]:
-    """Sources where every layer from `first` on chooses for itself."""
-    return tuple(i if i >= first else -1 for i in range(n_layers))
-
-
 def cosine(name: str, **options: float) -> None:
     """Raises `MethodError` for what is none."""
     for key, value in options.items():
         if not -1 <= value <= 1:
             raise MethodError(f"{name}: {key} is -1 to 1, not {value}")
-
-
-def at_least(name: str, **options: tuple[int, int]) -> None:
-    """Raises `MethodError` for an option (value, least) that is too small."""
-    for key, (value, least) in options.items():
-        if value < least:
-            raise MethodError(f"{name}: {key} is {least} or above, not {value}")

@@ -14,12 +14,12 @@ votes is ours. Positions stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.layout import PAGE
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 
@@ -34,7 +34,7 @@ class ActQKV(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least("actqkv", tokens=(self.tokens, 1), dense_layers=(self.dense_layers, 0))
+        at_least("actqkv", self, tokens=1, dense_layers=0)
         if not 1 <= self.keys <= PAGE:
             raise MethodError(f"actqkv: keys is 1 to {PAGE}, not {self.keys}")
         if not 0 < self.density <= 1:
@@ -43,9 +43,6 @@ class ActQKV(_pages.Pages):
     @property
     def choice(self) -> Choice:
         return Choice("dots", _pages.whole(self.tokens), "vote", cover=self.density)
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return (Field("mean", "bfloat16", (self.keys, dim), rows=-1),)

@@ -12,10 +12,10 @@ labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 
@@ -29,17 +29,11 @@ class DoubleSparsity(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least(
-            "double-sparsity", tokens=(self.tokens, 1), channels=(self.channels, 1),
-            dense_layers=(self.dense_layers, 0),
-        )  # fmt: skip
+        at_least("double-sparsity", self, tokens=1, channels=1, dense_layers=0)
 
     @property
     def choice(self) -> Choice:
         return Choice("labels", _pages.whole(self.tokens))
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         n = min(self.channels, dim, 256)

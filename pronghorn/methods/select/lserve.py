@@ -11,17 +11,16 @@ a sparse kernel of their own. Memory rises by the bounds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pronghorn.kv.layout import PAGE
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
-from pronghorn.types import Array, Choice, Field, Guarantee, Traits
+from pronghorn.types import Choice, Guarantee, Traits
 
 
 @dataclass(frozen=True)
-class LServe(_pages.Pages):
+class LServe(_pages.Boxes):
     tokens: int = 4096  # sealed rows that a query reads, in whole runs
     parts: int = 4  # pages of 16 rows in a run
     dense_layers: int = 0  # first layers, which are read whole
@@ -29,21 +28,10 @@ class LServe(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least(
-            "lserve", tokens=(self.tokens, 1), parts=(self.parts, 1), dense_layers=(self.dense_layers, 0)
-        )
+        at_least("lserve", self, tokens=1, parts=1, dense_layers=0)
 
     @property
     def choice(self) -> Choice:
         runs = -(-self.tokens // (PAGE * self.parts))
         least = -(-3 // self.parts)  # at least 3 pages, as quest
         return Choice("bounds", max(runs, least) * self.parts, span=self.parts)
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
-
-    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
-        return (Field("lo", "bfloat16", (1, dim), rows=-1), Field("hi", "bfloat16", (1, dim), rows=-1))
-
-    def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
-        return _pages.boxes(k, valid, ops)

@@ -10,33 +10,23 @@ last bits of a product do not decide. Memory does not fall (it rises by the boun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
-from pronghorn.types import Array, Choice, Field, Guarantee, Traits
+from pronghorn.types import Choice, Guarantee, Traits
 
 
 @dataclass(frozen=True)
-class Quest(_pages.Pages):
+class Quest(_pages.Boxes):
     tokens: int = 1024  # sealed rows that a query reads, in whole pages; at least 3 pages
     dense_layers: int = 2  # first layers, which are read whole
 
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least("quest", tokens=(self.tokens, 1), dense_layers=(self.dense_layers, 0))
+        at_least("quest", self, tokens=1, dense_layers=0)
 
     @property
     def choice(self) -> Choice:
         return Choice("bounds", _pages.whole(self.tokens, 3))
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
-
-    def fields(self, page: int, dim: int) -> tuple[Field, ...]:
-        return (Field("lo", "bfloat16", (1, dim), rows=-1), Field("hi", "bfloat16", (1, dim), rows=-1))
-
-    def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
-        return _pages.boxes(k, valid, ops)

@@ -14,10 +14,10 @@ for each sequence, which cannot leave for a slower tier.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 
@@ -31,15 +31,12 @@ class Recycled(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least("recycled", tokens=(self.tokens, 1), dense_layers=(self.dense_layers, 0))
+        at_least("recycled", self, tokens=1, dense_layers=0)
         _pages.cosine("recycled", full_below=self.full_below)
 
     @property
     def choice(self) -> Choice:
         return Choice("keys", _pages.whole(self.tokens), "vote", keep="all", like=self.full_below)
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return ()

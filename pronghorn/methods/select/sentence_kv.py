@@ -12,11 +12,11 @@ query, summed over the query heads that share a KV head. The paper's first stage
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pronghorn.kv.layout import PAGE
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 
@@ -31,18 +31,12 @@ class SentenceKV(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least(
-            "sentence-kv", tokens=(self.tokens, 1), start=(self.start, 0), recent=(self.recent, 0),
-            dense_layers=(self.dense_layers, 0),
-        )  # fmt: skip
+        at_least("sentence-kv", self, tokens=1, start=0, recent=0, dense_layers=0)
 
     @property
     def choice(self) -> Choice:
         first, last = -(-self.start // PAGE), -(-self.recent // PAGE)
         return Choice("dots", _pages.whole(self.tokens, first + last + 1), "sum", first, last)
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return (Field("mean", "bfloat16", (1, dim), rows=-1),)

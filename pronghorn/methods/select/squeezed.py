@@ -12,12 +12,12 @@ level of clusters is left out. Rows that are not read stay in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.layout import PAGE
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 
@@ -33,16 +33,13 @@ class Squeezed(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least("squeezed", tokens=(self.tokens, 1), dense_layers=(self.dense_layers, 0))
+        at_least("squeezed", self, tokens=1, dense_layers=0)
         if not 1 <= self.centroids <= PAGE:
             raise MethodError(f"squeezed: centroids is 1 to {PAGE}, not {self.centroids}")
 
     @property
     def choice(self) -> Choice:
         return Choice("dots", _pages.whole(self.tokens), "vote")
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return (Field("mean", "bfloat16", (self.centroids, dim), rows=-1),)

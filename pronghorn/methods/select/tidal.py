@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pronghorn.errors import MethodError
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 
@@ -28,7 +29,7 @@ class Tidal(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least("tidal", tokens=(self.tokens, 1))
+        at_least("tidal", self, tokens=1)
         if not self.choosing or self.choosing[0] < 0 or sorted(set(self.choosing)) != list(self.choosing):
             raise MethodError(f"tidal: choosing names layers in rising order, not {self.choosing}")
 

@@ -13,11 +13,11 @@ themselves instead of by their chunk's mean. Choosing reads all keys, half of wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pronghorn.kv.layout import PAGE
+from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 
@@ -33,10 +33,7 @@ class TokenSelect(_pages.Pages):
     traits = Traits(Guarantee.APPROXIMATE)
 
     def __post_init__(self) -> None:
-        _pages.at_least(
-            "tokenselect", tokens=(self.tokens, 1), start=(self.start, 0), recent=(self.recent, 0),
-            dense_layers=(self.dense_layers, 0),
-        )  # fmt: skip
+        at_least("tokenselect", self, tokens=1, start=0, recent=0, dense_layers=0)
         _pages.cosine("tokenselect", reuse_from=self.reuse_from)
 
     @property
@@ -44,9 +41,6 @@ class TokenSelect(_pages.Pages):
         first, last = -(-self.start // PAGE), -(-self.recent // PAGE)
         pages = _pages.whole(self.tokens) + first + last
         return Choice("keys", pages, "vote", first, last, keep="own", like=self.reuse_from)
-
-    def sources(self, n_layers: int) -> Sequence[int]:
-        return _pages.own_from(self.dense_layers, n_layers)
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return ()
