@@ -199,7 +199,8 @@ def test_through_the_store(name: str) -> None:
     got, exact = run.store.view(run.kv, 50), plain.store.view(plain.kv, 50)
     within(fmt, got.k[0], exact.k[0])  # the first layer's rows do not depend on attention
     within(fmt, got.v[0], exact.v[0])
-    assert np.abs(logits - want).max() < max(1.0, 100 * fmt.error)
+    # logits that had nothing to do with these would differ by some 4.5 times their spread somewhere
+    assert np.abs(logits - want).max() < min(max(1.0, 100 * fmt.error), 3 * np.std(want))
     if fmt.open != "float32" or fmt.group:
         assert np.abs(logits - want).max() > 0, "the control: something was rounded"
 
