@@ -34,7 +34,8 @@ from pronghorn.types import Rows
 
 METHODS = (
     "kvfmt.bf16", "kvfmt.int8", "kvfmt.fp8", "kvfmt.int4", "kvfmt.int4:keys=channel", "kivi",
-    "kivi:bits=4", "turbo", "zipcache", "quest:tokens=@16", "quest:tokens=@16,dense_layers=0",
+    "kivi:bits=4", "turbo", "zipcache", "gear", "gear:bits=2", "think", "quest:tokens=@16",
+    "quest:tokens=@16,dense_layers=0",
     "double-sparsity:tokens=@16",
     "tidal:tokens=@16", "sentence-kv:tokens=@16", "squeezed:tokens=@16", "recycled:tokens=@16,full_below=-1",
     "tokenselect:tokens=@16,start=16,recent=16", "lserve:tokens=@16", "actqkv:tokens=@16",

@@ -313,6 +313,9 @@ class Codes:
     each code; empty: a code is its own level, or E4M3 where it has 8 bits. channels: each channel's values
     are multiplied by a factor of its own in the end. turn: rows were turned before, by signs and Hadamard's
     matrix (`methods.kvfmt._codes.turn`). Factors are bfloat16.
+    rank: 1 or 2, of a matrix (rows, channels) that is added, where codes are their own levels. spikes: share
+    of a page's numbers that stand by themselves there, whatever codes say. bits 16 (group 0, no offset): no
+    codes but bfloat16 numbers; kept: share of the channels of those that a page has, the others being 0.
     """
 
     bits: int
@@ -321,6 +324,9 @@ class Codes:
     levels: tuple[float, ...] = ()
     channels: bool = False
     turn: bool = False
+    rank: int = 0
+    spikes: float = 0.0
+    kept: float = 1.0
 
 
 ROW = 1 << 16  # a group of all channels

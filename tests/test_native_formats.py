@@ -12,8 +12,10 @@ from pronghorn.errors import UnsupportedError
 from pronghorn.kv.look import Look, by_ops
 from pronghorn.methods.kvfmt import _codes
 from pronghorn.methods.kvfmt.fp8 import Fp8
+from pronghorn.methods.kvfmt.gear import Gear
 from pronghorn.methods.kvfmt.int4 import Int4
 from pronghorn.methods.kvfmt.kivi import Kivi
+from pronghorn.methods.kvfmt.think import Think
 from pronghorn.methods.kvfmt.turbo import Turbo
 from pronghorn.methods.kvfmt.zipcache import ZipCache
 from pronghorn.ops.cpu import _native
@@ -25,7 +27,8 @@ from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
 
 FORMATS: dict[str, Any] = {
     "int4": Int4(), "int4-channel": Int4(keys="channel"), "fp8": Fp8(), "kivi": Kivi(), "kivi4": Kivi(4),
-    "turbo": Turbo(), "turbo2": Turbo(2), "zipcache": ZipCache(),
+    "turbo": Turbo(), "turbo2": Turbo(2), "zipcache": ZipCache(), "gear": Gear(rank=2, outliers=0.03),
+    "gear2": Gear(2), "think": Think(),
 }  # fmt: skip
 MODELS = {
     "gqa": Model(heads=14, n_kv=2, dim=16),  # 7 queries of a KV head
@@ -81,7 +84,7 @@ def test_native_is_the_reference(
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("kv", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["gqa", "wide", "window"])
-@pytest.mark.parametrize("fmt", ["int4", "kivi", "fp8", "turbo"])
+@pytest.mark.parametrize("fmt", ["int4", "kivi", "fp8", "turbo", "gear", "think"])
 def test_bits_do_not_depend_on_company(fmt: str, name: str, kv: str, isa: str,
                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Rows one by one, in chunks, on one thread or several, beside forks that share the pages."""
@@ -191,12 +194,16 @@ def test_a_wrong_description_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dim", [64, 128])
-def test_int4_takes_three_tenths_of_bfloat16(dim: int) -> None:
+@pytest.mark.parametrize(("fmt", "share"), [
+    (Int4(), 0.3), (Gear(2), 1 / 3), (Gear(), 0.46), (Think(), 0.83), (Think(0.5), 0.77),
+])  # fmt: skip
+def test_bytes_of_the_arena(fmt: Any, share: float, dim: int) -> None:
+    """Of what bfloat16 takes, factors, places and all else included."""
     bound = build(Model(dim=dim, layers=1))
-    store = store_for(bound, Ops("float32"), "bfloat16", Int4())
+    store = store_for(bound, Ops("float32"), "bfloat16", fmt)
     kv = store.new()
     store.reserve(kv, 640)
     store.extend(kv, range(640))
     full = store.held
     store.seal(kv)
-    assert store.held <= 0.3 * full
+    assert store.held <= share * full

@@ -15,11 +15,15 @@ Codes (`types.Codes`) lie in 32-bit words. One of keys holds as many channels of
 4) bytes: even channels from its lowest bit up, odd ones from the middle up, so that a shift and a mask leave
 pairs. One of values: channel i is in byte i % 4, from the lowest bits up; rows are filled up to 32 channels.
 Factors of rows are (group, scale and offset, PAGE), those of channels (scale and offset, dim), in that order
-flat where there are both.
+flat where there are both; those of a product of low rank follow in the same field, (rank, PAGE) of rows and
+(rank, dim) of channels. Spikes are pairs of a place, channel * PAGE + row, and the bits of a bfloat16 number.
+Numbers of 16 bits lie as in an exact page, keys (kept channel, PAGE), with a bit for each channel that is
+kept, from the lowest up, in place of factors.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,20 +46,36 @@ def exact_fields(dtype: str, dim: int) -> tuple[Field, ...]:
 def coded_fields(k: Codes, v: Codes, dim: int) -> tuple[Field, ...]:
     """A page in codes, each field beside what is read with it."""
     words, wide = -(-dim * k.bits // 32), -(-dim // 32) * 32
-    return (
-        Field("k", "uint8", (words, PAGE, 4), rows=1), _factors("kf", k, dim),
-        Field("v", "uint8", (PAGE, wide * v.bits // 8)), _factors("vf", v, dim),
-    )  # fmt: skip
+    keys = Field("k", "uint8", (words, PAGE, 4), rows=1)
+    values = Field("v", "uint8", (PAGE, wide * v.bits // 8))
+    if k.bits == 16:
+        keys = Field("k", "bfloat16", (n_kept(k, dim), PAGE), rows=1)
+    if v.bits == 16:
+        values = Field("v", "bfloat16", (PAGE, dim))
+    return (keys, *_beside("k", k, dim), values, *_beside("v", v, dim))
 
 
-def _factors(name: str, c: Codes, dim: int) -> Field:
-    each = 2 if c.offset else 1
-    if not c.group:
-        return Field(name, "bfloat16", (each * dim,), rows=-1)
-    shape = (-(-dim // c.group), each, PAGE)
-    if c.channels:
-        return Field(name, "bfloat16", (int(np.prod(shape)) + dim,), rows=-1)
-    return Field(name, "bfloat16", shape, rows=2)
+def n_kept(c: Codes, dim: int) -> int:
+    """Channels that a page has, one at least."""
+    return max(1, dim - int((1 - c.kept) * dim + 1e-9))
+
+
+def n_spikes(c: Codes, dim: int) -> int:
+    return int(c.spikes * PAGE * dim + 1e-9)
+
+
+def _beside(of: str, c: Codes, dim: int) -> tuple[Field, ...]:
+    """Fields behind the codes: factors or bits of channels, and spikes, where there are any."""
+    name = of + "f"
+    if c.bits == 16:
+        return (Field(name, "uint8", (-(-dim // 8),), rows=-1),) if n_kept(c, dim) < dim else ()
+    each, low = 2 if c.offset else 1, c.rank * (PAGE + dim)
+    shape: tuple[int, ...] = (-(-dim // c.group), each, PAGE) if c.group else (each * dim,)
+    factors = Field(name, "bfloat16", shape, rows=2 if c.group else -1)
+    if low or (c.group and c.channels):
+        factors = Field(name, "bfloat16", (math.prod(shape) + low + c.channels * dim,), rows=-1)
+    spikes = n_spikes(c, dim)
+    return (factors, Field(of + "s", "int16", (spikes, 2), rows=-1)) if spikes else (factors,)
 
 
 @dataclass(frozen=True)

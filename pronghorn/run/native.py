@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.errors import UnsupportedError
-from pronghorn.kv.layout import PAGE, Layout, coded_fields, itemsize
+from pronghorn.kv.layout import PAGE, Layout, coded_fields, itemsize, n_kept, n_spikes
 from pronghorn.kv.look import Look, room
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
@@ -333,7 +333,8 @@ def _activation(fn: str) -> int:
 def _numbers(c: Codes, dim: int) -> list[int]:
     group = min(c.group, -(-dim // 32) * 32)
     levels = 1 if c.levels else 2 if c.bits == 8 else 0
-    return [c.bits, group, int(c.offset), int(c.channels), int(c.turn), levels]
+    beside = [c.rank, n_spikes(c, dim), n_kept(c, dim)]
+    return [c.bits, group, int(c.offset), int(c.channels), int(c.turn), levels, *beside]
 
 
 def _zone(layout: Layout, dim: int, codes: tuple[Codes, ...]) -> tuple[int, int, list[int]]:
@@ -341,9 +342,9 @@ def _zone(layout: Layout, dim: int, codes: tuple[Codes, ...]) -> tuple[int, int,
     at = {f.name: (o, f) for o, f in zip(layout.offsets, layout.fields, strict=True)}
     if codes:
         keys, values = codes
-        if layout.fields[:4] != coded_fields(keys, values, dim):
+        if layout.fields[: layout.n_own] != coded_fields(keys, values, dim):
             raise UnsupportedError(f"codes of KV do not lie as their description says; {WAY_OUT}")
-        return CODED, layout.member, [at[n][0] for n in ("k", "v", "kf", "vf")]
+        return CODED, layout.member, [at[n][0] if n in at else 0 for n in ("k", "v", "kf", "vf")]
     kinds = {at[name][1].dtype if name in at else "nothing" for name in ("k", "v")}
     kind = kinds.pop() if len(kinds) == 1 else "mixed"
     known = kind in ("float32", "bfloat16") or (kind == "int8" and {"ks", "vs"} <= set(at))

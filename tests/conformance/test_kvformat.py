@@ -61,7 +61,7 @@ def test_traits(name: str) -> None:
     fmt = _find.defaults("kvfmt", name)
     assert fmt.open in ("own", "float32", "bfloat16")
     assert fmt.group >= 0
-    assert 0 <= fmt.error < 0.5
+    assert 0 <= fmt.error < 0.5 or fmt.error == 1  # what is left out is 0
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -224,7 +224,8 @@ def test_bytes(name: str) -> None:
     assert store.held == 40 * 2 * 2 * page
     exact = Layout.of(exact_fields("float32", dim), grouping("seq", 2, 2)).block * 40
     if fmt.group:
-        assert store.held < 0.3 * exact
+        in_codes = all(c.bits < 16 for c in fmt.codes)
+        assert store.held < (0.3 if in_codes else 0.45) * exact
     assert store.held <= exact
     store.free(kv)
     assert store.held == store.reserved == 0

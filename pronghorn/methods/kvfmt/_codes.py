@@ -1,13 +1,17 @@
-"""Keys and values to codes as `kv.layout.coded_fields` lays them out, and back."""
+"""Keys and values to codes as `kv.layout.coded_fields` lays them out, and back; `_beside.py` has what stands
+beside codes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.methods.kvfmt import _beside
+from pronghorn.methods.kvfmt._beside import bfloat as bfloat
 from pronghorn.types import Array, Codes
 
 E4M3 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)  # those not below 0
@@ -70,11 +74,6 @@ def _part(x: Array, bits: int, ops: Any) -> Array:
 # ------------------------------------------------------------------------------ scales and offsets
 
 
-def bfloat(x: Array, ops: Any) -> Array:
-    """Rounded to bfloat16, in the dtype that x has."""
-    return ops.to(ops.to(ops.to(x, "float32"), "bfloat16"), str(x.dtype).removeprefix("torch."))
-
-
 def affine(x: Array, axis: int, bits: int, least: float, ops: Any) -> tuple[Array, Array, Array]:
     """Codes like x, and scale and offset along `axis`. A scale is `least` times the offset or more: with
     2**-6 the smallest value has code 0, whatever rounding did to the offset, and values that were codes once
@@ -111,12 +110,17 @@ def values_of(code: Array, factors: Array, c: Codes, ops: Any) -> Array:
     n, page, dim = code.shape
     level = _levels(code, c, ops)
     factors = ops.cast(factors)
-    own = factors[:, -dim:] if c.channels else factors
+    groups = -(-dim // c.group) if c.group else 0
+    size = each * (groups * page or dim)
+    own = f = factors
+    if c.channels or c.rank:
+        own, f = factors[:, -dim:], factors[:, :size]
+    if c.rank:
+        low = _beside.product(factors[:, size:], c.rank, page, ops)
+        return values_of(code, f, replace(c, rank=0), ops) + low
     if not c.group:
-        f = factors.reshape((n, each, 1, dim))
+        f = f.reshape((n, each, 1, dim))
         return level * f[:, 0] + (f[:, 1] if c.offset else 0)
-    groups = -(-dim // c.group)
-    f = factors[:, : groups * each * page] if c.channels else factors
     f = f.reshape((n, groups, each, page))
     parts = []
     for g in range(groups):
@@ -171,6 +175,17 @@ def fields_of(keys: tuple[Array, Array], values: tuple[Array, Array], codes: tup
 def unpack(fields: dict[str, Array], codes: tuple[Codes, Codes], dim: int, ops: Any) -> tuple[Array, Array]:
     """Keys and values (n, page, dim)."""
     k, v = codes
-    keys = values_of(read_keys(fields["k"], k.bits, dim, ops), fields["kf"], k, ops)
-    values = values_of(read_values(fields["v"], v.bits, dim, ops), fields["vf"], v, ops)
-    return turn(keys, ops, True) if k.turn else keys, turn(values, ops, True) if v.turn else values
+    if k.bits == 16:
+        keys = _beside.spread(fields["k"], fields.get("kf"), dim, ops)
+    else:
+        keys = _numbers(read_keys(fields["k"], k.bits, dim, ops), fields, "k", k, ops)
+    if v.bits == 16:
+        return keys, ops.cast(fields["v"])
+    return keys, _numbers(read_values(fields["v"], v.bits, dim, ops), fields, "v", v, ops)
+
+
+def _numbers(code: Array, fields: dict[str, Array], of: str, c: Codes, ops: Any) -> Array:
+    x = values_of(code, fields[of + "f"], c, ops)
+    if of + "s" in fields:
+        x = _beside.with_spikes(x, fields[of + "s"], ops)
+    return turn(x, ops, True) if c.turn else x

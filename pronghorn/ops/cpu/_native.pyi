@@ -261,7 +261,8 @@ class Executor:
     ) -> None:  # fmt: skip
         """Bytes of a head's page and offsets of its k, v, ks, vs in both zones; of a sealed zone of kind 3
         what the codes of keys and of values mean: bits, group, offset, channels, turn, levels (0 numbers, 1 a
-        table, 2 E4M3), and tables; the group of each (layer, head) and its place there."""
+        table, 2 E4M3), rank, spikes and channels of a page, and tables; the group of each (layer, head) and
+        its place there."""
 
     def set_select(
         self, sources: list[int], score: int, heads: int, pages: list[int], cover: float,

@@ -92,7 +92,7 @@ std::size_t Executor::page_bytes(const KvPage& p) const {
     if (p.kind == CODED) {
         const Coding &k = sealed_.k_codes, &v = sealed_.v_codes;
         const int dim = shape_.head_dim;
-        return code_keys(k, dim) + code_factors(k, dim) + PAGE * code_row(v, dim) + code_factors(v, dim);
+        return code_keys(k, dim) + code_beside(k, dim) + PAGE * code_row(v, dim) + code_beside(v, dim);
     }
     const std::size_t row = shape_.head_dim * size_of(p.kind) + (p.ks ? sizeof(float) : 0);
     return 2 * PAGE * row;

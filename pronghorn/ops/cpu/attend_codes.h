@@ -1,6 +1,8 @@
 // Pages of keys and values in codes (kernels.h, Coding) as the operands of attention's products.
 //
-// Any of them can be unpacked: values come out in float32, and for pairs are rounded to bfloat16. Where
+// Any of them can be unpacked: values come out in float32, and for pairs are rounded to bfloat16; what a page
+// has beside its codes (a product of low rank, spikes) is put in on the way. Channels that a page does not have
+// are zeros. Where
 // both products are in pairs, 4-bit numbers with factors for rows are also multiplied as they lie
 // (`Fours`): keys with queries of 8 bits, in integers; values with weights that have the rows' scales in
 // them. Offsets join by themselves: a score has a row's offset times the sum of the query, an output
@@ -141,21 +143,30 @@ PH_INLINE Words value_codes(const uint8_t* row) {
 
 // ------------------------------------------------------------------------------ unpacking
 
-// Calls f.template operator()<BITS, LEVELS>() for what a coding is made of.
+// Calls f.template operator()<BITS, LEVELS, LOW>() for what a coding is made of; LOW: the rank of what is added.
 template <typename F>
 PH_INLINE void by_coding(const Coding& c, F f) {
-    if (c.levels == E4M3) return f.template operator()<8, E4M3>();
+    const auto numbers = [&]<int LOW>() __attribute__((always_inline)) {
+        return c.bits == 4 ? f.template operator()<4, NUMBERS, LOW>() : f.template operator()<2, NUMBERS, LOW>();
+    };
+    if (c.levels == E4M3) return f.template operator()<8, E4M3, 0>();
     if (c.levels == TABLE) {
-        return c.bits == 4 ? f.template operator()<4, TABLE>() : f.template operator()<2, TABLE>();
+        return c.bits == 4 ? f.template operator()<4, TABLE, 0>() : f.template operator()<2, TABLE, 0>();
     }
-    return c.bits == 4 ? f.template operator()<4, NUMBERS>() : f.template operator()<2, NUMBERS>();
+    switch (c.rank) {
+        case 0: return numbers.template operator()<0>();
+        case 1: return numbers.template operator()<1>();
+        default: return numbers.template operator()<RANKS>();
+    }
 }
 
-template <class A, int BITS, int LEVELS>
+template <class A, int BITS, int LEVELS, int LOW>
 __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& page, int dim, float* out) {
     constexpr int PER = 32 / BITS;
     const uint16_t *f = page.kf, *own = f + code_factors(k, dim) / 2 - dim;  // factors of channels, at the end
-    V by = vall(1.0f), plus = vall(0.0f);
+    const uint16_t *rows = f + code_low(k, dim), *low = rows + k.rank * PAGE;
+    V by = vall(1.0f), plus = vall(0.0f), by_row[LOW + 1];
+    PH_UNROLL for (int r = 0; r < LOW; ++r) by_row[r] = vld(rows + r * PAGE);
     for (int w = 0; w * PER < dim; ++w) {
         if (k.group && w * PER % k.group == 0) {
             const uint16_t* at = f + size_t(w * PER / k.group) * (k.offset ? 2 : 1) * PAGE;
@@ -168,7 +179,8 @@ __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& pag
                 by = brain(f + c);
                 if (k.offset) plus = brain(f + dim + c);
             }
-            const V v = vfma(levels_of<LEVELS>(low_bits<BITS>(x, shift), k.table), by, plus);
+            V v = vfma(levels_of<LEVELS>(low_bits<BITS>(x, shift), k.table), by, plus);
+            PH_UNROLL for (int r = 0; r < LOW; ++r) v = vfma(by_row[r], brain(low + r * dim + c), v);
             return k.channels ? vmul(v, brain(own + c)) : v;
         };
         PH_UNROLL for (int i = 0; i < PER / 2; ++i) {
@@ -186,56 +198,142 @@ __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& pag
     }
 }
 
+// Keys of 16 bits as (dim, 16): each channel that the page has in its place, zeros in the others. T: uint16_t, as
+// they lie in an exact page, or float.
+template <typename T>
+__attribute__((noinline)) void spread_keys(const Coding& k, const KvPage& page, int dim, T* out) {
+    const auto* mask = reinterpret_cast<const uint8_t*>(page.kf);
+    const auto *from = static_cast<const uint16_t*>(page.k), *end = from + size_t(k.kept) * PAGE;
+    memset(out, 0, size_t(dim) * PAGE * sizeof(T));
+    for (int c = 0; c < dim; c += 64) {
+        const int n = dim - c < 64 ? dim - c : 64;
+        uint64_t there = 0;
+        if (k.kept < dim) memcpy(&there, mask + c / 8, size_t(n + 7) / 8);
+        else there = ~0ull;
+        there &= ~0ull >> (64 - n);
+        for (; there && from < end; there &= there - 1, from += PAGE) {
+            T* to = out + size_t(c + __builtin_ctzll(there)) * PAGE;
+            if constexpr (sizeof(T) == 2) {
+                memcpy(to, from, PAGE * 2);
+            } else {
+                vst(to, vld(from));
+            }
+        }
+    }
+}
+
+// Calls f(channel, row, number) for the spikes beside factors.
+template <typename F>
+PH_INLINE void each_spike(const Coding& c, const uint16_t* factors, int dim, F f) {
+    const uint16_t* at = factors + code_spikes(c, dim) / 2;
+    for (int i = 0; i < c.spikes; ++i) {
+        const int channel = at[2 * i] / PAGE;
+        if (channel < dim) f(channel, at[2 * i] % PAGE, at[2 * i + 1]);
+    }
+}
+
+// Puts a number into a word, or into a half of one.
+template <class A>
+PH_INLINE void put(float* word, int half, uint16_t number) {
+    if constexpr (A::STEP == 1) {
+        *word = widened(number);
+    } else {
+        memcpy(reinterpret_cast<char*>(word) + 2 * half, &number, 2);
+    }
+}
+
 // Keys of a page as right operands: (step, 16).
 template <class A>
 void unpack_keys(const Coding& k, const KvPage& page, int dim, float* out) {
-    by_coding(k, [&]<int BITS, int LEVELS>() { unpack_keys_as<A, BITS, LEVELS>(k, page, dim, out); });
+    if constexpr (A::STEP == 1) {
+        if (k.bits == 16) return spread_keys(k, page, dim, out);
+    }
+    by_coding(k, [&]<int BITS, int LEVELS, int LOW>() { unpack_keys_as<A, BITS, LEVELS, LOW>(k, page, dim, out); });
+    each_spike(k, page.kf, dim, [&](int c, int row, uint16_t number) {
+        put<A>(out + c / A::STEP * 16 + row, c % A::STEP, number);
+    });
 }
 
-template <class A, int BITS, int LEVELS, int D>
-PH_INLINE void unpack_register(const Coding& v, const void* const* row, const uint16_t* f, int block, int dim,
-                               int width, float* out) {
-    static constexpr Spots<BITS, A::STEP == 2, D> spots{};
-    const int each = v.offset ? 2 : 1;
-    const uint16_t *at = f + size_t(block * 32 / v.group) * each * PAGE, *own = f + code_factors(v, dim) / 2 - dim;
-    V by_channel = vall(1.0f);
-    if (v.channels) {
-        float by[16];
-        for (int i = 0; i < 16; ++i) {
-            const int c = block * 32 + spots.channel[i];
-            by[i] = c < dim ? widened(own[c]) : 0.0f;
-        }
-        by_channel = vld(by);
-    }
-    const auto part = [&](int key) __attribute__((always_inline)) {
+// Sixteen of the n channels from the 32nd on that a block begins with, in the order of `Spots`; zeros behind them.
+template <bool PAIRED, int D>
+PH_INLINE V some_channels(const uint16_t* from, int n) {
+#if defined(__AVX512F__)
+    const __m512i x = _mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, from);
+    constexpr int FROM = PAIRED ? D : 4 * D, BY = PAIRED ? 2 : 1;  // fours of channels
+    const __m512i order = _mm512_set_epi64(0, 0, 0, 0, FROM + 3 * BY, FROM + 2 * BY, FROM + BY, FROM);
+    const __m512i y = _mm512_permutexvar_epi64(order, x);
+    return {{_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(y)), 16))}};
+#else
+    static constexpr Spots<2, PAIRED, D> spots{};
+    float f[16];
+    for (int i = 0; i < 16; ++i) f[i] = spots.channel[i] < n ? widened(from[spots.channel[i]]) : 0.0f;
+    return vld(f);
+#endif
+}
+
+// The N registers of a block of 32 channels; a row's factors are read once for them.
+template <class A, int BITS, int LEVELS, int LOW, int N>
+PH_INLINE void unpack_block(const Coding& v, const void* const* row, const uint16_t* f, int block, int dim,
+                            int width, float* out) {
+    constexpr bool PAIRED = A::STEP == 2;
+    const int each = v.offset ? 2 : 1, first = block * 32;
+    const uint16_t *at = f + size_t(first / v.group) * each * PAGE, *own = f + code_factors(v, dim) / 2 - dim;
+    const uint16_t *rows = f + code_low(v, dim), *low = rows + v.rank * PAGE;
+    V by_channel[N], by_low[LOW + 1][N];
+    const auto some = [&](const uint16_t* from, V (&to)[N]) __attribute__((always_inline)) {
+        to[0] = some_channels<PAIRED, 0>(from + first, dim - first);
+        if constexpr (N == 2) to[1] = some_channels<PAIRED, 1>(from + first, dim - first);
+    };
+    PH_UNROLL for (int d = 0; d < N; ++d) by_channel[d] = vall(1.0f);
+    if (v.channels) some(own, by_channel);
+    PH_UNROLL for (int r = 0; r < LOW; ++r) some(low + r * dim, by_low[r]);
+    const auto part = [&](int key, V (&y)[N]) __attribute__((always_inline)) {
         const auto* bytes = static_cast<const uint8_t*>(row[key]) + block * 4 * BITS;
-        const V x = levels_of<LEVELS>(value_codes<BITS, A::STEP == 2, D>(bytes), v.table);
-        const V y = v.offset ? vfma(x, brain(at + key), brain(at + PAGE + key)) : vmul(x, brain(at + key));
-        return v.channels ? vmul(y, by_channel) : y;
+        const V by = brain(at + key), plus = v.offset ? brain(at + PAGE + key) : by;
+        y[0] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 0>(bytes), v.table);
+        if constexpr (N == 2) y[1] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 1>(bytes), v.table);
+        PH_UNROLL for (int d = 0; d < N; ++d) y[d] = v.offset ? vfma(y[d], by, plus) : vmul(y[d], by);
+        PH_UNROLL for (int r = 0; r < LOW; ++r) {
+            const V more = brain(rows + r * PAGE + key);
+            PH_UNROLL for (int d = 0; d < N; ++d) y[d] = vfma(by_low[r][d], more, y[d]);
+        }
+        if (v.channels) {
+            PH_UNROLL for (int d = 0; d < N; ++d) y[d] = vmul(y[d], by_channel[d]);
+        }
     };
     for (int s = 0; s < PAGE / A::STEP; ++s) {
-        float* to = out + size_t(s) * width + block * 32 + D * 16;
-        if constexpr (A::STEP == 1) {
-            vst(to, part(s));
-        } else {
-            A::st(to, A::both(part(2 * s), part(2 * s + 1)));
+        float* to = out + size_t(s) * width + first;
+        V even[N], odd[N];
+        part(s * A::STEP, even);
+        if constexpr (A::STEP == 2) part(s * 2 + 1, odd);
+        PH_UNROLL for (int d = 0; d < N; ++d) {
+            if constexpr (A::STEP == 1) {
+                vst(to + d * 16, even[d]);
+            } else {
+                A::st(to + d * 16, A::both(even[d], odd[d]));
+            }
         }
     }
 }
 
-template <class A, int BITS, int LEVELS>
+template <class A, int BITS, int LEVELS, int LOW>
 __attribute__((noinline)) void unpack_values_as(const Coding& v, const void* const* row, const uint16_t* f,
                                                 int dim, int width, float* out) {
-    for (int block = 0; block * 32 < width; ++block) {
-        unpack_register<A, BITS, LEVELS, 0>(v, row, f, block, dim, width, out);
-        if (block * 32 + 16 < width) unpack_register<A, BITS, LEVELS, 1>(v, row, f, block, dim, width, out);
-    }
+    int block = 0;
+    for (; block * 32 + 32 <= width; ++block) unpack_block<A, BITS, LEVELS, LOW, 2>(v, row, f, block, dim, width, out);
+    if (block * 32 < width) unpack_block<A, BITS, LEVELS, LOW, 1>(v, row, f, block, dim, width, out);
 }
 
 // Values of sixteen keys as right operands: (step, width). row: by key; f: their factors.
 template <class A>
 void unpack_values(const Coding& v, const void* const* row, const uint16_t* f, int dim, int width, float* out) {
-    by_coding(v, [&]<int BITS, int LEVELS>() { unpack_values_as<A, BITS, LEVELS>(v, row, f, dim, width, out); });
+    by_coding(v, [&]<int BITS, int LEVELS, int LOW>() {
+        unpack_values_as<A, BITS, LEVELS, LOW>(v, row, f, dim, width, out);
+    });
+    each_spike(v, f, dim, [&](int c, int key, uint16_t number) {
+        const int at = A::STEP == 1 ? c : c / 32 * 32 + c % 8 / 4 * 16 + c % 32 / 8 * 4 + c % 4;
+        put<A>(out + size_t(key / A::STEP) * width + at, key % A::STEP, number);
+    });
 }
 
 // ------------------------------------------------------------------------------ 4-bit numbers as they lie
@@ -243,7 +341,8 @@ void unpack_values(const Coding& v, const void* const* row, const uint16_t* f, i
 // Whether codes are multiplied as they lie; the same for any number of queries.
 template <class A>
 PH_INLINE bool as_they_lie(const Coding& c) {
-    return A::STEP == 2 && c.bits == 4 && c.levels == NUMBERS && c.group && c.offset && !c.channels && !c.turn;
+    return A::STEP == 2 && c.bits == 4 && c.levels == NUMBERS && c.group && c.offset && !c.channels && !c.turn &&
+           !c.rank && !c.spikes;
 }
 
 #if PH_PACKS

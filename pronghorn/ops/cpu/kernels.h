@@ -140,29 +140,42 @@ struct Fitted {
 };
 
 // What codes of keys, or of values, mean (types.Codes; kv/layout.py says how they lie): a value is
-// level * scale + offset, times its channel's factor where there are such.
+// level * scale + offset, times its channel's factor where there are such, or with a product of low rank added.
 enum Levels : int { NUMBERS = 0, TABLE = 1, E4M3 = 2 };
 struct Coding {
-    int bits = 0;   // 2, 4 or 8
+    int bits = 0;   // 2, 4 or 8; 16: bfloat16 numbers, without factors
     int group = 0;  // channels of a row with factors in common, a multiple of 32; 0: a channel's factors are
                     // those of all rows of the page
     bool offset = false, channels = false;
     bool turn = false;  // it is a value of a row that was turned by `turn` (attend_codes.h)
     Levels levels = NUMBERS;
     float table[16] = {};
+    int rank = 0;    // of what is added: rows' factors and channels' lie behind those of codes
+    int spikes = 0;  // numbers of the page that stand by themselves, at the next line behind all factors
+    int kept = 0;    // channels that a page has, of 16 bits; where they are not all, a bit for each in place of factors
 };
+constexpr int RANKS = 2;  // at most
 [[gnu::always_inline]] inline int code_groups(const Coding& c, int dim) {
     return c.group ? (dim + c.group - 1) / c.group : 0;
 }
 [[gnu::always_inline]] inline std::size_t code_row(const Coding& c, int dim) {  // of values, in bytes
-    return std::size_t(dim + 31) / 32 * 4 * c.bits;
+    return c.bits == 16 ? std::size_t(dim) * 2 : std::size_t(dim + 31) / 32 * 4 * c.bits;
 }
 [[gnu::always_inline]] inline std::size_t code_keys(const Coding& c, int dim) {
-    return (std::size_t(dim) * c.bits + 31) / 32 * 64;
+    return c.bits == 16 ? std::size_t(c.kept) * PAGE * 2 : (std::size_t(dim) * c.bits + 31) / 32 * 64;
+}
+[[gnu::always_inline]] inline std::size_t code_low(const Coding& c, int dim) {  // factors before those of low rank
+    return std::size_t(c.group ? code_groups(c, dim) * PAGE : dim) * (c.offset ? 2 : 1);
 }
 [[gnu::always_inline]] inline std::size_t code_factors(const Coding& c, int dim) {  // of a page, in bytes
-    const int each = c.offset ? 2 : 1;
-    return 2 * (std::size_t(c.group ? code_groups(c, dim) * PAGE : dim) * each + (c.channels ? dim : 0));
+    if (c.bits == 16) return c.kept < dim ? std::size_t(dim + 7) / 8 : 0;
+    return 2 * (code_low(c, dim) + std::size_t(c.rank) * (PAGE + dim) + (c.channels ? dim : 0));
+}
+[[gnu::always_inline]] inline std::size_t code_spikes(const Coding& c, int dim) {  // where they begin, in bytes
+    return (code_factors(c, dim) + 63) / 64 * 64;
+}
+[[gnu::always_inline]] inline std::size_t code_beside(const Coding& c, int dim) {  // factors and spikes, in bytes
+    return c.spikes ? code_spikes(c, dim) + 4 * std::size_t(c.spikes) : code_factors(c, dim);
 }
 
 constexpr int KEYS = 256;  // of a block of attention: those whose numbers share a quotient by KEYS

@@ -223,7 +223,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
         while (lane < p->hi && at < KEYS) {
             const int c = at / PAGE, to = at % PAGE;
             const int rest = PAGE - to, n = p->hi - lane < rest ? p->hi - lane : rest;
-            b.kind[c] = p->kind;
+            b.kind[c] = p->kind == CODED && w.a.v_codes->bits == 16 ? BF16 : p->kind;
             b.ks[c] = p->ks;
             b.vs[c] = p->vs;
             b.bias[c] = p->bias;
@@ -232,9 +232,16 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
             b.turned |= p->kind == CODED && w.a.v_codes->turn;
             b.fours |= p->kind == CODED && as_they_lie<A>(*w.a.v_codes);
             float* packed = w.keys + size_t(c) * w.steps * 16;
-            if (p->kind == CODED && !as_they_lie<A>(*w.a.k_codes)) {
+            if (p->kind == CODED && w.a.k_codes->bits == 16) {
+                b.keys[c] = p->k;
+                if (w.a.k_codes->kept < w.a.dim) {
+                    spread_keys(*w.a.k_codes, *p, w.a.dim, reinterpret_cast<uint16_t*>(packed));
+                    b.keys[c] = packed;
+                }
+                b.keys_kind[c] = BF16;
+            } else if (p->kind == CODED && !as_they_lie<A>(*w.a.k_codes)) {
                 const Coding& v = *w.a.v_codes;
-                ask_for_lines(p->v, PAGE * size + code_factors(v, w.a.dim));
+                ask_for_lines(p->v, PAGE * size + code_beside(v, w.a.dim));
                 unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
                 b.keys[c] = packed;
                 b.keys_kind[c] = w.a.k_codes->turn ? TURNED : PACKED;
@@ -364,7 +371,7 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
 #endif
         if (kind == CODED) {
             const Coding& k = *w.a.k_codes;
-            for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], code_keys(k, w.a.dim) + code_factors(k, w.a.dim));
+            for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], code_keys(k, w.a.dim) + code_beside(k, w.a.dim));
             for (int c = i; c < j; ++c) {
                 unpack_values<A>(*w.a.v_codes, b.value + c * PAGE, b.vf[c], w.a.dim, w.width,
                                  w.values + size_t(c) * PER * w.width);

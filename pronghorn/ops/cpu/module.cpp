@@ -287,10 +287,21 @@ ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& a
     return {ph::Kind(kind), member, at[0], at[1], at[2], at[3], {}, {}};
 }
 
-ph::Coding coding_of(const std::vector<int>& about, const std::vector<float>& table) {
-    need(about.size() == 6, "codes: bits, group, offset, channels, turn, levels");
+ph::Coding coding_of(const std::vector<int>& about, const std::vector<float>& table, int dim) {
+    need(about.size() == 9, "codes: bits, group, offset, channels, turn, levels, rank, spikes, kept");
     ph::Coding c{about[0], about[1], about[2] != 0, about[3] != 0, about[4] != 0, ph::Levels(about[5]), {}};
-    need(c.bits == 2 || c.bits == 4 || c.bits == 8, "codes of 2, 4 or 8 bits");
+    c.rank = about[6], c.spikes = about[7], c.kept = about[8];
+    if (c.bits == 16) {
+        need(!c.group && !c.offset && !c.channels && !c.turn && !c.levels && !c.rank && !c.spikes && c.kept > 0 &&
+                 c.kept <= dim,
+             "numbers of 16 bits: as they are, some channels or all");
+        return c;
+    }
+    need(c.bits == 2 || c.bits == 4 || c.bits == 8, "codes of 2, 4, 8 or 16 bits");
+    need(c.kept == dim, "codes of all channels");
+    need(c.rank >= 0 && c.rank <= ph::RANKS && c.spikes >= 0 && c.spikes <= ph::PAGE * dim &&
+             (!(c.rank || c.spikes) || (!c.channels && !c.turn && c.levels == ph::NUMBERS)),
+         "a low rank and spikes: beside numbers");
     need(c.group >= 0 && c.group % 32 == 0, "groups of a multiple of 32 channels");
     need((about[5] == ph::E4M3) == (c.bits == 8) && about[5] >= ph::NUMBERS && about[5] <= ph::E4M3,
          "levels: numbers or a table of up to 4 bits, E4M3 of 8");
@@ -751,10 +762,12 @@ NB_MODULE(_native, m) {
                  const std::size_t n = sealed_kind == ph::CODED ? 2 : 0;
                  need(codes.size() == n && tables.size() == n, "what keys' and values' codes mean");
                  if (n) {
-                     zone.k_codes = coding_of(codes[0], tables[0]);
-                     zone.v_codes = coding_of(codes[1], tables[1]);
-                     need(zone.v_codes.group > 0, "factors of values belong to rows");
-                     need(zone.holds(self.shape().head_dim), "a page that holds its codes");
+                     const int dim = self.shape().head_dim;
+                     zone.k_codes = coding_of(codes[0], tables[0], dim);
+                     zone.v_codes = coding_of(codes[1], tables[1], dim);
+                     need(zone.v_codes.bits == 16 ? zone.v_codes.kept == dim : zone.v_codes.group > 0,
+                          "values of all channels, whose factors belong to rows");
+                     need(zone.holds(dim), "a page that holds its codes");
                  }
                  self.set_zones(zone_of(open_kind, open_member, open), zone, group, index);
              })
