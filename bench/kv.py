@@ -2,8 +2,9 @@
 
     python bench/kv.py [--only NAME ...] [--again] [--data FOLDER]
 
-Runs `pronghorn bench kv` as RUNS says, all methods at four budgets, and compares some with kvpress at equal
-budgets on the same tasks (`python bench/peers/build.py kvpress` first). Every run leaves a record in a folder
+Runs `pronghorn bench kv` as RUNS says, all methods at four budgets, compares some with kvpress at equal
+budgets on the same tasks (`python bench/peers/build.py kvpress` first), and runs kv_speed.py as SPEED says,
+for which the machine should be quiet. Every run leaves a record in a folder
 (--to), and what is in it is not measured again unless `--again` says so. Figures need matplotlib, which the
 extra `bench` installs.
 """
@@ -15,11 +16,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from _kvpress import compare
-from _report import into
+from _report import into, said
+from kv_speed import shown
 
 from pronghorn.bench.kv import Record, Result, record_of
 from pronghorn.bench.kv_methods import PLAIN
@@ -40,11 +43,19 @@ RUNS: dict[str, tuple[str, ...]] = {
         "kvfmt.int8", "--task", "needle", "--task", "registry", "--task", "gsm8k", "--task", "wikitext",
     ),
 }  # fmt: skip
+SPEED: dict[str, tuple[str, ...]] = {
+    "speed-attention": ("--rows", "256", "512", "1024", "2048", "4096", "32768"),
+    "speed-model": (
+        "--model", "qwen2.5-0.5b", "--use", "weight.int8", "--rows", "1024", "4096", "32768", "--method",
+        "kvfmt.bf16", "kvfmt.int8", "kvfmt.int4", "quest:tokens=@16", "lserve:tokens=@16", "knorm:budget=@8",
+        "snapkv:budget=@8", "adakv:policy=snapkv:budget=@8", "knorm:budget=@8+kvfmt.int4",
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", default=[], choices=sorted([*RUNS, "kvpress"]))
+    parser.add_argument("--only", action="append", default=[], choices=sorted([*RUNS, *SPEED, "kvpress"]))
     parser.add_argument("--again", action="store_true", help="also what has a record")
     parser.add_argument("--data", default="", help="folder of the data; else ../shared/data")
     parser.add_argument("--to", type=Path, default=cache() / "kv", help="folder of the records")
@@ -65,6 +76,11 @@ def main() -> None:
                 draw(record, name)
     if not args.only or "kvpress" in args.only:
         made["kvpress"] = f"\n{compare(str(ROOT / MODEL), 1024, TEXTS, args.to / 'kvpress.json')}\n"
+    for name, options in SPEED.items():
+        if not args.only or name in args.only:
+            clock(options, args.to / f"{name}.json", args.again)
+        if (args.to / f"{name}.json").exists():
+            made[name] = timed(options, args.to / f"{name}.json")
     into(PAGE, made)
 
 
@@ -79,6 +95,26 @@ def measure(options: list[str], file: Path, again: bool) -> None:
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     if done.returncode:
         raise SystemExit(f"it ended with status {done.returncode}; what it measured is in {file}")
+
+
+def clock(options: Sequence[str], file: Path, again: bool) -> None:
+    """As kv_speed.py has it, unless the file is there."""
+    if file.exists() and not again:
+        return
+    command = [sys.executable, str(ROOT / "bench" / "kv_speed.py"), *options, "--json"]
+    print(" ".join(command[1:]), file=sys.stderr, flush=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"it ended with status {done.returncode}")
+    file.write_bytes(done.stdout)
+
+
+def timed(options: Sequence[str], file: Path) -> str:
+    record = json.loads(file.read_text(encoding="utf-8"))
+    where = said(record["machine"])
+    return f"\n`python bench/kv_speed.py {' '.join(options)}`\n\n{shown(record['rows'])}\n\n_{where}_\n"
 
 
 # ------------------------------------------------------------------------------- figures

@@ -111,21 +111,21 @@ def test_memory_may_be_lost(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cost_does_not_grow_with_the_text(name: str) -> None:
-    """The step's time at 40,000 tokens is that at 2,000, give or take noise (best of three)."""
+    """A step at 40,000 tokens takes what one at 2,000 takes, give or take noise: the median of 50, as the
+    first that a drafter is asked in reads the text."""
     r = np.random.default_rng(0)
 
-    def best(n: int) -> float:
+    def usual(n: int) -> float:
+        d = _find.defaults("draft", name)
+        s = sequence(r.integers(0, N_VOCAB, n).tolist())
         times = []
-        for _ in range(3):
-            d = _find.defaults("draft", name)
-            s = sequence(r.integers(0, N_VOCAB, n).tolist())
-            walk(d, [s], bigrams(0), 3)
+        for _ in range(50):
             start = time.perf_counter()
-            walk(d, [s], bigrams(0), 50)
+            walk(d, [s], bigrams(0), 1)
             times.append(time.perf_counter() - start)
-        return min(times)
+        return float(np.median(times))
 
-    assert best(40_000) < 4 * best(2_000) + 0.01
+    assert usual(40_000) < 4 * usual(2_000)
 
 
 # -------------------------------------------------------------------------------- prompt lookup

@@ -37,7 +37,6 @@ def started(ids: list[int], seal_every: int = 0, like: Small | None = None) -> S
         run.store, run.runner = like.store, like.runner
         run.kv = run.store.new()
     run.seal_every = seal_every
-    run.ids = ids  # type: ignore[attr-defined]
     run.feed(ids, len(ids))
     return run
 

@@ -25,7 +25,7 @@ from pronghorn.errors import MethodError
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView, Scored, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.methods.kv._seen import sees
 from pronghorn.types import Guarantee, KVPlan, Traits
 
@@ -33,7 +33,7 @@ SUM, FOCUS = "critic.sum", "critic.focus"
 
 
 @dataclass(frozen=True)
-class Critic:
+class Critic(AtGrid):
     budget: int = 1024  # rows that each head keeps, half of them the latest
     focus: float = 0.05  # weight of the row's own focus, from 0 to 1
     values: bool = True  # attention counts times the norm of the value
@@ -47,9 +47,6 @@ class Critic:
         at_least("critic", self, budget=2, sinks=0, every=1, prompt_every=1)
         if not 0 <= self.focus <= 1:
             raise MethodError(f"critic: focus is from 0 to 1, not {self.focus}")
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps))

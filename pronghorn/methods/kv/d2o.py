@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import Bools, KVView, Scored, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import Guarantee, Ints, KVPlan, Traits
 
 SUM, NEAR = "d2o.sum", "d2o.near"
 
 
 @dataclass(frozen=True)
-class D2O:
+class D2O(AtGrid):
     budget: int = 1024  # rows that a head keeps, in the mean of layers; half of them the latest
     sinks: int = 4  # first rows that always stay
     threshold: float = 0.0  # similarity from which rows are merged; 0: see above, above 1: never
@@ -46,9 +46,6 @@ class D2O:
         at_least("d2o", self, budget=2, sinks=0, every=1, prompt_every=1)
         if not 0 <= self.inertia <= 1:
             raise MethodError(f"d2o: inertia is from 0 to 1, not {self.inertia}")
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
         total = view.total(SUM, taps)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from pronghorn.kv.view import KVView
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.methods.kv._heads import check, retrieving
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 
 @dataclass(frozen=True)
-class DuoAttention:
+class DuoAttention(AtGrid):
     heads: tuple[int, ...] = ()  # retrieval heads: layer * (KV heads) + head
     table: str = ""  # file of `pronghorn calibrate heads` that finds them instead
     share: float = 0.5  # of the heads in a table that are retrieval heads
@@ -41,9 +41,6 @@ class DuoAttention:
     def traits(self) -> Traits:
         tables = (self.table,) if self.table else ()
         return Traits(Guarantee.APPROXIMATE, rows="head", drops=True, tables=tables)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         whole = retrieving(view, self.heads, self.table, self.share)

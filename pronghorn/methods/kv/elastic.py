@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 SUM, COUNT = "elastic.sum", "elastic.count"
 
 
 @dataclass(frozen=True)
-class Elastic:
+class Elastic(AtGrid):
     budget: int = 1024  # rows that each layer keeps
     sinks: int = 1  # first rows that are always anchors
     window: int = 25  # latest rows that stay in the answer
@@ -44,9 +44,6 @@ class Elastic:
         at_least("elastic", self, sinks=0, window=1, every=1, prompt_every=1)
         if self.budget <= max(self.sinks, self.window):
             raise MethodError(f"elastic: budget is above sinks and window, not {self.budget}")
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         if view.length > view.n_prompt:

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import Bools, KVView, Scored, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import Guarantee, Ints, KVPlan, Traits
 
 SUM, LATE = "ems.sum", "ems.late"
 
 
 @dataclass(frozen=True)
-class Ems:
+class Ems(AtGrid):
     budget: int = 1024  # rows that a head keeps, in the mean of a layer's heads
     window: int = 32  # last queries that score rows, and whose rows always stay
     candidates: float = 1.0  # rows that are merged, in units of those kept
@@ -53,9 +53,6 @@ class Ems:
             )
         if not 0 < self.mass <= 1:
             raise MethodError(f"ems: mass is above 0 and at most 1, not {self.mass}")
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         total, late, best = self._given(view, taps)

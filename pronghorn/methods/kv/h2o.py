@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from pronghorn.kv.view import KVView, Scored, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 SUM = "h2o.sum"
 
 
 @dataclass(frozen=True)
-class H2O:
+class H2O(AtGrid):
     budget: int = 1024  # rows that each head keeps, half of them the latest
     every: int = 64  # tokens between drops in the answer
     prompt_every: int = 512  # tokens between drops inside the prompt
@@ -33,9 +33,6 @@ class H2O:
 
     def __post_init__(self) -> None:
         at_least("h2o", self, budget=2, every=1, prompt_every=1)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps))

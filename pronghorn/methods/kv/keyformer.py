@@ -27,7 +27,7 @@ from pronghorn.errors import MethodError
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView, Scored, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.methods.kv._lots import lots
 from pronghorn.types import Guarantee, KVPlan, Traits
 
@@ -35,7 +35,7 @@ SUM = "keyformer.sum"
 
 
 @dataclass(frozen=True)
-class Keyformer:
+class Keyformer(AtGrid):
     budget: int = 1024  # rows that each head keeps
     recent: float = 0.3  # share of them that are the latest
     noise: float = 1.0  # times Gumbel noise that is added to scores; 0: none
@@ -55,9 +55,6 @@ class Keyformer:
             raise MethodError(
                 f"keyformer: start is above 0 and no more than end, not {self.start} and {self.end}"
             )
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps))

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import Bools, KVView, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import BIAS, Guarantee, Ints, KVPlan, Traits
 
 SUM, COUNT = "kvmerger.sum", "kvmerger.count"
 
 
 @dataclass(frozen=True)
-class KvMerger:
+class KvMerger(AtGrid):
     budget: int = 1024  # rows that each head keeps, merged ones included
     threshold: float = 0.75  # cosine below which neighbours are never merged
     sinks: int = 4  # first rows that stay as they are
@@ -58,9 +58,6 @@ class KvMerger:
     @property
     def _heavy(self) -> int:
         return int(self.heavy * self.budget)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         total = view.total(SUM, taps)

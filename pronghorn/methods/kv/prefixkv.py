@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView, Scored, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import Guarantee, Ints, KVPlan, Traits
 
 SUM = "prefixkv.sum"
@@ -31,7 +31,7 @@ HALVINGS = 40  # of p: more than two sums of attention are ever apart
 
 
 @dataclass(frozen=True)
-class PrefixKv:
+class PrefixKv(AtGrid):
     budget: int = 1024  # rows that a layer keeps, in the mean of layers
     sinks: int = 4  # first rows that always stay
     window: int = 32  # last rows that always stay
@@ -47,9 +47,6 @@ class PrefixKv:
                 f"prefixkv: budget is {self.sinks + self.window} or above, the rows that always stay, not "
                 f"{self.budget}"
             )
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps))

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from pronghorn import rng
 from pronghorn.kv.view import KVView, Scored
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.methods.kv._lots import lots
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(AtGrid):
     budget: int = 1024  # rows that each head keeps
     sinks: int = 0  # first rows that always stay
     recent: int = 0  # last rows that always stay
@@ -34,9 +34,6 @@ class Random:
 
     def __post_init__(self) -> None:
         at_least("random", self, budget=1, sinks=0, recent=0, every=1, prompt_every=1)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps)) if view.n > self.budget else None

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pronghorn.kv.view import KVView
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.methods.kv._heads import check, retrieving
 from pronghorn.types import BIAS, Guarantee, KVPlan, Traits
 
@@ -30,7 +30,7 @@ COUNT = "razor.count"
 
 
 @dataclass(frozen=True)
-class RazorAttention:
+class RazorAttention(AtGrid):
     heads: tuple[int, ...] = ()  # retrieval heads: layer * (KV heads) + head
     table: str = ""  # file of `pronghorn calibrate heads` that finds them instead
     share: float = 0.15  # of the heads in a table that are retrieval heads
@@ -47,9 +47,6 @@ class RazorAttention:
     def traits(self) -> Traits:
         tables = (self.table,) if self.table else ()
         return Traits(Guarantee.APPROXIMATE, rows="head", drops=True, notes=(COUNT, BIAS), tables=tables)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         first = np.arange(view.n) < self.sinks

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView, Scored
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.methods.kv._seen import sees
 from pronghorn.types import Guarantee, KVPlan, Traits
 
@@ -30,7 +30,7 @@ NOW, BEFORE = "scissorhands.now", "scissorhands.before"  # counts in this part o
 
 
 @dataclass(frozen=True)
-class Scissorhands:
+class Scissorhands(AtGrid):
     budget: int = 1024  # rows that each head keeps
     history: int = 400  # last queries that count
     recent: int = 10  # last rows that always stay
@@ -41,9 +41,6 @@ class Scissorhands:
 
     def __post_init__(self) -> None:
         at_least("scissorhands", self, budget=1, history=2, recent=0, every=1, prompt_every=1)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         return view.plan(self.score(view, taps))

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from pronghorn.kv.view import KVView
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 
 @dataclass(frozen=True)
-class StreamingLlm:
+class StreamingLlm(AtGrid):
     sinks: int = 4  # rows kept from the start
     window: int = 1020  # rows kept from the end
     every: int = 64  # tokens between drops in the answer
@@ -31,9 +31,6 @@ class StreamingLlm:
 
     def __post_init__(self) -> None:
         at_least("streaming-llm", self, sinks=0, window=1, every=1, prompt_every=1)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         if view.n <= self.sinks + self.window:

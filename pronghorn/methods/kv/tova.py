@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView, rounded
 from pronghorn.methods._options import at_least
-from pronghorn.methods.kv._grid import next_drop
+from pronghorn.methods.kv._grid import AtGrid
 from pronghorn.types import Guarantee, KVPlan, Traits
 
 
 @dataclass(frozen=True)
-class Tova:
+class Tova(AtGrid):
     budget: int = 1024  # rows that each layer keeps
     every: int = 64  # tokens between drops in the answer
     prompt_every: int = 512  # tokens between drops inside the prompt
@@ -32,9 +32,6 @@ class Tova:
 
     def __post_init__(self) -> None:
         at_least("tova", self, budget=1, every=1, prompt_every=1)
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return next_drop(n_prompt, length, self.prompt_every, self.every)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         if view.n <= self.budget:
