@@ -193,6 +193,26 @@ def test_a_wrong_description_is_refused() -> None:
         NativeRunner(bound, store_for(bound, Ops("float32"), "bfloat16", Elsewhere()))
 
 
+@pytest.mark.parametrize(("keys", "why"), [  # bits, group, offset, channels, turn, levels, rank, spikes, kept
+    ([4, 0, 1, 0, 0, 0, 3, 0, 32], "low rank"), ([4, 0, 1, 0, 0, 0, 0, -1, 32], "spikes"),
+    ([4, 0, 1, 0, 1, 0, 1, 0, 32], "beside numbers"), ([4, 0, 1, 0, 0, 0, 0, 0, 31], "all channels"),
+    ([16, 0, 0, 0, 0, 0, 0, 0, 33], "16 bits"), ([16, 0, 1, 0, 0, 0, 0, 0, 20], "16 bits"),
+    ([4, 0, 1, 0, 0, 0, 1, 0, 32], "holds"), ([4, 0, 1, 0, 0, 0, 0, 9, 32], "holds"),
+])  # fmt: skip
+def test_descriptions_that_do_not_fit_are_refused(keys: list[int], why: str) -> None:
+    exe = _native.Executor("", 1, 5, 1, 1, 1, 32, [32, 32])
+    values = [16, 0, 0, 0, 0, 0, 0, 0, 32]
+
+    def zones(of_keys: list[int]) -> None:
+        tables: list[list[float]] = [[], []]
+        sealed, at = 256 + 1024, [0, 256, 1152, 0]  # 128 bytes for what keys have beside codes
+        exe.set_zones(1, 2048, [0, 1024, 0, 0], 3, sealed, at, [of_keys, values], tables, [0], [0])
+
+    zones([4, 0, 1, 0, 0, 0, 0, 0, 32])
+    with pytest.raises(ValueError, match=why):
+        zones(keys)
+
+
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize(("fmt", "share"), [
     (Int4(), 0.3), (Gear(2), 1 / 3), (Gear(), 0.46), (Think(), 0.83), (Think(0.5), 0.77),
