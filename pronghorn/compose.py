@@ -230,9 +230,9 @@ class Composition:
         return tuple(sorted({s for t in self.traits for s in t.stores}))
 
     @property
-    def tables(self) -> tuple[str, ...]:
-        """Calibration tables in use."""
-        return tuple(sorted({s for t in self.traits for s in t.tables}))
+    def tables(self) -> tuple[tuple[str, str], ...]:
+        """Calibration tables in use, with their kinds."""
+        return tuple(sorted({(s, t.table) for t in self.traits for s in t.tables}))
 
     @property
     def traits(self) -> list[Traits]:
@@ -353,7 +353,8 @@ def override(base: Composition, use: Sequence[str | Any], facts: Facts) -> Compo
         if order.index(t.rows) > order.index(base.rows):
             raise MethodError(f"{name} keeps other rows per {t.rows}, and this engine's store has groups per "
                               f"{base.rows}: start with --use {name} to lay it out so")  # fmt: skip
-        files = {*t.models, *t.stores, *t.tables} - {*base.models, *base.stores, *base.tables}
+        files: set[Any] = {*t.models, *t.stores, *((s, t.table) for s in t.tables)}
+        files -= {*base.models, *base.stores, *base.tables}
         if absent or files:
             needs = ", ".join([*absent, *t.models, *t.stores, *t.tables])
             raise MethodError(f"{name} needs {needs}, which this engine was not started with: start with "

@@ -450,11 +450,13 @@ def make_engine(
         ops, bound.n_layers, bound.n_kv, bound.head_dim, dtype, methods.kvfmt, methods.select,
         methods.rows, list(bound.kv_ropes), bound.attention,
     )  # fmt: skip
+    of_tables = ""
     if methods.tables:
-        from pronghorn.calibrate.table import opened
+        from pronghorn.calibrate.opened import mark, opened
 
-        shape = (bound.n_layers, bound.n_kv)
+        shape = (bound.n_layers, bound.n_kv, bound.head_dim)
         store.tables = opened(methods.tables, of_model(checkpoint, skips), shape)
+        of_tables = mark(store.tables)
     make: Any
     if backend == "native":
         from pronghorn.run.native import NativeRunner
@@ -481,8 +483,8 @@ def make_engine(
         companion.limit(kv_rows)
     eos = sorted({*checkpoint.eos, *tokenizer.eos})
     engine = Engine(bound, runner, store, methods, tokenizer, kv_rows, eos, clip, companions, stores)
-    mark = fingerprint(checkpoint, methods, backend, arithmetic, dtype)
-    methods.reuse.open(store, mark, engine.cost.prefill)
+    whole = fingerprint(checkpoint, methods, backend, arithmetic, dtype, of_tables)
+    methods.reuse.open(store, whole, engine.cost.prefill)
     return engine
 
 

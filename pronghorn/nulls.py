@@ -221,6 +221,9 @@ class Dense:
     def sources(self, n_layers: int) -> Sequence[int]:
         return (-1,) * n_layers
 
+    def of(self, tables: Any, layer: int, head: int) -> Dense:
+        return self
+
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         return ()
 

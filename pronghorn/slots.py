@@ -406,6 +406,10 @@ class Selector(Protocol):
         chooses, or -1 where it reads everything. A layer that others name chooses, whatever it reads."""
         ...
 
+    def of(self, tables: Mapping[str, Any], layer: int, head: int) -> Selector:
+        """What indexes and chooses pages of this head; tables: those that its traits name, by path."""
+        ...
+
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         """Index arrays kept with each page of each head."""
         ...

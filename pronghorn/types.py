@@ -60,7 +60,7 @@ class Traits:
                score in attention (`KVPlan`).
     models:    companion models it needs.
     stores:    files of tokens (`pronghorn.datastore`) that it reads.
-    tables:    files of what a model was found to be (`pronghorn.calibrate.table`) that it reads.
+    tables:    files of what a model was found to be (`pronghorn.calibrate`) that it reads, of kind `table`.
     greedy:    works only at temperature 0.
     """
 
@@ -74,6 +74,7 @@ class Traits:
     models: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    table: str = "heads"
     greedy: bool = False
 
 
@@ -268,7 +269,9 @@ class Choice:
     dots:   vectors, field "mean" (n, dim): q . mean;
     labels: rows, of which some channels are kept: fields "channel" (n,) uint8, "label" (n, rows) int8 and
             "unit" (n,) float32, which a label is in units of;
-    keys:   rows, q . k of the keys themselves.
+    keys:   rows, q . k of the keys themselves;
+    codes:  rows, of which codes are kept: field "code" (n, rows) uint8, entries of n tables of what centroids
+            have with q, which are the head's (`calibrate.codebooks.Books`).
 
     score: one of these. heads: what the query heads that share a KV head make of their scores: "max", "sum",
     or "vote", the sum of each head's softmax over the pages. pages: read, whole ones; first, last: so many at

@@ -39,6 +39,7 @@ OPTIONS = {
     "ems": "budget=24,window=8,threshold=0.2,every=16,prompt_every=32",
     "elastic": "budget=24,window=8,every=16,prompt_every=32",
     "quest": "tokens=48,dense_layers=0",
+    "a2ats": "tokens=48,codes=4,dense_layers=0",
     "double-sparsity": "tokens=48,channels=3,dense_layers=0",
     "tidal": "tokens=32,choosing=0",
     "sentence-kv": "tokens=48,start=16,recent=16,dense_layers=0",

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pronghorn.calibrate.channels import Channels, found
+from pronghorn.calibrate.codebooks import Codebooks, fitted
 from pronghorn.errors import UnsupportedError
 from pronghorn.kv.layout import PAGE
 from pronghorn.methods.kvfmt.int8 import Int8
-from pronghorn.methods.select import _pages
+from pronghorn.methods.select.a2ats import A2ATS
+from pronghorn.methods.select.double_sparsity import DoubleSparsity
 from pronghorn.methods.select.quest import Quest
 from pronghorn.methods.select.tidal import Tidal
 from pronghorn.ops.cpu import _native
@@ -28,14 +31,16 @@ OWN = [n for n in NAMES if n != "recycled"]  # rows choose for themselves
 MODEL = Model(layers=3, heads=8, n_kv=2, dim=20, width=64)
 TAPS = ("q.last1",)
 OPS = Ops("float32")
+NONE, ONE = np.zeros(0, np.float32), np.zeros(1, np.float32)
 
 
 def driver(
     selector: Any, model: Model = MODEL, n: int = 1, kv: str = "float32", fmt: Any = None, rows: str = "seq",
-    threads: int = 2, kind: Any = NativeRunner,
+    threads: int = 2, kind: Any = NativeRunner, tables: Any = None,
 ) -> Driver:  # fmt: skip
     bound = build(model, taps=TAPS)
     store = store_for(bound, OPS, kv, fmt, selector, rows)
+    store.tables = tables or {}
     return Driver(kind(bound, store, threads) if kind is NativeRunner else kind(bound, store), n)
 
 
@@ -77,12 +82,13 @@ def compare(d: Driver, chunks: list[Chunk], exact: list[bool]) -> int:
             for head in range(MODEL.n_kv):
                 index = shown(d, d.kvs[chunk.seq], layer, head)
                 x = q[row : row + 1, head] * np.float32(MODEL.dim**-0.5)
-                wanted = selector.select(x, index, OPS).pages[0]
+                own = selector.of(d.runner.store.tables, layer, head)
+                wanted = own.select(x, index, OPS).pages[0]
                 got = d.runner.exe.chosen(row, head)
                 if wanted.all():
                     assert not got
                     continue
-                score = _pages.scores(selector.choice.score, x, index, OPS)[0]
+                score = own.score(x, index, OPS)[0]
                 assert agree(selector.choice, got, wanted, score)
                 exact.append(got == np.flatnonzero(wanted).tolist())
                 n += 1
@@ -106,6 +112,37 @@ def test_native_choice_is_the_references(name: str, kv: str, fmt: Any) -> None:
         ]
         assert compare(d, chunks, exact) >= 3 * MODEL.n_kv
     assert np.mean(exact) > 0.9
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+def test_books_and_channels_of_a_table_are_the_heads(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each head has its own; 7 codes do not divide its 20 channels."""
+    monkeypatch.setenv("PRONGHORN_ISA", isa)
+    rng = np.random.default_rng(7)
+    shape = (MODEL.layers, MODEL.n_kv)
+    made = [
+        [fitted(rng.standard_normal((600, 20)), np.diag(rng.random(20)), 7) for _ in range(2)]
+        for _ in range(MODEL.layers)
+    ]
+    turn, book = (np.array([[pair[i] for pair in row] for row in made]) for i in (0, 1))
+    sizes = found(rng.random((*shape, MODEL.dim)))
+    for selector, table in (
+        (A2ATS(48, 7, 0, "x"), Codebooks("m", "0" * 64, 1, turn, book)),
+        (DoubleSparsity(48, 5, 0, "x"), Channels("m", "0" * 64, 1, sizes)),
+    ):
+        d = driver(selector, tables={"x": table})
+        d.step([Chunk(0, tokens(250))])
+        d.runner.store.seal(d.kvs[0])
+        exact: list[bool] = []
+        for seed in range(6):
+            assert compare(d, [Chunk(0, tokens(3, seed=seed), [-1, 0, 0], [])], exact) == 3 * MODEL.n_kv
+        assert np.mean(exact) > 0.9
+        pair = [driver(selector, kind=k, tables={"x": table}) for k in (RefRunner, NativeRunner)]
+        for e in pair:
+            e.step([Chunk(0, tokens(150))])
+            e.runner.store.seal(e.kvs[0])
+        a, b = (np.concatenate(e.step([Chunk(0, tokens(3))])) for e in pair)
+        assert np.abs(a - b).max() < 3e-5
 
 
 @pytest.mark.parametrize("name", [n for n in OWN if n != "tidal"])
@@ -235,7 +272,7 @@ def test_recycled_of_no_likeness_reads_all_and_of_any_reads_little() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("quest", 0.20), ("double-sparsity", 0.30), ("sentence-kv", 0.17)]
+    ("name", "most"), [("quest", 0.20), ("double-sparsity", 0.30), ("sentence-kv", 0.17), ("a2ats", 0.17)]
 )
 def test_bytes_read(name: str, most: float) -> None:
     """An eighth of the rows, and the index: of what dense attention reads."""
@@ -262,18 +299,20 @@ def test_layers_that_do_not_run_choose_for_nobody() -> None:
     exe = _native.Executor("", 1, 5, 2, 1, 1, 4, [4])
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0, 0], [0, 1])
     with pytest.raises(ValueError, match="one that runs"):
-        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0)
+        exe.set_select([-1, 0], 3, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0, 0, NONE, NONE)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({0: [0]}, "each layer"), ({0: [1, 1]}, "itself or before"), ({1: 4}, "does not exist"),
+        ({0: [0]}, "each layer"), ({0: [1, 1]}, "itself or before"), ({1: 5}, "does not exist"),
         ({1: -1}, "does not exist"), ({2: 3}, "does not exist"), ({3: [0, 0, 0, 1]}, "always read"),
         ({3: [4, 0, 0, 3]}, "always read"), ({3: [4, 3, 2, 1]}, "always read"),
         ({3: [4, 2, 1, 2]}, "always read"), ({7: 0}, "does not exist"), ({7: 300}, "does not exist"),
         ({4: 0.0}, "always read"), ({5: 3}, "does not exist"), ({8: [510, 0, 0]}, "outside"),
-        ({8: [0, 505, 0]}, "outside"),
+        ({8: [0, 505, 0]}, "outside"), ({12: 1}, "parts of a query"), ({13: ONE}, "each head"),
+        ({14: ONE}, "each head"), ({1: 4}, "parts of a query"), ({1: 4, 12: 5}, "parts of a query"),
+        ({1: 4, 12: 4}, "each head"), ({1: 4, 7: 5, 12: 1}, "does not exist"),
     ],
 )  # fmt: skip
 def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: str) -> None:
@@ -281,7 +320,7 @@ def test_choices_that_point_nowhere_are_refused(change: dict[int, Any], said: st
     exe.set_zones(0, 512, [0, 256, 0, 0], 0, 512, [0, 256, 0, 0], [], [], [0, 0], [0, 1])
     for layer in (0, 1):
         exe.add_op("attend", [0, 0, 0], 1, [], [], [layer, 0], [1.0, 0.0])
-    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 0, 0.5, 1, [0, 64, 0], 128, 512, 16]
+    args = [[0, 1], 0, 0, [4, 1, 1, 1], 1.0, 0, 0.5, 1, [0, 64, 0], 128, 512, 16, 0, NONE, NONE]
     exe.set_select(*args)
     for i, value in change.items():
         args[i] = value

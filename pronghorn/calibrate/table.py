@@ -1,4 +1,5 @@
-"""A calibration table: how much each head of a model retrieves, as JSON (`pronghorn calibrate heads`).
+"""A calibration table: what was found of a model, as JSON (`pronghorn calibrate`); here how much each head
+retrieves, and what tables of every kind have in common.
 
 A table is for one model, which its fingerprint names. Nothing in the file is believed: its size is bounded,
 and every field is checked before any is used.
@@ -20,14 +21,72 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.model.writing import replacing
 
-KIND = "pronghorn heads"
 VERSION = 1
 BYTES_MOST = 16 << 20
 LAYERS_MOST = HEADS_MOST = 4096
 NAME_MOST = 1024  # characters of a model's name
-MAKE = "`pronghorn calibrate heads MODEL -o FILE`"
 
 Scores = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """Where a table stands, and its kind, after which the command that makes it is called."""
+
+    path: str
+    kind: str
+
+    @property
+    def make(self) -> str:
+        return f"`pronghorn calibrate {self.kind} MODEL -o FILE`"
+
+    def bad(self, why: str) -> MethodError:
+        return MethodError(f"{self.path!r} is no calibration table: {why}; {self.make} makes one")
+
+    def write(self, table: dict[str, Any]) -> None:
+        """Raises `CheckpointError` where it cannot."""
+        with replacing(Path(self.path)) as temporary:
+            head = {"kind": f"pronghorn {self.kind}", "version": VERSION}
+            temporary.write_text(json.dumps(head | table) + "\n")
+
+    def read(self, names: Sequence[str], most: int = BYTES_MOST) -> dict[str, Any]:
+        """What stands in it, of which model, fingerprint and tokens are checked. Raises `MethodError` for a
+        file that cannot be read, that is none of this kind or lacks one of `names`."""
+        data = self._bytes(most)
+        try:
+            found = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise self.bad(f"it is not JSON ({str(error)[:80]})") from None
+        if not isinstance(found, dict) or found.get("kind") != f"pronghorn {self.kind}":
+            raise self.bad(f"it has no kind 'pronghorn {self.kind}'")
+        if found.get("version") != VERSION or isinstance(found["version"], bool):
+            raise self.bad(f"it is not of version {VERSION}, which this program reads")
+        absent = [name for name in names if name not in found]
+        if absent:
+            raise self.bad(f"it has no {', '.join(absent)}")
+        model, mark, tokens = found["model"], found["fingerprint"], found["tokens"]
+        if not isinstance(model, str) or len(model) > NAME_MOST:
+            raise self.bad("model is not a name")
+        if not isinstance(mark, str) or len(mark) != 64 or set(mark) - set("0123456789abcdef"):
+            raise self.bad("fingerprint is not 64 digits of base 16")
+        if type(tokens) is not int or not 0 < tokens < 1 << 40:
+            raise self.bad("tokens is not a number of tokens")
+        return {name: found[name] for name in names}
+
+    def _bytes(self, most: int) -> bytes:
+        try:
+            with open(self.path, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise self.bad("it is no file")
+                data = file.read(most + 1)
+        except (OSError, ValueError) as e:
+            why = getattr(e, "strerror", None) or str(e)
+            raise MethodError(
+                f"cannot read the calibration table {self.path!r}: {why}; {self.make} makes one"
+            ) from None
+        if len(data) > most:
+            raise self.bad(f"it is larger than {most >> 20} MiB")
+        return data
 
 
 @dataclass(frozen=True)
@@ -43,7 +102,7 @@ class Table:
     induction: Scores
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Layers and KV heads."""
         return len(self.echo), len(self.echo[0])
 
@@ -61,75 +120,28 @@ class Table:
 
     def write(self, path: Path) -> None:
         """Raises `CheckpointError` where it cannot."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"kind": KIND, "version": VERSION, **asdict(self)}) + "\n")
-
-
-def opened(paths: Sequence[str], fingerprint: str, shape: tuple[int, int]) -> dict[str, Table]:
-    """Tables by path, all of the model with this `fingerprint.of_model`; shape: its layers that run, and
-    KV heads. Raises `MethodError`."""
-    out = {path: read(path) for path in paths}
-    for path, table in out.items():
-        if table.fingerprint != fingerprint:
-            raise MethodError(
-                f"the calibration table {path} is of another model ({table.model!r}), or of this one with "
-                f"other layers left out: make one for this model with {MAKE}, or name heads: heads=0+5+..."
-            )
-        if table.shape != shape:
-            raise _bad(path, f"it has {table.shape} layers and heads, the model {shape}")
-    return out
+        File(str(path), "heads").write(asdict(self))
 
 
 def read(path: str) -> Table:
-    """Raises `MethodError` for a file that cannot be read or is no table."""
-    data = _bytes(path)
-    try:
-        found = json.loads(data.decode("utf-8"), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise _bad(path, f"it is not JSON ({str(error)[:80]})") from None
-    if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise _bad(path, f"it has no kind {KIND!r}")
-    if found.get("version") != VERSION or isinstance(found["version"], bool):
-        raise _bad(path, f"it is not of version {VERSION}, which this program reads")
-    absent = [f.name for f in fields(Table) if f.name not in found]
-    if absent:
-        raise _bad(path, f"it has no {', '.join(absent)}")
-    model, mark, tokens = found["model"], found["fingerprint"], found["tokens"]
-    if not isinstance(model, str) or len(model) > NAME_MOST:
-        raise _bad(path, "model is not a name")
-    if not isinstance(mark, str) or len(mark) != 64 or set(mark) - set("0123456789abcdef"):
-        raise _bad(path, "fingerprint is not 64 digits of base 16")
-    if type(tokens) is not int or not 0 < tokens < 1 << 40:
-        raise _bad(path, "tokens is not a number of tokens")
-    echo, induction = (_scores(path, name, found[name]) for name in ("echo", "induction"))
+    """Raises `MethodError` for a file that cannot be read or is no table of heads."""
+    file = File(path, "heads")
+    found = file.read([f.name for f in fields(Table)])
+    echo, induction = (_scores(file, name, found[name]) for name in ("echo", "induction"))
     if [len(x) for x in echo] != [len(x) for x in induction]:
-        raise _bad(path, "echo and induction are not of the same heads")
-    return Table(model, mark, tokens, echo, induction)
+        raise file.bad("echo and induction are not of the same heads")
+    return Table(found["model"], found["fingerprint"], found["tokens"], echo, induction)
 
 
-def _scores(path: str, name: str, rows: Any) -> Scores:
+def _scores(file: File, name: str, rows: Any) -> Scores:
     if not isinstance(rows, list) or not 0 < len(rows) <= LAYERS_MOST:
-        raise _bad(path, f"{name} is not a list of 1 to {LAYERS_MOST} layers")
+        raise file.bad(f"{name} is not a list of 1 to {LAYERS_MOST} layers")
     for row in rows:
         if not isinstance(row, list) or not 0 < len(row) <= HEADS_MOST or len(row) != len(rows[0]):
-            raise _bad(path, f"{name} does not have as many heads, 1 to {HEADS_MOST}, in each layer")
+            raise file.bad(f"{name} does not have as many heads, 1 to {HEADS_MOST}, in each layer")
         if any(type(x) not in (int, float) or not 0 <= x <= 1 for x in row):
-            raise _bad(path, f"{name} holds something that is not a number from 0 to 1")
+            raise file.bad(f"{name} holds something that is not a number from 0 to 1")
     return tuple(tuple(map(float, row)) for row in rows)
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _bad(path, "it is no file")
-            data = file.read(BYTES_MOST + 1)
-    except (OSError, ValueError) as e:
-        why = getattr(e, "strerror", None) or str(e)
-        raise MethodError(f"cannot read the calibration table {path!r}: {why}; {MAKE} makes one") from None
-    if len(data) > BYTES_MOST:
-        raise _bad(path, f"it is larger than {BYTES_MOST >> 20} MiB")
-    return data
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -139,7 +151,3 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number")
-
-
-def _bad(path: str, why: str) -> MethodError:
-    return MethodError(f"{path!r} is no calibration table: {why}; {MAKE} makes one")

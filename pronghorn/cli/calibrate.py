@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pronghorn.calibrate.skips import Found
     from pronghorn.calibrate.table import Table
     from pronghorn.calibrate.trial import Material, Trial
+    from pronghorn.llm import LLM
 
 
 def calibrate() -> None:
@@ -27,6 +29,8 @@ def calibrate() -> None:
       pronghorn calibrate skip-set org/name --text like-mine.txt
 
       pronghorn calibrate heads org/name -o heads.json
+
+      pronghorn calibrate codebooks org/name -o books.json --text like-mine.txt
     """
 
 
@@ -184,3 +188,114 @@ def _tell_heads(found: Table, out: str, as_json: bool) -> None:
         ["heads=", "layer", "head", "induction", "echo"], rows, right=range(5),
     )  # fmt: skip
     print(f"--use razor-attention:table={out}")
+
+
+Texts = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="Text like that which the model will read: .txt or .jsonl. Without: its own answers to prompts "
+        "of several kinds.",
+    ),
+]
+
+
+def channels(
+    model: Annotated[
+        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
+    ] = MODEL,
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="Where the table goes; needed.")
+    ] = "",
+    text: Texts = "",
+    use: Use = [],  # noqa: B006  (Typer copies it)
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the channels of MODEL's keys that its scores come from, for `double-sparsity`.
+
+    The model reads texts. How large each channel's part of scores is, is written to a table.
+
+    [bold]Examples[/bold]
+
+      pronghorn calibrate channels -o channels.json
+
+      pronghorn calibrate channels org/name -o channels.json --text like-mine.txt
+
+      pronghorn run --use double-sparsity:table=channels.json "Tell a story."
+    """
+    from pronghorn.calibrate.keys import find_channels
+
+    found = _of_texts(model, out, text, use, threads, find_channels)
+    found.write(Path(out))
+    if as_json:
+        show.as_json({**asdict(found), "table": out})
+        return
+    layers, n_kv, dim = found.shape
+    print(f"{layers} layers of {n_kv} KV heads, {dim} channels, {found.tokens:,} tokens")
+    print(f"--use double-sparsity:table={out}")
+
+
+def codebooks(
+    model: Annotated[
+        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
+    ] = MODEL,
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="Where the table goes; needed.")
+    ] = "",
+    text: Texts = "",
+    codes: Annotated[int, typer.Option(min=1, help="Codes of a key, a byte each.")] = 8,
+    use: Use = [],  # noqa: B006  (Typer copies it)
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make codebooks of MODEL's keys, for `a2ats`.
+
+    The model reads texts. Its keys are clustered so that their products with its queries change least.
+
+    [bold]Examples[/bold]
+
+      pronghorn calibrate codebooks -o books.json
+
+      pronghorn calibrate codebooks org/name -o books.json --codes 16 --text like-mine.txt
+
+      pronghorn run --use a2ats:table=books.json "Tell a story."
+    """
+    from pronghorn.calibrate.keys import find_codebooks
+
+    found = _of_texts(
+        model, out, text, use, threads,
+        lambda llm, name, texts, tick: find_codebooks(llm, name, texts, codes, tick),
+    )  # fmt: skip
+    found.write(Path(out))
+    layers, n_kv, _ = found.shape
+    spec = f"a2ats:table={out}" + ("" if found.groups == 8 else f",codes={found.groups}")
+    if as_json:
+        show.as_json({
+            "model": found.model, "fingerprint": found.fingerprint, "tokens": found.tokens,
+            "shape": list(found.shape), "codes": found.groups, "table": out, "use": spec,
+        })  # fmt: skip
+        return
+    print(f"{layers} layers of {n_kv} KV heads, {found.groups} codes of a key, {found.tokens:,} tokens")
+    print(f"--use {spec}")
+
+
+def _of_texts(
+    model: str, out: str, text: str, use: list[str], threads: int,
+    find: Callable[[LLM, str, list[list[int]], Callable[[int, int], None]], Any],
+) -> Any:  # fmt: skip
+    """What `find` finds of the model with its texts."""
+    from pronghorn.calibrate.keys import Watch
+    from pronghorn.calibrate.trial import given, own
+    from pronghorn.cli.options import open_model, weight_first
+    from pronghorn.errors import RequestError
+
+    if not out:
+        raise RequestError("the table needs a file to go to: -o table.json")
+    llm = open_model(model, [*map(weight_first, use), Watch()], plain=True, threads=threads)
+    try:
+        material = given(llm, Path(text)) if text else own(llm)
+        with show.progress("looking") as bar:
+            return find(llm, model, material.texts, bar)
+    finally:
+        llm.close()

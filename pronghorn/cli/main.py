@@ -21,7 +21,8 @@ COMMANDS = (  # in modules of their names
     "bench", "datastore", "serve", "batch",
 )  # fmt: skip
 GROUPS = {  # commands that have commands
-    "calibrate": ("skip_set", "heads"), "bench": ("speed", "speculate", "kv"), "datastore": ("build", "info"),
+    "calibrate": ("skip_set", "heads", "channels", "codebooks"), "bench": ("speed", "speculate", "kv"),
+    "datastore": ("build", "info"),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,6 @@ from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
 from pronghorn.slots import KVFormat, Selector
 from pronghorn.types import BIAS, Array, Ints, KVPlan, Rewrite
-
-if TYPE_CHECKING:
-    from pronghorn.calibrate.table import Table
 
 U64 = NDArray[np.uint64]
 Floats = NDArray[np.float32]
@@ -121,7 +118,7 @@ class Store:
         self.open_dtype = open_dtype
         self.attention = tuple(attention) or ((head_dim**-0.5, 0, 0.0),) * n_layers
         self.look: Looks = by_ops
-        self.tables: Mapping[str, Table] = {}  # calibration tables that policies go by, by path
+        self.tables: Mapping[str, Any] = {}  # calibration tables that methods go by, by path
         self.packed = fmt.group > 0
         exact = exact_fields(open_dtype, head_dim)
         groups = grouping(rows, n_layers, n_kv)
@@ -498,7 +495,7 @@ class Store:
         if self.selector.dense:
             return
         valid = self.ops.array(np.arange(PAGE)[None] < fill[:, None])
-        index = self.selector.index(k, valid, self.ops)
+        index = self.selector.of(self.tables, *at.groups[g][i]).index(k, valid, self.ops)
         for f in range(self.n_own, len(at.fields)):
             spec = at.fields[f]
             self._put(blocks, g, i, f, self.ops.to(index[spec.name], spec.dtype))

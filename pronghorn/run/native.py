@@ -38,6 +38,7 @@ WEIGHTS = {"float32": 0, "bfloat16": 1, "float16": 2, "float8": 3}
 FIELDS: dict[str, dict[str, str]] = {  # what a choice goes by, and the dtypes
     "bounds": {"lo": "bfloat16", "hi": "bfloat16"}, "dots": {"mean": "bfloat16"},
     "labels": {"channel": "uint8", "label": "int8", "unit": "float32"}, "keys": {},
+    "codes": {"code": "uint8"},
 }  # fmt: skip
 HEADS = ("max", "sum", "vote")
 KEEP = ("", "all", "own")
@@ -195,20 +196,34 @@ class NativeRunner:
         wanted = FIELDS.get(c.score, {"no such score": ""})
         found = [held[name] for name in wanted if name in held]
         n = found[0][1].shape[0] if found else 1
-        shapes = {"channel": (n,), "label": (n, PAGE), "unit": (n,)}
+        shapes = {"channel": (n,), "label": (n, PAGE), "unit": (n,), "code": (n, PAGE)}
         fits = [
             f.dtype == wanted[f.name] and f.shape == shapes.get(f.name, (n, self.store.head_dim))
             for _, f in found
         ]
         if len(found) < len(wanted) or not all(fits):
             raise UnsupportedError(f"no native choice by {c.score!r} of the fields {list(held)}; {WAY_OUT}")
+        turn, book, part = self._books() if c.score == "codes" else (NO_FLOATS, NO_FLOATS, 0)
         self.exe.set_select(
             sources(selector, self.bound), list(FIELDS).index(c.score), HEADS.index(c.heads),
             [c.pages, c.first, c.last, c.span], c.cover, KEEP.index(c.keep), c.like, n,
             [*(at for at, _ in found), 0, 0, 0][:3],
             lay.index, lay.block,
-            sum(itemsize(f.dtype) * math.prod(f.shape) for _, f in found),
+            sum(itemsize(f.dtype) * math.prod(f.shape) for _, f in found), part, turn, book,
         )  # fmt: skip
+
+    def _books(self) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+        """Of every head, one after the other: what turns queries (dim, width up to 16s), and centroids of
+        groups with a channel's values side by side (groups, part, codes); part."""
+        store, turns, books, part = self.store, [], [], 0
+        for layer, head in np.ndindex(store.n_layers, store.n_kv):
+            found = store.selector.of(store.tables, layer, head).books(store.head_dim)
+            turns.append(np.pad(found.unturn, ((0, 0), (0, -found.unturn.shape[1] % 16))))
+            books.append(np.swapaxes(found.book, 1, 2))
+            part = found.book.shape[2]
+        flat = (np.concatenate([a.reshape(-1) for a in every]) for every in (turns, books))
+        turn, book = (np.ascontiguousarray(a, np.float32) for a in flat)
+        return turn, book, part
 
     # ------------------------------------------------------------------ run
 

@@ -205,7 +205,8 @@ class RefRunner:
                         if store.selector.choice.score == "keys":
                             valid = ops.array(np.arange(PAGE)[None] < sealed.fill[:, None])
                             index |= {"k": pk, "valid": valid}
-                        pages = store.selector.select(qh * a["scale"], index, ops).pages
+                        selector = store.selector.of(store.tables, layer, h)
+                        pages = selector.select(qh * a["scale"], index, ops).pages
                         s.chosen[i, h] = self._kept(layer, h, kv, ops.numpy(pages), q[mine], s, at)
                     if self.sources[layer] >= 0:
                         see = see & np.repeat(s.chosen[i, h], PAGE, axis=1)

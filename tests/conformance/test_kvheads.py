@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pronghorn.calibrate.heads import Watch
-from pronghorn.calibrate.table import BYTES_MOST, Table, opened, read
+from pronghorn.calibrate.opened import opened
+from pronghorn.calibrate.table import BYTES_MOST, Table, read
 from pronghorn.errors import MethodError
 from pronghorn.kv.layout import PAGE
 from pronghorn.methods.kv.duo_attention import DuoAttention
@@ -143,16 +144,16 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     made.write(path)
     assert read(str(path)) == made
-    assert opened([str(path)], MARK, (2, 2)) == {str(path): made}
+    assert opened([(str(path), "heads")], MARK, (2, 2, 8)) == {str(path): made}
     with pytest.raises(MethodError, match="layers and heads"):
-        opened([str(path)], MARK, (2, 4))
+        opened([(str(path), "heads")], MARK, (2, 4, 8))
 
 
 def test_a_table_of_another_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     table([[0.1]]).write(path)
     with pytest.raises(MethodError, match=r"another model \('some/model'\).*calibrate heads"):
-        opened([str(path)], "1" * 64, (1, 1))
+        opened([(str(path), "heads")], "1" * 64, (1, 1, 8))
 
 
 GOOD = {"kind": "pronghorn heads", "version": 1, "model": "m", "fingerprint": MARK, "tokens": 9,

@@ -144,8 +144,8 @@ def test_ties_go_to_the_earlier_page(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_ranges(name: str) -> None:
     cls = _find.classes("select")[name]
-    for bad in ({"tokens": 0}, {"dense_layers": -1}, {"channels": 0}, {"parts": 0}, {"centroids": 0},
-                {"centroids": 17}, {"choosing": ()}, {"choosing": (3, 2)}, {"start": -1},
+    for bad in ({"tokens": 0}, {"dense_layers": -1}, {"channels": 0}, {"codes": 0}, {"parts": 0},
+                {"centroids": 0}, {"centroids": 17}, {"choosing": ()}, {"choosing": (3, 2)}, {"start": -1},
                 {"recent": -1}, {"keys": 0}, {"keys": 17},
                 {"density": 0.0}, {"density": 1.5}):  # fmt: skip
         if set(bad) <= set(cls.__dataclass_fields__):

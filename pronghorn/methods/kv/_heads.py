@@ -21,7 +21,8 @@ def check(owner: str, heads: tuple[int, ...], table: str, share: float) -> None:
 def retrieving(view: KVView, heads: tuple[int, ...], table: str, share: float) -> Bools:
     """(L, H). heads: layer * (KV heads) + head, those that the model does not have left out."""
     if table:
-        return view.tables[table].best(share)
+        best: Bools = view.tables[table].best(share)
+        return best
     out = np.zeros((view.n_layers, view.n_kv), bool)
     out.reshape(-1)[[h for h in heads if h < out.size]] = True
     return out

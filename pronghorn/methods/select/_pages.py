@@ -6,7 +6,7 @@ The native runner acts on a choice by itself; this is what it must come to.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pronghorn.errors import MethodError
@@ -29,8 +29,15 @@ class Pages:
     def sources(self, n_layers: int) -> Sequence[int]:
         return [i if i >= self.dense_layers else -1 for i in range(n_layers)]
 
+    def of(self, tables: Mapping[str, Any], layer: int, head: int) -> Any:
+        return self
+
+    def score(self, q: Array, index: dict[str, Array], ops: Any) -> Array:
+        """See `scores`."""
+        return scores(self.choice.score, q, index, ops)
+
     def select(self, q: Array, index: dict[str, Array], ops: Any) -> Selection:
-        return Selection(chosen(self.choice, scores(self.choice.score, q, index, ops), ops))
+        return Selection(chosen(self.choice, self.score(q, index, ops), ops))
 
 
 class Boxes(Pages):
@@ -62,6 +69,16 @@ def scores(score: str, q: Array, index: dict[str, Array], ops: Any) -> Array:
         at = ops.to(index["channel"], "int64").reshape((-1,))
         part = q[:, :, at].reshape((*q.shape[:2], *label.shape[:2])) * index["unit"]
         return xp.max(xp.matmul(part[..., None, :], label)[..., 0, :], axis=-1)
+    if score == "codes":
+        code = ops.to(index["code"], "int64")  # (n_pages, groups, page)
+        book = index["book"]  # (groups, codes, part)
+        groups, _, part = book.shape
+        turned = xp.matmul(q, index["unturn"]).reshape((*q.shape[:2], groups, part))
+        total = 0
+        for g in range(groups):
+            table = xp.matmul(turned[:, :, g], book[g].T)
+            total = total + xp.take(table, code[:, g].reshape((-1,)), axis=-1)
+        return xp.max(total.reshape((*q.shape[:2], code.shape[0], code.shape[2])), axis=-1)
     k, valid = index["k"], index["valid"]
     dots = xp.matmul(q, k.reshape((k.shape[0] * k.shape[1], -1)).T).reshape((*q.shape[:2], *valid.shape))
     return xp.max(xp.where(valid, dots, xp.full_like(dots, -math.inf)), axis=-1)

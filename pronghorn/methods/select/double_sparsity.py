@@ -1,23 +1,26 @@
 """Double sparsity (Yang et al., 2024, arXiv 2408.07092): a few channels of each key say which rows matter.
 
-A page keeps, for each of its rows, the `channels` channels in which its keys are largest on average, as
-8-bit labels with a factor for each channel; the query's product with them stands for the score.
-Departures: the paper calibrates one list of channels for each head ahead, on texts, by mean |q_c k_c|.
-Here every page has its own, by mean |k_c| (one of the measures that its authors offer), so nothing is
-calibrated, keys that a policy rewrites are labelled anew, and a page's list fits its keys. Labels have 8
-bits instead of 4. Pages are read whole, by their best row, for any of the query heads that share a KV
-head, as memory serves pages. Rows of the prompt select too. Nothing is offloaded, so memory rises by the
-labels.
+A page keeps, for each of its rows, `channels` channels of its key, as 8-bit labels with a factor for each
+channel; the query's product with them stands for the score. Which channels: those of a table that `pronghorn
+calibrate channels` makes, one list for each head, by the mean of |q_c k_c| on texts, as in the paper; without
+a table each page has its own, those in which its keys are largest on average (one of the measures that the
+paper's authors offer), so nothing is calibrated and a page's list fits its keys. COMPARED
+Departures: labels have 8 bits instead of 4. Query heads that share a KV head share a list. Pages are read
+whole, by their best row, for any of those query heads, as memory serves pages. Rows of the prompt select
+too. Nothing is offloaded, so memory rises by the labels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pronghorn.methods._options import at_least
 from pronghorn.methods.select import _pages
-from pronghorn.types import Array, Choice, Field, Guarantee, Traits
+from pronghorn.types import Array, Choice, Field, Guarantee, Ints, Traits
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,24 @@ class DoubleSparsity(_pages.Pages):
     tokens: int = 1024  # sealed rows that a query reads, in whole pages
     channels: int = 16  # of each key; all where there are no more
     dense_layers: int = 2  # first layers, which are read whole
-
-    traits = Traits(Guarantee.APPROXIMATE)
+    table: str = ""  # file of `pronghorn calibrate channels` that says which; without: each page's largest
 
     def __post_init__(self) -> None:
         at_least("double-sparsity", self, tokens=1, channels=1, dense_layers=0)
 
     @property
+    def traits(self) -> Traits:
+        return Traits(Guarantee.APPROXIMATE, tables=(self.table,) if self.table else (), table="channels")
+
+    @property
     def choice(self) -> Choice:
         return Choice("labels", _pages.whole(self.tokens))
+
+    def of(self, tables: Mapping[str, Any], layer: int, head: int) -> _pages.Pages:
+        if not self.table:
+            return self
+        best = tables[self.table].best(layer, head, min(self.channels, 256))
+        return _Listed(**vars(self), best=tuple(best.tolist()))
 
     def fields(self, page: int, dim: int) -> tuple[Field, ...]:
         n = min(self.channels, dim, 256)
@@ -44,13 +56,29 @@ class DoubleSparsity(_pages.Pages):
 
     def index(self, k: Array, valid: Array, ops: Any) -> dict[str, Array]:
         xp = ops.xp
-        n = min(self.channels, k.shape[-1], 256)
         k = _pages.filled(k, valid, ops)
-        here = ops.to(valid, ops.name)[..., None]
-        size = _pages.rounded(xp.sum(xp.abs(k) * here, axis=1) / xp.sum(here, axis=1), ops)
-        channel = xp.argsort(-size, axis=-1, stable=True)[:, :n]
+        channel = self._channels(k, valid, ops)
         rows = xp.permute_dims(k, (0, 2, 1))[xp.arange(k.shape[0], device=k.device)[:, None], channel]
         top = xp.max(xp.abs(rows), axis=-1)
         unit = ops.cast(ops.to(xp.where(top > 0, top / 127, xp.ones_like(top)), "float32"))
         label = xp.round(rows / unit[..., None])
         return {"channel": channel, "label": xp.clip(label, -127, 127), "unit": unit}
+
+    def _channels(self, k: Array, valid: Array, ops: Any) -> Array:
+        """(n_pages, channels)"""
+        xp = ops.xp
+        n = min(self.channels, k.shape[-1], 256)
+        here = ops.to(valid, ops.name)[..., None]
+        size = _pages.rounded(xp.sum(xp.abs(k) * here, axis=1) / xp.sum(here, axis=1), ops)
+        return xp.argsort(-size, axis=-1, stable=True)[:, :n]
+
+
+@dataclass(frozen=True)
+class _Listed(DoubleSparsity):
+    """Of one head, whose channels are known."""
+
+    best: tuple[int, ...] = ()
+
+    def _channels(self, k: Array, valid: Array, ops: Any) -> Array:
+        best: Ints = np.array([self.best], np.int64)
+        return ops.xp.broadcast_to(ops.array(best), (k.shape[0], len(self.best)))

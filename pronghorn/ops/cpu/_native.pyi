@@ -267,11 +267,14 @@ class Executor:
     def set_select(
         self, sources: list[int], score: int, heads: int, pages: list[int], cover: float,
         keep: int, like: float, n: int, at: list[int], stride: int, block: int, size: int,
+        part: int, turn: npt.NDArray[np.float32], book: npt.NDArray[np.float32],
     ) -> None:  # fmt: skip
-        """`types.Choice`, by `Selector.sources`. score (0 bounds, 1 dots, 2 labels, 3 keys); heads (0 max,
-        1 sum, 2 vote); pages: read, first, last, span; keep (0 no, 1 else all, 2 else own); n: vectors or
-        channels of a page; at: offsets of the fields of a block's first head (lo, hi; mean; channel, label,
-        unit); stride: from head to head; block: bytes of a block; size: of a page's fields."""
+        """`types.Choice`, by `Selector.sources`. score (0 bounds, 1 dots, 2 labels, 3 keys, 4 codes);
+        heads (0 max, 1 sum, 2 vote); pages: read, first, last, span; keep (0 no, 1 else all, 2 else own); n:
+        vectors or channels of a page, codes of a row; at: offsets of the fields of a block's first head (lo,
+        hi; mean; channel, label, unit; code); stride: from head to head; block: bytes of a block; size: of a
+        page's fields. Of codes, for each layer and head: part: turned channels of a book; turn: what turns
+        queries, (dim, n * part filled up to 16s); book: (n, part, 256)."""
 
     @property
     def kept_ints(self) -> int:

@@ -120,8 +120,9 @@ public:
     int add_table(const float* freq, int half, float gain);  // freq null: given with each step
     void add_op(TapeOp op);
     void set_zones(Zone open, Zone sealed, std::vector<int> group, std::vector<int> index);
-    // sources: by which layer's choice each layer reads, -1: everything.
-    void set_select(std::vector<int> sources, const Chooser& by);
+    // sources: by which layer's choice each layer reads, -1: everything. turn, book: of codes, those of
+    // `ScoreItem` for each layer and KV head; empty otherwise.
+    void set_select(std::vector<int> sources, const Chooser& by, std::vector<float> turn, std::vector<float> book);
     void finish();  // plan; throws std::invalid_argument where the tape contradicts itself
 
     static constexpr int FUSED_ROWS = 16;  // most rows with which row ops give up their barriers
@@ -390,6 +391,7 @@ private:
     std::vector<char> chooses_;       // per layer: it is such a source
     bool any_select_ = false;
     Chooser chooser_;
+    std::vector<float> turn_, book_;  // of codes
     std::vector<Asked> asked_;
     std::vector<std::int32_t> chosen_;    // pages of (row, KV head) by the last layer that chose, in rising order
     std::vector<int> n_chosen_;

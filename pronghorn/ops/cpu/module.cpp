@@ -780,12 +780,15 @@ NB_MODULE(_native, m) {
         .def("set_select",
              [](Native& self, std::vector<int> sources, int score, int heads, const std::vector<int>& pages,
                 float cover, int keep, float like, int n, const std::vector<std::size_t>& at, std::size_t stride,
-                std::size_t block, std::size_t bytes) {
+                std::size_t block, std::size_t bytes, int part, const Flat<float, 1>& turn,
+                const Flat<float, 1>& book) {
                  need(pages.size() == 4 && at.size() == 3, "pages: read, first, last, span; three offsets");
                  self.set_select(std::move(sources),
                                  {ph::Score(score), ph::Heads(heads), pages[0], pages[1], pages[2], pages[3],
                                   cover, ph::Keep(keep), like, n,
-                                  {at[0], at[1], at[2]}, stride, block, bytes});
+                                  {at[0], at[1], at[2]}, stride, block, bytes, part},
+                                 std::vector<float>(turn.data(), turn.data() + turn.size()),
+                                 std::vector<float>(book.data(), book.data() + book.size()));
              })
         .def("finish", &Native::finish)
         // Without conversion: results written to a converted copy would be lost.

@@ -36,8 +36,6 @@ Scorer scorer_named(const std::string& isa_name) {
     return baseline::score_pages;
 }
 
-std::size_t padded(std::size_t n) { return (n + 15) / 16 * 16; }
-
 // Scores to levels of 0 to 2 * STEPS, in place; what is not a number is somewhere among them.
 void round_levels(const float* x, int n, std::int32_t* level) {
     float top = 0;
@@ -74,20 +72,26 @@ Least least_of(const std::int32_t* level, int n, int want) {
 
 }  // namespace
 
-void Executor::set_select(std::vector<int> sources, const Chooser& by) {
+void Executor::set_select(std::vector<int> sources, const Chooser& by, std::vector<float> turn,
+                          std::vector<float> book) {
     need(!finished_, "a selection after finish");
     need(int(sources.size()) == shape_.n_layers && (group_.size() || !shape_.n_layers), "a source for each layer");
     need(by.pages >= 1 && by.pages < (1 << 24) && by.span >= 1 && by.pages % by.span == 0 && by.first >= 0 &&
              by.last >= 0 && by.first <= by.pages && by.last <= by.pages &&
              (by.first + by.last) * by.span <= by.pages && by.cover > 0,
          "pages that are always read are among those that are read, whole spans of them");
-    need(by.score >= BOUNDS && by.score <= BY_KEYS && by.heads >= MOST && by.heads <= VOTE && by.keep >= NOT && by.keep <= ELSE_OWN && by.n >= 1 &&
-             by.n <= 256 && (by.score != LABELS || by.n <= shape_.head_dim),
+    need(by.score >= BOUNDS && by.score <= CODES && by.heads >= MOST && by.heads <= VOTE && by.keep >= NOT && by.keep <= ELSE_OWN && by.n >= 1 &&
+             by.n <= 256 && ((by.score != LABELS && by.score != CODES) || by.n <= shape_.head_dim),
          "a choice that does not exist");
     const std::size_t vectors = std::size_t(by.n) * shape_.head_dim * 2;
-    const std::size_t size[4][3] = {{vectors, vectors, 0}, {vectors, 0, 0},
+    const std::size_t size[5][3] = {{vectors, vectors, 0}, {vectors, 0, 0},
                                     {std::size_t(by.n), std::size_t(by.n) * PAGE, std::size_t(by.n) * 4},
-                                    {0, 0, 0}};
+                                    {0, 0, 0}, {std::size_t(by.n) * PAGE, 0, 0}};
+    const bool codes = by.score == CODES;
+    const std::size_t members = codes ? std::size_t(shape_.n_layers) * shape_.n_kv : 0;
+    need(by.part >= (codes ? 1 : 0) && by.part <= (codes ? shape_.head_dim : 0), "books of parts of a query");
+    need(turn.size() == members * shape_.head_dim * by.turned() && book.size() == members * by.book(),
+         "books for each head");
     const std::size_t last = by.stride * *std::max_element(index_.begin(), index_.end());
     for (int i = 0; i < 3; ++i) need(by.at[i] + last + size[by.score][i] <= by.block, "index fields outside of a page");
     std::vector<char> attends(shape_.n_layers, 0);
@@ -110,6 +114,8 @@ void Executor::set_select(std::vector<int> sources, const Chooser& by) {
     }
     sources_ = std::move(sources);
     chooser_ = by;
+    turn_ = std::move(turn);
+    book_ = std::move(book);
 }
 
 // Rows that choose, and who scores which of their pages.
@@ -140,7 +146,7 @@ void Executor::list_choices(const StepIn& s) {
     n_asked_ = int(asked_.size());
     n_chosen_.assign(std::size_t(s.n) * shape_.n_kv, 0);
     chosen_.resize(n_chosen_.size() * chooser_.pages);
-    scores_ld_ = padded(pages);
+    scores_ld_ = sixteens(pages);
     if (parts == 1) return;
     const std::size_t floats = heads * scores_ld_ * (shape_.n_heads / shape_.n_kv);
     if (floats > scores_size_) {
@@ -159,8 +165,8 @@ void Executor::list_choices(const StepIn& s) {
 std::size_t Executor::choice_scratch() const {
     if (!choosing_) return 0;
     const int g = shape_.n_heads / shape_.n_kv;
-    return padded(std::max(score_scratch(g, shape_.head_dim),
-                           look_scratch(TURN, shape_.head_dim) + std::size_t(g) * (TURN * PAGE + shape_.head_dim) + padded(g))) +
+    return sixteens(std::max(score_scratch(chooser_, g, shape_.head_dim),
+                           look_scratch(TURN, shape_.head_dim) + std::size_t(g) * (TURN * PAGE + shape_.head_dim) + sixteens(g))) +
            scores_ld_ * std::size_t(g + 1);
 }
 
@@ -200,7 +206,9 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     } else {
         const ScoreItem item{&chooser_, shape_.head_dim, g, to - from, op.floats[0], q,
                              reinterpret_cast<const std::uint64_t*>(row[0]) + from,
-                             index_[member] * chooser_.stride, scores + from, scores_ld_, own};
+                             index_[member] * chooser_.stride, scores + from, scores_ld_, own,
+                             turn_.data() + member * (shape_.head_dim * chooser_.turned()),
+                             book_.data() + member * chooser_.book()};
         scorer_named(isa_)(item);
         t.kv_bytes += chooser_.bytes * std::size_t(to - from);
     }

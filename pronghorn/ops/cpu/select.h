@@ -8,11 +8,14 @@
 
 namespace ph {
 
-enum Score : int { BOUNDS = 0, DOTS = 1, LABELS = 2, BY_KEYS = 3 };
+enum Score : int { BOUNDS = 0, DOTS = 1, LABELS = 2, BY_KEYS = 3, CODES = 4 };
 enum Heads : int { MOST = 0, SUM = 1, VOTE = 2 };
 enum Keep : int { NOT = 0, ELSE_ALL = 1, ELSE_OWN = 2 };
 
 constexpr int STEPS = 4096;  // a score is rounded to this fraction of the largest
+constexpr int BOOK = 256;    // centroids of a book, of which a code of 8 bits is one
+
+constexpr std::size_t sixteens(std::size_t n) { return (n + 15) / 16 * 16; }
 
 // `types.Choice`: how pages are chosen.
 struct Chooser {
@@ -22,11 +25,15 @@ struct Chooser {
     float cover = 1;
     Keep keep = NOT;
     float like = -2;
-    int n = 1;              // boxes, vectors or channels of a page
-    std::size_t at[3] = {};  // of the fields of a block's first head: lo, hi; mean; channel, label, unit
+    int n = 1;              // boxes, vectors or channels of a page, or codes of a row
+    std::size_t at[3] = {};  // of the fields of a block's first head: lo, hi; mean; channel, label, unit; code
     std::size_t stride = 0;  // from head to head
     std::size_t block = 0;   // bytes of a block
     std::size_t bytes = 0;   // of the fields of a page
+    int part = 0;            // turned channels of a query that one of n codes is about
+
+    std::size_t turned() const { return sixteens(std::size_t(n) * part); }
+    std::size_t book() const { return std::size_t(n) * part * BOOK; }
 };
 
 // Scores of pages for the query heads that share a KV head, by fields of the index.
@@ -40,10 +47,13 @@ struct ScoreItem {
     float* out;                  // of head h and page i: out[h * ldo + i]
     std::size_t ldo;
     float* scratch;              // score_scratch floats
+    const float* turn;           // of codes: (dim, turned) that queries are multiplied with
+    const float* book;           // of codes: (n, part, BOOK) centroids
 };
 
-inline std::size_t score_scratch(int g, int dim) {
-    return std::size_t(g) * 2 * ((std::size_t(dim) + 15) / 16 * 16);
+inline std::size_t score_scratch(const Chooser& by, int g, int dim) {
+    const std::size_t codes = by.score == CODES ? by.turned() + std::size_t(by.n) * BOOK : 0;
+    return std::size_t(g) * (2 * sixteens(dim) + codes);
 }
 
 #define PH_DECLARE_SCORE(name) \
