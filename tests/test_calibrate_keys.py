@@ -21,14 +21,13 @@ from pronghorn.errors import MethodError, RequestError
 from pronghorn.kv.layout import PAGE
 from pronghorn.llm import LLM
 from pronghorn.methods.select import _pages
-from pronghorn.methods.select.a2ats import A2ATS
+from pronghorn.methods.select.a2ats import A2ATS, _Booked
 from pronghorn.methods.select.double_sparsity import DoubleSparsity
 from pronghorn.ops.ref import Ops
 from pronghorn.types import Array, Choice, Field, Guarantee, Traits
 from tests.lookups import MODEL, answered, tasks
 
 OPS = Ops("float32")
-TOP = 16  # rows of the largest scores
 DIM = 32
 
 
@@ -79,7 +78,7 @@ def texts(llm: LLM, first: int, n: int, length: int = 900) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def files(looker: LLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder, some = tmp_path_factory.mktemp("tables"), texts(looker, 40, 16)
+    folder, some = tmp_path_factory.mktemp("tables"), texts(looker, 40, 10)
     out = {name: str(folder / f"{name}.json") for name in ("channels", "codebooks")}
     find_channels(looker, "lookup", some).write(Path(out["channels"]))
     find_codebooks(looker, "lookup", some).write(Path(out["codebooks"]))
@@ -94,28 +93,28 @@ def seen(looker: LLM) -> Seen:
     return out
 
 
-def found_rows(selector: Any, tables: dict[str, Any], seen: Seen, rows: int = 64) -> tuple[float, float]:
-    """Of the TOP rows of each of the last queries: the share in pages that are read, and the share that is
-    among as many rows by the index's own scores."""
-    n = seen.k.shape[2] // PAGE * PAGE
-    valid = np.ones((n // PAGE, PAGE), bool)
-    in_pages, in_rows = [], []
-    for layer, head in np.ndindex(seen.k.shape[:2]):
-        own = selector.of(tables, layer, head)
-        k = seen.k[layer, head, :n].reshape(-1, PAGE, DIM)
-        q = np.ascontiguousarray(np.swapaxes(seen.q[layer, head, :, -rows:], 0, 1), np.float32)
+def recalled(selector: Any, tables: dict[str, Any], seen: Seen, rows: int = 64) -> dict[str, float]:
+    """Of the eighth of rows with the largest scores, for each of the last queries of each head: how many are
+    among as many rows by the index ("rows"), and their share of the weight ("weight"); and of the eighth of
+    pages that exact scores choose, how many the index chooses ("pages")."""
+    n = (seen.k.shape[2] - rows) // PAGE * PAGE
+    valid, most = np.ones((n // PAGE, PAGE), bool), n // 8
+    choice, out = Choice("labels", _pages.whole(most)), []
+    for at in np.ndindex(seen.k.shape[:2]):
+        own = selector.of(tables, *at)
+        k = seen.k[at][:n].reshape(-1, PAGE, DIM)
+        q = np.ascontiguousarray(np.swapaxes(seen.q[at][:, -rows:], 0, 1), np.float32)
         index = own.index(k, valid, OPS)
         index = {f.name: OPS.cast(OPS.to(index[f.name], f.dtype)) for f in own.fields(PAGE, DIM)}
-        pages = own.select(q, index, OPS).pages
-        logits = q @ k.reshape(-1, DIM).T  # (rows, g, n)
-        best = np.argsort(-logits, axis=-1)[..., :TOP]
-        hit = np.take_along_axis(pages[:, None].repeat(q.shape[1], 1), best // PAGE, axis=-1)
-        in_pages.append(hit.mean())
         told = k_of_codes(own, index) if "code" in index else k_of_labels(index)
-        guess = np.argsort(-(q @ told.T), axis=-1)[..., :TOP]
-        in_rows.append(np.mean([[len(np.intersect1d(a, b)) / TOP for a, b in zip(x, y, strict=True)]
-                                for x, y in zip(best, guess, strict=True)]))  # fmt: skip
-    return float(np.mean(in_pages)), float(np.mean(in_rows))
+        logits, guessed = q @ k.reshape(-1, DIM).T, q @ told.T  # (rows, g, n)
+        best, guess = (x >= np.sort(x, axis=-1)[..., -most, None] for x in (logits, guessed))
+        weight = np.exp((logits - logits.max(axis=-1, keepdims=True)) * DIM**-0.5)
+        kept = (weight * guess).sum(axis=-1) / (weight * best).sum(axis=-1)
+        exact = _pages.chosen(choice, _pages.scores("keys", q, {"k": k, "valid": valid}, OPS), OPS)
+        ours = _pages.chosen(choice, own.score(q, index, OPS), OPS)
+        out.append(((best & guess).sum() / best.sum(), kept.mean(), (exact & ours).sum() / exact.sum()))
+    return dict(zip(("rows", "weight", "pages"), np.mean(out, axis=0).tolist(), strict=True))
 
 
 def k_of_labels(index: dict[str, Any]) -> Any:
@@ -148,56 +147,77 @@ def test_sums_of_channels_are_means_over_pairs() -> None:
     assert np.asarray(sums.total)[0, 0] == pytest.approx(want)
 
 
-def test_channels_of_a_table_find_the_best_rows(files: dict[str, str], seen: Seen) -> None:
-    """The card's check, at a quarter of the channels (r = 4) and of the rows."""
-    table = {"x": channels.read(files["channels"])}
-    own = found_rows(DoubleSparsity(224, 8, 0), {}, seen)
-    listed = found_rows(DoubleSparsity(224, 8, 0, "x"), table, seen)
-    print("own", own, "listed", listed)
-    assert listed[0] >= 0.9
+def test_a_quarter_of_large_channels_finds_the_best_rows() -> None:
+    """The card's check (r = 4), where some channels are larger than others: of the best 16 rows, 9 in 10 lie
+    in pages that are found, as without a table."""
+    hits = []
+    for seed in range(4):
+        r = np.random.default_rng(seed)
+        size, sums = np.exp(r.standard_normal(64)), ChannelSums()
+        sums(r.standard_normal((1, 1, 1, 500, 64)), r.standard_normal((1, 1, 500, 64)) * size)
+        k = (r.standard_normal((60, PAGE, 64)) * size).astype(np.float32)
+        q = r.standard_normal((8, 1, 64)).astype(np.float32)
+        table = channels.Channels("", "", 1, channels.found(np.asarray(sums.total)))
+        own = DoubleSparsity(512, 16, 0, "x").of({"x": table}, 0, 0)
+        index = own.index(k, np.ones((60, PAGE), bool), OPS)
+        index = {f.name: OPS.cast(OPS.to(index[f.name], f.dtype)) for f in own.fields(PAGE, 64)}
+        best = np.argsort(-(q[:, 0] @ k.reshape(-1, 64).T), axis=1)[:, :16] // PAGE
+        hits.append(np.take_along_axis(own.select(q, index, OPS).pages, best, axis=1).mean())
+    assert np.mean(hits) >= 0.9
+
+
+def test_channels_of_the_bundled_model() -> None:
+    """Its heads have 32 channels, of which a quarter is not enough (see the method's docstring)."""
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    llm = LLM(use=[Watch()], threads=1, defaults=("match", "fcfs"))
+    text = (Path(__file__).parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
+    ids, seen = llm.tokenizer.encode(text), Seen()
+    watched(llm, [ids[:900]], seen)
+    table = {"x": find_channels(llm, "tiny", [ids[i : i + 900] for i in (900, 1800, 2700)])}
+    llm.close()
+    for selector in (DoubleSparsity(channels=16, table="x"), DoubleSparsity(channels=16)):
+        found = recalled(selector, table, seen)
+        assert found["weight"] >= 0.95
+        assert found["rows"] >= 0.7
+    worst = {"x": channels.Channels("", "", 1, channels.found(1 - np.array(table["x"].size)))}
+    assert recalled(DoubleSparsity(channels=16, table="x"), worst, seen)["rows"] < 0.6
 
 
 # ------------------------------------------------------------------------------- codebooks
 
 
 def test_codes_find_the_best_rows(files: dict[str, str], seen: Seen) -> None:
-    """The card's check: recall of the best rows by codes; by lot they find fewer."""
+    """The card's check; by lot they find fewer."""
     table = {"x": codebooks.read(files["codebooks"])}
-    listed = found_rows(A2ATS(224, 8, 0, "x"), table, seen)
-    lot = found_rows(A2ATS(224, 8, 0), {}, seen)
-    print("codes", listed, "lot", lot)
-    assert min(listed) >= 0.85 > lot[1]
-
-
-def errors(looker: LLM, seen: Seen, groups: int, plain: bool) -> tuple[float, float]:
-    """Mean squared errors of logits over their variance, and of keys, over all heads of a text that was not
-    calibrated on."""
-    samples = Samples(8000, 16 * 2)
-    watched(looker, texts(looker, 40, 16), samples)
-    keys, metric = np.concatenate(samples.keys, axis=2), np.asarray(samples.metric)
-    of_logits, of_keys = [], []
-    for at in np.ndindex(keys.shape[:2]):
-        turn, book = fitted(keys[at], np.eye(DIM) if plain else metric[at], groups)
-        one = Codebooks("", "", 1, turn[None, None], book[None, None]).of(0, 0)
-        z = seen.k[at] @ one.turn
-        part = one.book.shape[2]
-        near = [np.argmax(z[:, g * part : (g + 1) * part] @ c.T - 0.5 * (c * c).sum(1), axis=1)
-                for g, c in enumerate(one.book)]  # fmt: skip
-        coded = np.concatenate([c[i] for c, i in zip(one.book, near, strict=True)], axis=1)
-        away = seen.k[at] - coded @ one.unturn.T
-        q = seen.q[at].reshape(-1, DIM)[::7]
-        of_logits.append(np.mean((q @ away.T) ** 2) / np.var(q @ seen.k[at].T))
-        of_keys.append(np.mean(away**2))
-    return float(np.mean(of_logits)), float(np.mean(of_keys))
+    found = recalled(A2ATS(table="x"), table, seen)
+    lot = recalled(A2ATS(), {}, seen)
+    assert found["rows"] >= 0.85 > lot["rows"]
+    assert found["weight"] >= 0.98 > lot["weight"]
+    assert found["pages"] >= 0.8 > lot["pages"]
 
 
 def test_the_metric_of_queries_beats_that_of_keys(looker: LLM, seen: Seen) -> None:
-    """In logits, for one book and for several; it loses in keys, as it should."""
+    """In logits, for one book and for several, on a text that was not calibrated on; it loses in keys, as it
+    should. Eight books lose a tenth of what one does, or less."""
+    samples = Samples(2000, 8)
+    watched(looker, texts(looker, 40, 4), samples)
+    keys, metric = np.concatenate(samples.keys, axis=2), np.asarray(samples.metric)
+    least = {}
     for groups in (1, 8):
-        ours, plain = (errors(looker, seen, groups, which) for which in (False, True))
-        print(groups, ours, plain)
-        assert ours[0] < 0.95 * plain[0]
-        assert ours[1] > plain[1]
+        lost = np.zeros((2, 2))
+        for at in ((0, 0), (1, 1), (3, 0)):
+            q, k = seen.q[at].reshape(-1, DIM)[::9], seen.k[at]
+            for i, h in enumerate((metric[at], np.eye(DIM))):
+                turn, book = fitted(keys[at], h, groups)
+                one = Codebooks("", "", 1, turn[None, None], book[None, None]).of(0, 0)
+                own = _Booked(codes=groups, found=one)
+                code = own.index(k[None], np.ones((1, len(k)), bool), OPS)
+                away = k - k_of_codes(own, code)
+                lost[i] += np.mean((q @ away.T) ** 2) / np.var(q @ k.T), np.mean(away**2)
+        assert lost[0, 0] < 0.95 * lost[1, 0]
+        assert lost[0, 1] > lost[1, 1]
+        least[groups] = lost[0, 0]
+    assert least[8] < 0.1 * least[1]
 
 
 def test_turns_are_undone(files: dict[str, str], seen: Seen) -> None:
@@ -212,17 +232,19 @@ def test_turns_are_undone(files: dict[str, str], seen: Seen) -> None:
 # ----------------------------------------------------------------------------- on the model
 
 
-@pytest.mark.parametrize(("name", "kind"), [("double-sparsity", "channels"), ("a2ats", "codebooks")])
-def test_it_answers_where_pages_by_lot_do_not(files: dict[str, str], name: str, kind: str) -> None:
-    options = "tokens=64,dense_layers=0" + (",channels=8" if kind == "channels" else "")
-    right = {}
-    for use in ((), (f"{name}:table={files[kind]},{options}",), (Lots(64),)):
+def test_it_answers_where_pages_by_lot_do_not(files: dict[str, str]) -> None:
+    """At an eighth of the rows, the card's budget. Of 32 channels 16 are enough; 8 are not, as the docstring
+    says."""
+    right = []
+    for use in (
+        (), (f"a2ats:table={files['codebooks']},tokens=64,dense_layers=0",),
+        (f"double-sparsity:table={files['channels']},tokens=64,dense_layers=0,channels=16",), (Lots(64),),
+    ):  # fmt: skip
         llm = LLM(MODEL, use=list(use), threads=1, defaults=("match", "fcfs"))
-        right[str(use)] = answered(llm, tasks("kv", 50))
+        right.append(answered(llm, tasks("kv", 50)))
         llm.close()
-    dense, ours, lots = right.values()
-    print(name, dense, ours, lots)
-    assert ours >= dense - 1  # of 50: two points
+    dense, codes, labels, lots = right
+    assert min(codes, labels) >= dense - 1  # of 50: two points
     assert lots < 0.5 * dense
 
 

@@ -145,7 +145,7 @@ def fitted(keys: NDArray[Any], metric: NDArray[Any], groups: int) -> tuple[Float
     size, axes = np.linalg.eigh(np.cov(z, rowvar=False).reshape(dim, dim))
     turn = np.zeros((dim, groups * part))
     turn[:, _dealt(size, groups, part)] = factor @ axes
-    z = keys.astype(np.float64) @ turn
+    z = (keys @ turn).astype(np.float32)
     book = np.stack([_means(z[:, g * part : (g + 1) * part], g) for g in range(groups)])
     return turn.astype(np.float32), book.astype(np.float16).astype(np.float32)
 
@@ -163,7 +163,7 @@ def _dealt(size: NDArray[Any], groups: int, part: int) -> NDArray[np.int64]:
     return out
 
 
-def _means(z: NDArray[Any], seed: int) -> NDArray[Any]:
+def _means(z: Floats, seed: int) -> NDArray[Any]:
     """Centroids (SIZE, part) of points (n, part), by k-means from points by lot; one that loses all its
     points stays."""
     r = np.random.default_rng(seed)
@@ -172,5 +172,6 @@ def _means(z: NDArray[Any], seed: int) -> NDArray[Any]:
         near = np.argmax(z @ centre.T - 0.5 * (centre * centre).sum(axis=1), axis=1)
         n = np.bincount(near, minlength=SIZE)
         total = np.stack([np.bincount(near, z[:, c], SIZE) for c in range(z.shape[1])], axis=1)
-        centre = np.where(n[:, None] > 0, total / np.maximum(n, 1)[:, None], centre)
+        mean = (total / np.maximum(n, 1)[:, None]).astype(np.float32)
+        centre = np.where(n[:, None] > 0, mean, centre)
     return centre

@@ -20,7 +20,7 @@ from pronghorn.types import FOREVER, Guarantee, KVPlan, Traits
 
 EVERY = 512  # rows between two looks
 
-KEYS = 16384  # of a head, at most, that its codebooks are made of
+KEYS = 8192  # of a head, at most, that its codebooks are made of
 GROUPS = 8  # codes of a key
 
 Texts = Sequence[Sequence[int]]

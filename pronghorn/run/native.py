@@ -215,9 +215,10 @@ class NativeRunner:
     def _books(self) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
         """Of every head, one after the other: what turns queries (dim, width up to 16s), and centroids of
         groups with a channel's values side by side (groups, part, codes); part."""
-        store, turns, books, part = self.store, [], [], 0
+        store, selector, turns, books, part = self.store, self.store.selector, [], [], 0
         for layer, head in np.ndindex(store.n_layers, store.n_kv):
-            found = store.selector.of(store.tables, layer, head).books(store.head_dim)
+            own: Any = selector.of(store.tables, layer, head)
+            found = own.books(store.head_dim)
             turns.append(np.pad(found.unturn, ((0, 0), (0, -found.unturn.shape[1] % 16))))
             books.append(np.swapaxes(found.book, 1, 2))
             part = found.book.shape[2]

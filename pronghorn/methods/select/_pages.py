@@ -74,7 +74,7 @@ def scores(score: str, q: Array, index: dict[str, Array], ops: Any) -> Array:
         book = index["book"]  # (groups, codes, part)
         groups, _, part = book.shape
         turned = xp.matmul(q, index["unturn"]).reshape((*q.shape[:2], groups, part))
-        total = 0
+        total: Array = 0
         for g in range(groups):
             table = xp.matmul(turned[:, :, g], book[g].T)
             total = total + xp.take(table, code[:, g].reshape((-1,)), axis=-1)

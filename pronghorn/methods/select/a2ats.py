@@ -4,7 +4,13 @@ Keys are quantized to `codes` codes of 8 bits each, by codebooks that `pronghorn
 for each head so that the error of q . k is least, not that of k: with H = E[q^T q] = L L^T over the query
 heads that share a KV head, k-means runs on k L. A query's products with the centroids are a table, and the
 estimate of a row is a sum of entries of it, by the row's codes; pages are read whole, by their best row, for
-any of those query heads. MEASURED
+any of those query heads.
+
+Measured on the look-up model (heads of 32 channels, 8 codes): the best eighth of rows by codes has 91 % of
+the true one's rows and 99 % of its weight (of the bundled model 90 % and more than 99 %), and all of 50
+look-ups over 500 rows are answered by reading 32. Centroids by lot have 71 % and 92 %, and answer 47. The
+error of logits is 27 % less than with plain k-means of the same books, and an eighteenth of that of one book
+of 256.
 
 Departures: WRoPE, which gives all far keys one rotation so that codebooks can be of keys before rotation, is
 left out: it changes the attention of the model, and stored keys are rotated. Codebooks are of rotated keys,
@@ -13,7 +19,7 @@ L is followed by a rotation to independent channels, dealt out to `codes` groups
 each, as a larger book does not fit 8 bits. Pages instead of rows are read, `tokens` rows in all. Nothing is
 offloaded, so memory rises by the codes. The centroids are read once for a query and a layer, which is not
 counted as bytes of KV. Without a table keys stay as they are and centroids are drawn by lot: that is for
-tests of what surrounds it, and finds little.
+tests of what surrounds it, and finds less.
 """
 
 from __future__ import annotations

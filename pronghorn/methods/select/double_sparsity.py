@@ -4,7 +4,16 @@ A page keeps, for each of its rows, `channels` channels of its key, as 8-bit lab
 channel; the query's product with them stands for the score. Which channels: those of a table that `pronghorn
 calibrate channels` makes, one list for each head, by the mean of |q_c k_c| on texts, as in the paper; without
 a table each page has its own, those in which its keys are largest on average (one of the measures that the
-paper's authors offer), so nothing is calibrated and a page's list fits its keys. COMPARED
+paper's authors offer), so nothing is calibrated and a page's list fits its keys.
+
+Compared on heads of 32 channels: of the bundled model, the eighth of rows that 8 channels (r = 4) take for
+the best has 63 % of the rows of the true one and 88 % of its weight with a table, 62 % and 88 % without; 16
+channels have 79 % and 98 % either way. Of the look-up model 8 have 53 % and 79 %, and 52 % and 77 %. Of 50
+look-ups over 500 rows that read 64, 8 channels answer 26 with a table of 16 texts, 40 with one of 10 and 39
+without; 16 answer 49, and 50 without. So the paper's r = 4 is too few for heads as small as these, and a
+table does not pay on them; where some channels are much larger than others, r = 4 finds nine in ten of the
+best rows either way.
+
 Departures: labels have 8 bits instead of 4. Query heads that share a KV head share a list. Pages are read
 whole, by their best row, for any of those query heads, as memory serves pages. Rows of the prompt select
 too. Nothing is offloaded, so memory rises by the labels.
