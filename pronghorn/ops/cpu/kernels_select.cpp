@@ -120,71 +120,62 @@ void by_labels(const ScoreItem& a, const Queries& q, int h0) {
     }
 }
 
-// t[at[i]] for sixteen rows.
-PH_INLINE V looked_up(const float* t, const uint8_t* at) {
-    V a;
-#if defined(__AVX512F__)
-    const __m512i i = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-    a.p[0] = _mm512_i32gather_ps(i, t, 4);
-#elif defined(__AVX2__)
-    PH_EACH {
-        const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at + i * LANES));
-        a.p[i] = _mm256_i32gather_ps(t, _mm256_cvtepu8_epi32(b), 4);
-    }
-#else
-    float x[16];
-    for (int i = 0; i < 16; ++i) x[i] = t[at[i]];
-    a = vld(x);
-#endif
-    return a;
+// Eight query heads side by side: one load finds what a code has with all of them.
+using Heads8 = float __attribute__((vector_size(32)));
+
+PH_INLINE Heads8 heads_at(const float* p) {
+    Heads8 x;
+    memcpy(&x, p, sizeof x);
+    return x;
 }
 
-// Products of all centroids with the turned queries of Q heads: for each head n tables of BOOK.
-template <int Q>
-void make_tables(const ScoreItem& a, const Queries& q, int h0, float* turned, float* tables) {
+// Products of all centroids with the turned queries of heads h0 to h0 + m: (n, BOOK, EIGHT).
+void make_tables(const ScoreItem& a, const Queries& q, int h0, int m, float* turned, float* tables) {
     const size_t width = a.by->turned(), part = size_t(a.by->part);
-    for (size_t w = 0; w < width; w += 16) {
-        V sum[Q];
-        PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
-        for (int c = 0; c < a.dim; ++c) {
-            const V row = vld(a.turn + c * width + w);
-            PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vfma(vall(q.up[(h0 + j) * q.ld + c]), row, sum[j]);
+    memset(turned, 0, sizeof(float) * width * EIGHT);
+    for (int j = 0; j < m; ++j) {
+        const float* x = q.up + size_t(h0 + j) * q.ld;
+        for (size_t w = 0; w < width; w += 16) {
+            V sum = vall(0.0f);
+            for (int c = 0; c < a.dim; ++c) sum = vfma(vall(x[c]), vld(a.turn + c * width + w), sum);
+            float t[16];
+            vst(t, sum);
+            for (int i = 0; i < 16; ++i) turned[(w + i) * EIGHT + j] = t[i];
         }
-        PH_UNROLL for (int j = 0; j < Q; ++j) vst(turned + j * width + w, sum[j]);
     }
     for (int s = 0; s < a.by->n; ++s) {
         const float* book = a.book + s * part * BOOK;
-        for (int at = 0; at < BOOK; at += 16) {
-            V sum[Q];
-            PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
-            for (size_t c = 0; c < part; ++c) {
-                const V value = vld(book + c * BOOK + at);
-                PH_UNROLL for (int j = 0; j < Q; ++j) {
-                    sum[j] = vfma(vall(turned[j * width + s * part + c]), value, sum[j]);
-                }
-            }
-            PH_UNROLL for (int j = 0; j < Q; ++j) vst(tables + (size_t(j) * a.by->n + s) * BOOK + at, sum[j]);
+        for (int at = 0; at < BOOK; ++at, tables += EIGHT) {
+            Heads8 sum = {};
+            for (size_t c = 0; c < part; ++c) sum += heads_at(turned + (s * part + c) * EIGHT) * book[c * BOOK + at];
+            memcpy(tables, &sum, sizeof sum);
         }
     }
 }
 
-template <int Q>
-void by_codes(const ScoreItem& a, const Queries& q, int h0) {
-    const int n = a.by->n;
+void by_codes(const ScoreItem& a, const Queries& q) {
+    constexpr int TOGETHER = 4;  // rows, whose sums do not wait for each other
     float* turned = q.down + size_t(a.g) * q.ld;
-    float* tables = turned + size_t(a.g) * a.by->turned();
-    make_tables<Q>(a, q, h0, turned, tables);
-    for (int i = 0; i < a.n_pages; ++i) {
-        ask(a, i + AHEAD);
-        const auto* code = reinterpret_cast<const uint8_t*>(page_of(a, i) + a.by->at[0]);
-        V sum[Q];
-        PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
-        for (int s = 0; s < n; ++s, code += PAGE) {
-            PH_UNROLL for (int j = 0; j < Q; ++j) {
-                sum[j] = vadd(sum[j], looked_up(tables + (size_t(j) * n + s) * BOOK, code));
+    float* tables = turned + a.by->turned() * EIGHT;
+    for (int h = 0; h < a.g; h += EIGHT) {
+        const int m = a.g - h < EIGHT ? a.g - h : EIGHT;
+        make_tables(a, q, h, m, turned, tables);
+        for (int i = 0; i < a.n_pages; ++i) {
+            ask(a, i + AHEAD);
+            const auto* codes = reinterpret_cast<const uint8_t*>(page_of(a, i) + a.by->at[0]);
+            Heads8 best = {};
+            for (int r = 0; r < PAGE; r += TOGETHER) {
+                Heads8 sum[TOGETHER] = {};
+                const uint8_t* code = codes + r;
+                const float* table = tables;
+                for (int s = 0; s < a.by->n; ++s, code += PAGE, table += BOOK * EIGHT) {
+                    PH_UNROLL for (int j = 0; j < TOGETHER; ++j) sum[j] += heads_at(table + code[j] * EIGHT);
+                }
+                if (!r) best = sum[0];
+                PH_UNROLL for (int j = 0; j < TOGETHER; ++j) best = sum[j] > best ? sum[j] : best;
             }
+            for (int j = 0; j < m; ++j) a.out[(h + j) * a.ldo + i] = best[j];
         }
-        for (int j = 0; j < Q; ++j) a.out[(h0 + j) * a.ldo + i] = highest(sum[j]);
     }
 }
 
@@ -193,13 +184,14 @@ void by_codes(const ScoreItem& a, const Queries& q, int h0) {
 void score_pages(const ScoreItem& a) {
     const Queries q(a, a.by->score == BOUNDS);
     for (int i = 0; i < AHEAD; ++i) ask(a, i);
+    if (a.by->score == CODES) return by_codes(a, q);
     by_rows(0, a.g, [&]<int Q>(int h) {
         switch (a.by->score) {
             case BOUNDS: return by_vectors<true, Q>(a, q, h);
             case DOTS: return by_vectors<false, Q>(a, q, h);
             case LABELS: return by_labels<Q>(a, q, h);
             case BY_KEYS: return;
-            case CODES: return by_codes<Q>(a, q, h);
+            case CODES: return;
         }
     });
 }

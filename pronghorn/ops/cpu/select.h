@@ -14,6 +14,7 @@ enum Keep : int { NOT = 0, ELSE_ALL = 1, ELSE_OWN = 2 };
 
 constexpr int STEPS = 4096;  // a score is rounded to this fraction of the largest
 constexpr int BOOK = 256;    // centroids of a book, of which a code of 8 bits is one
+constexpr int EIGHT = 8;     // query heads that look codes up together
 
 constexpr std::size_t sixteens(std::size_t n) { return (n + 15) / 16 * 16; }
 
@@ -52,8 +53,8 @@ struct ScoreItem {
 };
 
 inline std::size_t score_scratch(const Chooser& by, int g, int dim) {
-    const std::size_t codes = by.score == CODES ? by.turned() + std::size_t(by.n) * BOOK : 0;
-    return std::size_t(g) * (2 * sixteens(dim) + codes);
+    const std::size_t codes = by.score == CODES ? EIGHT * (by.turned() + std::size_t(by.n) * BOOK) : 0;
+    return std::size_t(g) * 2 * sixteens(dim) + codes;
 }
 
 #define PH_DECLARE_SCORE(name) \
