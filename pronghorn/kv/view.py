@@ -174,8 +174,8 @@ class KVView:
         finally:
             kv.free()
 
-    def last(self, n: int) -> Bools:
-        """(L, H, n) bool: the last n rows of each head."""
+    def last(self, n: int | Ints) -> Bools:
+        """(L, H, n) bool: the last n rows of each head, or of each (L, H, 1)."""
         held = self.valid.sum(axis=-1, keepdims=True)
         return np.asarray(self.valid & (np.arange(self.n) >= held - n))
 

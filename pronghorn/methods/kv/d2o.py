@@ -8,9 +8,10 @@ the number of rows. Near enough is a threshold that follows the mean similarity:
 `inertia` of the old threshold and the rest of the new mean.
 
 The paper's abstract gives no formulas; these are from its released code, with departures: decisions are taken
-per KV head and not for the mean of heads; a layer's variance is taken relative to that of all layers, as its
-size would depend on the length otherwise; no layer is left out. Keys are compared and averaged as they are
-stored, rotated. Rows are dropped in batches at barriers.
+per KV head and not for the mean of heads; a layer's variance is taken relative to the largest of all layers,
+as its size would depend on the length otherwise (relative to their mean, the one layer that looks things up
+in a small model was left with a few rows); no layer is left out; half of a layer's own budget are its latest
+rows. Keys are compared and averaged as they are stored, rotated. Rows are dropped in batches at barriers.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class D2O(AtGrid):
 
     def score(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Scored:
         total = view.total(SUM, taps)
-        always = view.last(self.budget - self.budget // 2) | (np.arange(view.n) < self.sinks)
-        return Scored(rounded(total), always, self._budgets(view, total), {SUM: total})
+        budgets = self._budgets(view, total)
+        always = view.last((budgets - budgets // 2)[..., None]) | (np.arange(view.n) < self.sinks)
+        return Scored(rounded(total), always, budgets, {SUM: total})
 
     def _budgets(self, view: KVView, total: NDArray[Any]) -> Ints:
         """(L, 1)."""
@@ -60,7 +62,7 @@ class D2O(AtGrid):
             total / np.maximum(total.sum(axis=-1, keepdims=True), 1e-30) * view.valid.sum(-1, keepdims=True)
         )
         spread = rounded(np.var(share, axis=-1, where=view.valid).mean(axis=1))
-        e = np.exp(-spread / max(float(spread.mean()), 1e-30))
+        e = np.exp(-spread / max(float(spread.max()), 1e-30))
         budgets = e / e.sum() * view.n_layers * self.budget
         whole: Ints = np.clip(np.round(budgets), self.sinks + 2, view.n).astype(np.int32)
         return whole[:, None]

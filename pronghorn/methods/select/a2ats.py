@@ -79,7 +79,8 @@ class A2ATS(_pages.Pages):
         for g, centroids in enumerate(books.book):
             centre, part = ops.cast(ops.array(centroids)), centroids.shape[1]
             near = xp.matmul(turned[..., g * part : (g + 1) * part], centre.T)
-            codes.append(xp.argmax(near - 0.5 * xp.sum(centre * centre, axis=-1), axis=-1))
+            near = near - 0.5 * xp.sum(centre * centre, axis=-1)
+            codes.append(xp.argmax(_pages.rounded(near, ops), axis=-1))
         return {"code": xp.stack(codes, axis=1)}
 
     def score(self, q: Array, index: dict[str, Array], ops: Any) -> Array:
