@@ -222,14 +222,16 @@ def test_commits_of_another_shape_are_refused():
 
 
 def test_a_planned_runner_takes_no_more():
-    exe = native(Model()).runner.exe
+    exe, no_floats = native(Model()).runner.exe, np.zeros(0, np.float32)
     calls = [
-        lambda: exe.add_matrix(0, np.ones((2, 2), np.float32), np.zeros(0, np.float32)),
-        lambda: exe.add_rows(0, np.ones((2, 2), np.float32), np.zeros(0, np.float32)),
+        lambda: exe.add_matrix(0, np.ones((2, 2), np.float32), no_floats),
+        lambda: exe.add_rows(0, np.ones((2, 2), np.float32), no_floats),
         lambda: exe.add_vector(np.ones(2, np.float32)),
         lambda: exe.add_table(np.ones(2, np.float32), 2, 1.0),
         lambda: exe.add_op("add", [0, 0], 1, [], [], [], []),
-        lambda: exe.set_select([0, 1], 0, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0),
+        lambda: exe.set_select(
+            [0, 1], 0, 0, [3, 0, 0, 1], 1.0, 0, 0.0, 1, [0, 0, 0], 0, 64, 0, 0, no_floats, no_floats
+        ),
         lambda: exe.finish(),
     ]
     for call in calls:
