@@ -60,7 +60,7 @@ PYTHONHOME='$root/usr' PYTHONPATH="$site:\$PYTHONPATH" exec qemu-aarch64 -L '$ro
 END
 chmod +x "$python"
 
-wheels=(numpy ml_dtypes array-api-compat nanobind pytest pytest-xdist hypothesis)
+wheels=(numpy ml_dtypes array-api-compat nanobind pytest pytest-timeout pytest-xdist hypothesis)
 if [ "$(cat "$site/.done" 2>/dev/null)" != "${wheels[*]}" ]; then
     rm -rf "$site"
     version=${exe##*/python}
