@@ -16,23 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.calibrate.looking import Looks, mark
 from pronghorn.calibrate.table import Table
 from pronghorn.errors import RequestError
-from pronghorn.fingerprint import of_model
 from pronghorn.kv.look import BLOCK
 from pronghorn.kv.view import KVView
 from pronghorn.llm import LLM
 from pronghorn.seq import Request
-from pronghorn.types import FOREVER, Guarantee, KVPlan, Traits
+from pronghorn.types import KVPlan
 
-EVERY = 512  # rows between two looks
 SHORTEST = 16  # tokens that repeat, at least
 
 Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Watch:
+class Watch(Looks):
     """A policy that keeps every row and adds up what the heads give to earlier occurrences.
 
     first: tokens before the text that repeats; unit: tokens until it does; echo, induction: (layer, query
@@ -43,12 +42,6 @@ class Watch:
     tick: Tick = lambda done, total: None
     sums: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
-
-    slot = "kv"
-    traits = Traits(Guarantee.EXACT, taps=("q.new",))
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return min((length // EVERY + 1) * EVERY, n_prompt) if length < n_prompt else FOREVER
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         q, pos = taps["q"], taps["q_pos"]
@@ -107,12 +100,11 @@ def find(llm: LLM, name: str, shown: Text, tick: Tick = lambda done, total: None
     ((seq,),) = llm.engine.run([Request(shown.ids, 1, ignore_eos=True, use=(watch,))])
     if not watch.rows:
         raise RequestError(f"the text was not looked at ({seq.error or seq.finish})")
-    skips = llm.methods.gate.skips(llm.facts.n_layers)
     n_kv = llm.engine.store.n_kv
     echo, induction = (
         tuple(tuple(row) for row in watch.scores(name, n_kv).tolist()) for name in ("echo", "induction")
     )
-    return Table(name, of_model(llm.checkpoint, skips), len(shown.ids), echo, induction)
+    return Table(name, mark(llm), len(shown.ids), echo, induction)
 
 
 def watching() -> Watch:

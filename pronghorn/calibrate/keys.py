@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from pronghorn.calibrate.channels import Channels, found
 from pronghorn.calibrate.codebooks import SIZE, Codebooks, Floats, fitted
+from pronghorn.calibrate.looking import EVERY, Looks, mark
 from pronghorn.errors import RequestError
-from pronghorn.fingerprint import of_model
 from pronghorn.kv.view import KVView
 from pronghorn.llm import LLM
 from pronghorn.seq import Request
-from pronghorn.types import FOREVER, Guarantee, KVPlan, Traits
-
-EVERY = 512  # rows between two looks
+from pronghorn.types import KVPlan
 
 KEYS = 8192  # of a head, at most, that its codebooks are made of
 GROUPS = 8  # codes of a key
@@ -33,18 +31,12 @@ def nothing(q: NDArray[Any], k: NDArray[Any]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Watch:
+class Watch(Looks):
     """A policy that keeps every row and shows `see` new queries (layers, KV heads, g, r, dim) and all keys
     (layers, KV heads, n, dim), of which the last r are new."""
 
     see: See = nothing
     rows: list[int] = field(default_factory=list)
-
-    slot = "kv"
-    traits = Traits(Guarantee.EXACT, taps=("q.new",))
-
-    def barrier(self, n_prompt: int, length: int) -> int:
-        return min((length // EVERY + 1) * EVERY, n_prompt) if length < n_prompt else FOREVER
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         q = taps["q"]
@@ -72,7 +64,7 @@ def find_channels(llm: LLM, name: str, texts: Texts, tick: Tick = lambda done, t
     """The table of the model that `llm` runs, which must have been opened with `use=[Watch()]`."""
     sums = ChannelSums()
     tokens = watched(llm, texts, sums, tick)
-    return Channels(name, _mark(llm), tokens, found(np.asarray(sums.total)))
+    return Channels(name, mark(llm), tokens, found(np.asarray(sums.total)))
 
 
 def find_codebooks(
@@ -90,11 +82,7 @@ def find_codebooks(
         tick(layer, len(keys))
         books.append([fitted(k, h, groups) for k, h in zip(keys[layer], metric[layer], strict=True)])
     turn, book = (np.array([[pair[i] for pair in row] for row in books]) for i in (0, 1))
-    return Codebooks(name, _mark(llm), tokens, turn, book)
-
-
-def _mark(llm: LLM) -> str:
-    return of_model(llm.checkpoint, llm.methods.gate.skips(llm.facts.n_layers))
+    return Codebooks(name, mark(llm), tokens, turn, book)
 
 
 class ChannelSums:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from pronghorn.calibrate.trial import Material, Trial
     from pronghorn.llm import LLM
 
+Model = Annotated[
+    str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
+]
+Out = Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="Where the table goes; needed.")]
+
 
 def calibrate() -> None:
     """Find what a method has to be told of a model.
@@ -35,9 +40,7 @@ def calibrate() -> None:
 
 
 def skip_set(
-    model: Annotated[
-        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
-    ] = MODEL,
+    model: Model = MODEL,
     text: Annotated[
         str,
         typer.Option(
@@ -129,12 +132,8 @@ def _tell(found: Found, measured: Trial | None, as_json: bool) -> None:
 
 
 def heads(
-    model: Annotated[
-        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
-    ] = MODEL,
-    out: Annotated[
-        str, typer.Option("--out", "-o", metavar="FILE", help="Where the table goes; needed.")
-    ] = "",
+    model: Model = MODEL,
+    out: Out = "",
     use: Use = [],  # noqa: B006  (Typer copies it)
     tokens: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Random tokens that repeat; fewer in a short context.")
@@ -201,12 +200,8 @@ Texts = Annotated[
 
 
 def channels(
-    model: Annotated[
-        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
-    ] = MODEL,
-    out: Annotated[
-        str, typer.Option("--out", "-o", metavar="FILE", help="Where the table goes; needed.")
-    ] = "",
+    model: Model = MODEL,
+    out: Out = "",
     text: Texts = "",
     use: Use = [],  # noqa: B006  (Typer copies it)
     threads: Threads = 0,
@@ -237,12 +232,8 @@ def channels(
 
 
 def codebooks(
-    model: Annotated[
-        str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
-    ] = MODEL,
-    out: Annotated[
-        str, typer.Option("--out", "-o", metavar="FILE", help="Where the table goes; needed.")
-    ] = "",
+    model: Model = MODEL,
+    out: Out = "",
     text: Texts = "",
     codes: Annotated[int, typer.Option(min=1, help="Codes of a key, a byte each.")] = 8,
     use: Use = [],  # noqa: B006  (Typer copies it)
