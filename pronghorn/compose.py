@@ -423,7 +423,7 @@ def check(c: Composition, facts: Facts) -> list[str]:
                 f"{name} reads a layer by another layer's choice, and a policy in use keeps other rows in "
                 f"each {c.rows}: use one that keeps the same rows everywhere, or another selector"
             )
-        if slot == "select" and m.choice.keep and name_of(c.reside):
+        if slot == "select" and m.choice.keep and c.reside.swaps:
             reasons.append(
                 f"{name} keeps choices, which {name_of(c.reside)} does not move: leave one of them out"
             )

@@ -237,6 +237,7 @@ class Engine:
         rows, taps = self._rows(works)
         kvs = [w.seq.kv for w in works]
         out = self.runner.run(rows, kvs, taps)
+        self.memory.pages.used(kvs, self.runner.seen)
         self._collect(works, rows.pos, out.taps)
         events: list[Event] = []
         accepts: list[Accept] = []
@@ -273,9 +274,14 @@ class Engine:
                 self.memory.offer(w.seq, w.seq.n_prompt)
         for s in joined:
             self.memory.reached(s, self.memory.next_barrier(s, s.kv.length - 1))
+        ended = {e.seq.id for e in events if e.finish}
+        for s in [*(w.seq for w in works), *joined]:
+            if s.error and s.id not in ended:
+                events.append(Event(s, [], [], "", "error"))
         for e in events:
             if e.finish:
                 self._end(e.seq, e.finish)
+        self.memory.pages.settle()
         return events
 
     def _schedule(self) -> list[Work]:
@@ -394,6 +400,7 @@ class Engine:
         span = np.maximum(pos + 1, n_prompt).astype(np.int32)
         rows = Rows(np.array(ids, np.int32), pos, span, none, np.arange(-1, n - 1, dtype=np.int32), none)
         q = np.array(self.runner.run(rows, [kv], True).taps["q"])
+        self.memory.pages.used([kv], self.runner.seen)
         places = _Places()
         places.add(self.store, kv, 0, list(range(n)))
         self.runner.commit(*places.take())
@@ -509,6 +516,7 @@ class Engine:
         self.drafting.close()
         self.memory.swap.close()
         self.methods.reuse.close()
+        self.memory.pages.close()
 
 
 class _Places:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pronghorn.compose import Composition
 from pronghorn.cost import StepCost
 from pronghorn.kv.layout import PAGE
+from pronghorn.kv.paged import NoPages, Pages
 from pronghorn.kv.store import Store
 from pronghorn.kv.tiers import NoSwap, Swap
 from pronghorn.kv.view import Runs
@@ -41,6 +42,7 @@ class Memory:
         self.policy = methods.kv
         self.seals, self.shareable, self.run = seals, shareable, run
         self.swap: Swap | NoSwap = methods.reside.tier(store)
+        self.pages: Pages | NoPages = methods.reside.pages(store)
         self._overlaps: dict[tuple[int, int], int] = {}  # (sequence, leader) -> rows
 
     # ------------------------------------------------------------------ room
@@ -76,7 +78,8 @@ class Memory:
         return self.next_barrier(seq, 0) >= FOREVER
 
     def reached(self, seq: Seq, barrier: int) -> None:
-        """Where a barrier is reached: offer the state for reuse, let the policy choose, seal the rest."""
+        """Where a barrier is reached: offer the state for reuse, let the policy choose, seal the rest. Where that
+        fails the sequence has an `error`, and no rows."""
         kv = seq.kv
         if kv.length < barrier:
             return
@@ -88,7 +91,13 @@ class Memory:
             view = self.store.view(kv, seq.n_prompt, seq.request.seed, ids, self.run)
             plan = policy.plan(view, seq.taps())
             seq.queries = []
-        self.store.seal(kv, plan, policy.traits.moves)  # what the plan leaves out is never packed
+            self.pages.read_whole(kv)
+        try:
+            self.store.seal(kv, plan, policy.traits.moves)  # what the plan leaves out is never packed
+        except OSError as error:  # where its pages should lie is no room: that harms no other sequence
+            seq.error = error.strerror or str(error)
+            self.store.free(kv)
+            return
         self.make_room(0)  # pages that a state shared with this sequence may be its own now
 
     # ------------------------------------------------------------------ reuse

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.kv.paged import NoPages
 from pronghorn.kv.tiers import NoSwap
 from pronghorn.ops.values import dense
-from pronghorn.slots import Bools, ConstraintState, DraftRoom, Room, StepPlan, Target
+from pronghorn.slots import Bools, ConstraintState, DraftRoom, Longs, Room, StepPlan, Target
 from pronghorn.types import (
     FOREVER,
     Accept,
@@ -201,12 +202,16 @@ class KeepAll:
 @dataclass(frozen=True)
 class AllResident:
     traits = EXACT
+    swaps = False
 
-    def want(self, seen: Sequence[int]) -> Sequence[int]:
-        return ()
+    def want(self, seen: Longs) -> Longs:
+        return seen
 
-    def victims(self, n: int) -> Sequence[int]:
-        return ()
+    def victims(self, n: int, held: Longs, last: Longs) -> Longs:
+        return held[:n]
+
+    def pages(self, store: Store) -> NoPages:
+        return NoPages()
 
     def tier(self, store: Store) -> NoSwap | Swap:
         return NoSwap()

@@ -40,6 +40,7 @@ from pronghorn.types import (
 if TYPE_CHECKING:
     from pronghorn.companion import Companion
     from pronghorn.datastore import Datastore
+    from pronghorn.kv.paged import NoPages, Pages
     from pronghorn.kv.store import SeqKV, Store
     from pronghorn.kv.tiers import NoSwap, Swap
     from pronghorn.kv.view import KVView, Scored
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pronghorn.seq import Request, Seq
 
 Bools = NDArray[np.bool_]
+Longs = NDArray[np.int64]
 
 
 class WeightFormat(Protocol):
@@ -370,16 +372,26 @@ class Scorer(KVPolicy, Protocol):
 
 
 class Residency(Protocol):
-    """What stays on the fast device: experts, layers or KV pages (step clock)."""
+    """What stays in memory, and where the rest goes (step clock).
+
+    swaps: rows of preempted sequences have a place (`tier`).
+    """
 
     @property
     def traits(self) -> Traits: ...
-    def want(self, seen: Sequence[int]) -> Sequence[int]:
-        """Keys to bring in, given those used by the last step."""
+    @property
+    def swaps(self) -> bool: ...
+    def want(self, seen: Longs) -> Longs:
+        """Which of the units that were used since the last step are likely to be used again."""
         ...
 
-    def victims(self, n: int) -> Sequence[int]:
-        """n resident keys to give up."""
+    def victims(self, n: int, held: Longs, last: Longs) -> Longs:
+        """n of `held`, the units in memory, to give up; last: the step in which each was wanted last, 0 for
+        those that are not."""
+        ...
+
+    def pages(self, store: Store) -> NoPages | Pages:
+        """Where rows of sealed pages lie. Called once, before there are any."""
         ...
 
     def tier(self, store: Store) -> NoSwap | Swap:

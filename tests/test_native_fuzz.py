@@ -497,7 +497,7 @@ class Layer:
             table, bias = np.zeros((1, 4), np.int64), np.zeros(1, np.int64)
 
         logits = np.zeros((0, self.n), np.float32)
-        self.exe.run(ids, ids, ids, zero, ids - 1, zero, [Empty()], [], [], logits, [out], [])
+        self.exe.run(ids, ids, ids, zero, ids - 1, zero, [Empty()], [], [], logits, [out], [], [])
         return out
 
 

@@ -63,6 +63,10 @@ class Recorder:
     def read_bytes(self) -> int:
         return self.inner.read_bytes
 
+    @property
+    def seen(self) -> Sequence[NDArray[np.uint8]]:
+        return self.inner.seen
+
     def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:
         out = self.inner.run(rows, kvs, taps)
         if len(out.logits):

@@ -20,12 +20,17 @@ SLAB = 256 * 1024
 
 
 class Arena:
-    """Blocks of `block` bytes on the memory of `ops`. Block ids are stable until freed."""
+    """Blocks of `block` bytes, `stride` apart, on the memory of `ops`. Block ids are stable until freed.
 
-    def __init__(self, ops: Ops, block: int) -> None:
+    paged: who reads blocks by their addresses tells which (`kv.paged`).
+    """
+
+    paged = False
+
+    def __init__(self, ops: Ops, block: int, stride: int = 0, slab: int = SLAB) -> None:
         self.ops = ops
-        self.block = block
-        self.per_slab = max(1, SLAB // block)
+        self.block, self.stride = block, stride or block
+        self.per_slab = max(1, slab // self.stride)
         self.slabs: list[Array] = []  # None where a slab was given back
         self.base = np.zeros(0, np.uint64)  # address of each slab
         self.refs = np.zeros(0, np.int32)
@@ -43,14 +48,13 @@ class Arena:
 
     def _grow(self) -> None:
         gone = [i for i, s in enumerate(self.slabs) if s is None]
-        slab = self._slab()
+        i = gone[0] if gone else len(self.slabs)
+        slab = self._slab(i)
         address = slab.ctypes.data if isinstance(slab, np.ndarray) else slab.data_ptr()
         if gone:
-            i = gone[0]
             self.slabs[i] = slab
             self.base[i] = address
         else:
-            i = len(self.slabs)
             self.slabs.append(slab)
             self.base = np.append(self.base, np.uint64(address))
             self.refs = np.append(self.refs, np.zeros(self.per_slab, np.int32))
@@ -58,12 +62,12 @@ class Arena:
         first = i * self.per_slab
         self.free_ids = sorted(self.free_ids + list(range(first, first + self.per_slab)), reverse=True)
 
-    def _slab(self) -> Array:
+    def _slab(self, i: int) -> Array:
         if self.ops.torch is not None:
-            return self.ops.bytes(self.per_slab, self.block)
+            return self.ops.bytes(self.per_slab, self.stride)
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        memory = mmap.mmap(-1, self.per_slab * self.block, private)  # unmapped with the last array over it
-        return np.frombuffer(memory, np.uint8).reshape((self.per_slab, self.block))
+        memory = mmap.mmap(-1, self.per_slab * self.stride, private)  # unmapped with the last array over it
+        return np.frombuffer(memory, np.uint8).reshape((self.per_slab, self.stride))
 
     def keep(self, ids: Ints) -> None:
         """One more reference to each (ids distinct)."""
@@ -98,7 +102,7 @@ class Arena:
 
     def address(self, ids: Ints) -> NDArray[np.uint64]:
         slab, at = np.divmod(ids.astype(np.int64), self.per_slab)
-        return self.base[slab] + (at * self.block).astype(np.uint64)
+        return self.base[slab] + (at * self.stride).astype(np.uint64)
 
     def read(self, ids: Ints, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
         """(len(ids), *shape) copied from `offset` bytes into each block."""
@@ -133,4 +137,4 @@ class Arena:
     @property
     def reserved(self) -> int:
         """Bytes taken from the system."""
-        return sum(s is not None for s in self.slabs) * self.per_slab * self.block
+        return sum(s is not None for s in self.slabs) * self.per_slab * self.stride

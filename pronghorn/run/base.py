@@ -27,6 +27,12 @@ class Runner(Protocol):
         """Bytes of KV that attention read in the last step; 0 where nobody counts them."""
         ...
 
+    @property
+    def seen(self) -> Sequence[NDArray[np.uint8]]:
+        """Where the store's sealed pages are `paged` and are read by their addresses: of each sequence of the last
+        step (layers * KV heads, pages), 1 for those that it read."""
+        ...
+
     def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:
         """Run all rows. Each attends to every sealed row (or the pages a selector picks) and open row of
         its sequence `kvs[rows.seq]`, and to its ancestors in the step. The new rows stay in the tail. What

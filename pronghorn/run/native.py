@@ -82,6 +82,7 @@ class NativeRunner:
         self._vecs: dict[str, int] = {}
         self._taps: list[tuple[str, int]] = []  # name and width of each tap
         self._logits = np.empty((0, bound.n_vocab), np.float32)
+        self.seen: list[NDArray[np.uint8]] = []
         for rope in bound.ropes:
             freq = NO_FLOATS if rope.varies else rope.inv_freq(0)
             self.exe.add_table(freq, rope.dim // 2, rope.gain)
@@ -242,9 +243,12 @@ class NativeRunner:
         views: list[NDArray[np.float32]] = []
         if taps and self._taps:
             out, views = self._tap_arrays(n)
+        heads = self.bound.n_layers * self.bound.n_kv
+        pages = [max(len(s.blocks) for s in kv.sealed) for kv in kvs] if self.store.sealed_arena.paged else []
+        self.seen = [np.zeros((heads, n), np.uint8) for n in pages]
         self.exe.run(
             rows.ids, rows.pos, rows.span, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits,
-            views, self._kept(kvs),
+            views, self._kept(kvs), self.seen,
         )  # fmt: skip
         return StepOut(logits, out)
 

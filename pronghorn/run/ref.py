@@ -30,6 +30,7 @@ class RefRunner:
     this one holds too are its."""
 
     read_bytes = 0
+    seen = ()
 
     def __init__(self, bound: Bound, store: Store, beside: Sequence[RefRunner] = ()) -> None:
         self.bound, self.store = bound, store

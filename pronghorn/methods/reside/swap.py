@@ -8,12 +8,13 @@ large copies; pages of one copy lie side by side in a file instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pronghorn.errors import MethodError
+from pronghorn.kv.paged import NoPages
 from pronghorn.kv.tiers import Swap as Copies
+from pronghorn.slots import Longs
 from pronghorn.types import Guarantee, Traits
 
 if TYPE_CHECKING:
@@ -25,12 +26,16 @@ class Swap:
     folder: str = ""  # where copies go, on a fast disk; "": the host's memory, for KV that lies on a GPU
 
     traits = Traits(Guarantee.EXACT)
+    swaps = True
 
-    def want(self, seen: Sequence[int]) -> Sequence[int]:
-        return ()
+    def want(self, seen: Longs) -> Longs:
+        return seen
 
-    def victims(self, n: int) -> Sequence[int]:
-        return ()
+    def victims(self, n: int, held: Longs, last: Longs) -> Longs:
+        return held[:n]
+
+    def pages(self, store: Store) -> NoPages:
+        return NoPages()
 
     def tier(self, store: Store) -> Copies:
         try:

@@ -148,6 +148,7 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
             reinterpret_cast<const char*>(addr[j]) + index_[member] * sealed_.member;
         KvPage& p = t.shared.emplace_back();
         zone_page(sealed_, base, pos + j * PAGE, n, i * PAGE, p);
+        s.see(member, j);
         if (bias) p.bias = bias + j * PAGE;
     }
     const auto open_page = [&](int i, int n) {

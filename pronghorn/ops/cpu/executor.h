@@ -76,6 +76,11 @@ struct SeqView {
                                           // scores of sealed rows, 0: none
     int row0 = 0, row1 = 0;               // its rows in the step
     std::int32_t* kept = nullptr;         // the choice that it keeps: see Executor::kept_ints; null: nothing
+    std::uint8_t* seen = nullptr;         // (n_layers * n_kv, seen_ld): set where a sealed page is read; null: not told
+    std::size_t seen_ld = 0;
+    void see(int member, int page) const {  // by any thread
+        if (seen) __atomic_store_n(seen + std::size_t(member) * seen_ld + page, 1, __ATOMIC_RELAXED);
+    }
 };
 
 // One step. All arrays have n entries; they were checked.

@@ -339,7 +339,8 @@ public:
              const std::vector<Ints>& freq_of,
              const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits,
              const std::vector<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& taps,
-             const std::vector<nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>& kept) {
+             const std::vector<nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>& kept,
+             const std::vector<nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>>& seen) {
         const Turn turn(*this);
         need(finished(), "run before finish");
         ph::StepIn s;
@@ -360,6 +361,16 @@ public:
         for (std::size_t i = 0; i < kept.size(); ++i) {
             need(kept[i].shape(0) == 0 || kept[i].shape(0) == kept_ints(), "what a sequence keeps: another size");
             if (kept[i].shape(0)) s.seqs[i].kept = kept[i].data();
+        }
+        need(seen.empty() || seen.size() == s.seqs.size(), "where each sequence's pages are marked, or nothing");
+        for (std::size_t i = 0; i < seen.size(); ++i) {
+            ph::SeqView& q = s.seqs[i];
+            need(seen[i].shape(0) == std::size_t(shape().n_layers) * shape().n_kv, "marks: a row for each KV head");
+            for (int g = 0; g < n_groups(); ++g) {
+                need(q.table[4 * g + 3] <= std::int64_t(seen[i].shape(1)), "marks: fewer than pages");
+            }
+            q.seen = seen[i].data();
+            q.seen_ld = seen[i].shape(1);
         }
         rows(s);
         std::size_t n_want = 0;
@@ -796,7 +807,7 @@ NB_MODULE(_native, m) {
              nb::arg("span").noconvert(), nb::arg("seq").noconvert(), nb::arg("parent").noconvert(), nb::arg("want").noconvert(),
              nb::arg("kvs"), nb::arg("freqs").noconvert(), nb::arg("freq_of").noconvert(),
              nb::arg("logits").noconvert(), nb::arg("taps").noconvert(),
-             nb::arg("kept").noconvert())
+             nb::arg("kept").noconvert(), nb::arg("seen").noconvert())
         .def("commit", &Native::commit, nb::arg("row").noconvert(), nb::arg("addr").noconvert(),
              nb::arg("slot").noconvert())
         .def("look", &Native::look, nb::arg("kv"), nb::arg("layer"), nb::arg("q").noconvert(),

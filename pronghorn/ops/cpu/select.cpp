@@ -264,6 +264,7 @@ void Executor::score_keys(ThreadScratch& t, const TapeOp& op, const Asked& asked
         t.shared.clear();
         for (int j = i; j < std::min(i + TURN, to); ++j) {
             t.shared.push_back(keys_of(step_->seqs[asked.seq], op.ints[0], head, j));
+            step_->seqs[asked.seq].see(op.ints[0] * shape_.n_kv + head, j);
             t.shared.back().bias = nullptr;
             t.kv_bytes += page_bytes(t.shared.back()) / 2;
         }

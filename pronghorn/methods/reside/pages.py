@@ -1,0 +1,63 @@
+"""Stored rows that no query chose lately lie on a disk.
+
+Selectors whose papers offload (Double Sparsity, Yang et al., 2024, arXiv 2408.07092, section 3.3; SentenceKV, Zhu et
+al., 2025, arXiv 2504.00970; A2ATS, He et al., 2025, arXiv 2502.12665; ActQKV, Xu et al., 2025) keep an index on the
+fast device and fetch chosen rows from a slow one. Here the fast one is memory and the slow one a file: sealed pages of
+any format lie in it, a selector's index and rows that are not sealed stay in memory, and of the pages those that were
+chosen last, `ram_gb` of them, so what leaves is what was read longest ago. The same tokens come as without it.
+
+Departures: a page that is missing is read when it is needed, not ahead (the papers fetch the next layer's while one
+is computed). Every row of a prompt chooses, so a prompt's steps read more than an answer's, and the budget is kept
+between steps, not inside them. `--kv-gb` counts rows wherever they lie. A folder in memory (tmpfs) saves nothing.
+Without a selector every page is read in every step: then this only costs time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pronghorn.errors import MethodError
+from pronghorn.kv.paged import Pages as Paged
+from pronghorn.kv.tiers import NoSwap
+from pronghorn.slots import Longs
+from pronghorn.types import Guarantee, Traits
+
+if TYPE_CHECKING:
+    from pronghorn.kv.store import Store
+
+
+@dataclass(frozen=True)
+class Pages:
+    folder: str = ""  # of the file, on a disk with room for all stored rows; "": where temporary files go
+    ram_gb: float = 1.0  # GiB of sealed rows that stay in memory; their index comes on top
+
+    traits = Traits(Guarantee.EXACT)
+    swaps = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ram_gb < 1 << 20:
+            raise MethodError(f"pages: ram_gb is above 0, in GiB, not {self.ram_gb}")
+
+    def want(self, seen: Longs) -> Longs:
+        return seen
+
+    def victims(self, n: int, held: Longs, last: Longs) -> Longs:
+        if n >= len(held):
+            return held
+        return held[np.argpartition(last, n)[:n]]
+
+    def tier(self, store: Store) -> NoSwap:
+        return NoSwap()
+
+    def pages(self, store: Store) -> Paged:
+        folder = self.folder or tempfile.gettempdir()
+        try:
+            return Paged(store, self, folder, int(self.ram_gb * (1 << 30)))
+        except OSError as error:
+            raise MethodError(
+                f"pages: cannot write to {folder!r} ({error.strerror or error}): name another folder"
+            ) from None
