@@ -78,8 +78,8 @@ class Memory:
         return self.next_barrier(seq, 0) >= FOREVER
 
     def reached(self, seq: Seq, barrier: int) -> None:
-        """Where a barrier is reached: offer the state for reuse, let the policy choose, seal the rest. Where that
-        fails the sequence has an `error`, and no rows."""
+        """Where a barrier is reached: offer the state for reuse, let the policy choose, seal the rest. Where
+        that fails the sequence has an `error`, and no rows."""
         kv = seq.kv
         if kv.length < barrier:
             return

@@ -1,13 +1,16 @@
 """Sealed pages in a file that is mapped into memory, of which few lie in memory at a time.
 
-Rows of sealed pages are written once and read where a query chooses them, so what nobody chose lately can lie on a
-disk. A block's address is that of memory as ever: who reads a page that is not there waits for the disk. Units are
-the system's own pages; those of rows come and go as the residency method says, those of a selector's index stay.
-After a step the units that it read and wrote count as used; where more than the method's `room` are in memory then,
-its victims are given back to the system. A step itself may read more: a prompt's rows choose many pages.
+Rows of sealed pages are written once and read where a query chooses them, so what nobody chose lately can
+lie on a disk. A block's address is that of memory as ever: who reads a page that is not there waits for the
+disk. Units are the system's own pages; those of rows come and go as the residency method says, those of a
+selector's index stay. After a step the units that it read and wrote count as used; where more than the
+method's `room` are in memory then, its victims are given back to the system. A step itself may read more: a
+prompt's rows choose many pages. Where a group's rows take less than a unit of a block (small heads whose
+rows are kept apart), its pages stay.
 
-The file has no name, so nothing is left of it whatever ends the process. Its space is reserved slab by slab, so a
-full disk is an `OSError` of the sequence that asked for more and never a fault in the middle of a step.
+The file has no name, so nothing is left of it whatever ends the process. Its space is reserved slab by
+slab, so a full disk is an `OSError` of the sequence that asked for more and never a fault in the middle of
+a step.
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ class FileArena(Arena):
 
     def __init__(self, ops: Ops, layout: Layout, folder: str) -> None:
         super().__init__(ops, layout.block, -(-layout.block // UNIT) * UNIT, SLAB)
-        self.folder, self.maps = folder, list[mmap.mmap | None]()
+        self.folder = folder
+        self.maps: list[mmap.mmap | None] = []
         self.per_block = self.stride // UNIT
         rows = layout.member * len(layout.groups[0])
         self.own = rows // UNIT if layout.index else self.per_block  # units of a block that come and go
@@ -78,8 +82,8 @@ class FileArena(Arena):
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"no room for {size >> 20} MiB more of stored rows in {self.folder!r} ({error.strerror}): free "
-                "some, name another folder, or let fewer requests run at a time",
+                f"no room for {size >> 20} MiB more of stored rows in {self.folder!r} ({error.strerror}): "
+                "free some, name another folder, or let fewer requests run at a time",
             ) from None
         memory = mmap.mmap(self._f.fileno(), size, offset=i * size)
         memory.madvise(mmap.MADV_RANDOM)  # what lies beside a chosen page is of no use
@@ -121,8 +125,8 @@ class FileArena(Arena):
         self.seen[ids.astype(np.int64)[:, None] * self.per_block + units] = True
 
     def give(self, units: NDArray[np.int64]) -> None:
-        """Let the system have the memory of these units; the file has what they hold. Raises `OSError` where it
-        does not."""
+        """Let the system have the memory of these units; the file has what they hold. Raises `OSError` where
+        it does not."""
         if self.fresh:
             os.fdatasync(self._f.fileno())
             self.fresh = False
@@ -143,7 +147,7 @@ class FileArena(Arena):
 
 
 class Pages:
-    """The sealed pages of a store, which holds none yet, in a file; `method` says what stays, `room` bytes."""
+    """The sealed pages of a store, which has none yet, in a file; `method` says which `room` bytes stay."""
 
     def __init__(self, store: Store, method: Residency, folder: str, room: int) -> None:
         if store.ops.torch is not None:
@@ -189,7 +193,8 @@ class Pages:
         except OSError as error:
             self._stuck = True
             warnings.warn(
-                f"stored rows stay in memory, as {a.folder!r} does not take them: {error.strerror}", stacklevel=2
+                f"stored rows stay in memory, as {a.folder!r} does not take them: {error.strerror}",
+                stacklevel=2,
             )
 
     def close(self) -> None:

@@ -29,8 +29,8 @@ class Runner(Protocol):
 
     @property
     def seen(self) -> Sequence[NDArray[np.uint8]]:
-        """Where the store's sealed pages are `paged` and are read by their addresses: of each sequence of the last
-        step (layers * KV heads, pages), 1 for those that it read."""
+        """Where the store's sealed pages are `paged` and are read by their addresses: of each sequence of the
+        last step (layers * KV heads, pages), 1 for those that it read."""
         ...
 
     def run(self, rows: Rows, kvs: Sequence[SeqKV], taps: bool) -> StepOut:

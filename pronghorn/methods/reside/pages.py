@@ -1,15 +1,17 @@
 """Stored rows that no query chose lately lie on a disk.
 
-Selectors whose papers offload (Double Sparsity, Yang et al., 2024, arXiv 2408.07092, section 3.3; SentenceKV, Zhu et
-al., 2025, arXiv 2504.00970; A2ATS, He et al., 2025, arXiv 2502.12665; ActQKV, Xu et al., 2025) keep an index on the
-fast device and fetch chosen rows from a slow one. Here the fast one is memory and the slow one a file: sealed pages of
-any format lie in it, a selector's index and rows that are not sealed stay in memory, and of the pages those that were
-chosen last, `ram_gb` of them, so what leaves is what was read longest ago. The same tokens come as without it.
+Papers of selectors that offload (Double Sparsity, Yang et al., 2024, arXiv 2408.07092; SentenceKV, Zhu et
+al., 2025, arXiv 2504.00970; A2ATS, He et al., 2025, arXiv 2502.12665) keep an index on the fast device and
+fetch chosen rows from a slow one. Here the fast one is memory and the slow one a file: sealed pages of any
+format lie in it, a selector's index and rows that are not sealed stay in memory, and of the pages those
+that were chosen last, `ram_gb` of them: what leaves is what was read longest ago. Any selector will do, and
+the same tokens come as without it.
 
-Departures: a page that is missing is read when it is needed, not ahead (the papers fetch the next layer's while one
-is computed). Every row of a prompt chooses, so a prompt's steps read more than an answer's, and the budget is kept
-between steps, not inside them. `--kv-gb` counts rows wherever they lie. A folder in memory (tmpfs) saves nothing.
-Without a selector every page is read in every step: then this only costs time.
+Departures: a page that is missing is read when it is needed, not ahead (the papers fetch the next layer's
+while one is computed). Every row of a prompt chooses, so a prompt's steps read more than an answer's, and
+the budget is kept between steps, not inside them. `--kv-gb` counts rows wherever they lie. A folder in
+memory (tmpfs) saves nothing. Without a selector every page is read in every step: then this only costs
+time.
 """
 
 from __future__ import annotations

@@ -295,10 +295,10 @@ class Executor:
         kept: list[npt.NDArray[np.int32]], seen: list[npt.NDArray[np.uint8]],
     ) -> None:  # fmt: skip
         """One step; writes logits (n_want, n_vocab) and taps. kept: for each sequence `kept_ints` integers,
-        zeros at first, or none; or an empty list. seen: for each sequence (n_layers * n_kv, its sealed pages or
-        more), where 1 is written for those that attention reads; or an empty list. Raises `ValueError` for rows
-        out of range,
-        `TypeError` for another dtype, `RuntimeError` while another call is at work."""
+        zeros at first, or none; or an empty list. seen: for each sequence (n_layers * n_kv, its sealed
+        pages or more), where 1 is written for those that attention reads; or an empty list. Raises
+        `ValueError` for rows out of range, `TypeError` for another dtype, `RuntimeError` while another call
+        is at work."""
 
     def commit(
         self, row: npt.NDArray[np.int32], addr: npt.NDArray[np.uint64], slot: npt.NDArray[np.int32]

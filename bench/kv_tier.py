@@ -1,0 +1,178 @@
+"""What stored rows take of memory, and how fast they are read, when those not chosen lately lie on a disk.
+
+    python bench/kv_tier.py [--rows 32768] [--select quest:tokens=@16,dense_layers=0] [--of 1 4 8 16]
+                            [--shape 14/2/64 --layers 24 | --model qwen2.5-0.5b --use weight.int8]
+                            [--folder /tmp] [--threads 2] [--steps 96] [--json]
+
+The model and its rows are those of kv_speed.py, sealed as those of a prompt; a step chooses @16, a
+sixteenth, of them. --of: the share of rows' bytes that may stay in memory, 1 without a tier. Each runs in a
+process of its own, which says at the end what it grew by, as the kernel counts: *anon* is its own memory,
+*file* what it has mapped of the file; *cached*: what the kernel has of the file in memory, mapped or not,
+of all its pages. Keys are random, so two tokens choose about as many pages in common as by chance, which no
+text does:
+
+    same     the same token in every step: it chooses the same pages
+    turns    another token in every eighth step
+    new      another token in every step: most of its pages are not in memory, the worst case
+
+*missed*: pages a step that the disk was asked for, from the process's major faults; *ms*: the median step,
+*mean* the mean one, and *tokens/s* by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import machine, said, table
+from kv_speed import LIBC, Stored, model
+
+from pronghorn.kv.paged import UNIT, FileArena
+from pronghorn.methods.reside.pages import Pages
+from pronghorn.model.bind import Bound
+from pronghorn.nulls import AllResident
+
+EVERY = {"same": 0, "turns": 8, "new": 1}
+GIB = 1 << 30
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes of this process: in all, its own, of files."""
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return {
+        k: int(v) << 10 for k, v in re.findall(r"^Rss(\w+):\s+(\d+) kB", text, re.M) if k in ("Anon", "File")
+    }
+
+
+def cached(arena: FileArena) -> int:
+    """Bytes of the arena's file that the kernel has in memory."""
+    total = 0
+    for slab in arena.slabs:
+        if slab is not None:
+            marks = (ctypes.c_ubyte * (slab.nbytes // UNIT))()
+            if LIBC.mincore(ctypes.c_void_p(slab.ctypes.data), ctypes.c_size_t(slab.nbytes), marks):
+                raise OSError("mincore")
+            total += int((np.frombuffer(marks, np.uint8) & 1).sum()) * UNIT
+    return total
+
+
+class Tiered(Stored):
+    """Rows behind which a token comes, of which one part in `of` stays in memory."""
+
+    def __init__(self, bound: Bound, method: str, n: int, threads: int, folder: str, of: int) -> None:
+        size = 2 * n * bound.n_layers * bound.n_kv * bound.head_dim * 2  # bfloat16
+        self.reside: Any = Pages(folder, size / of / GIB) if of > 1 else AllResident()
+        self.pages: Any = None
+        super().__init__(bound, method, n, threads, ())
+
+    def _store(self, n: int) -> None:
+        self.pages = self.pages or self.reside.pages(self.store)
+        super()._store(n)
+
+    def _fill(self, rng: Any, pages: Any, n: int) -> None:
+        super()._fill(rng, pages, n)
+        self.pages.settle()
+
+    def step(self, token: int) -> float:
+        """Seconds of one, what is given back included."""
+        rows = self.rows._replace(ids=np.full(1, token, np.int32))
+        start = time.perf_counter()
+        self.runner.run(rows, [self.kv], False)
+        self.pages.used([self.kv], self.runner.seen)
+        self.pages.settle()
+        return time.perf_counter() - start
+
+
+def measure(args: argparse.Namespace, of: int) -> dict[str, Any]:
+    bound, n = model(args), args.rows
+    method = re.sub(r"@(\d+)", lambda m: str(n // int(m[1])), args.select)
+    before = memory()
+    stored = Tiered(bound, method, n, args.threads, args.folder, of)
+    out: dict[str, Any] = {"of": of, "held": stored.store.held, "modes": {}}
+    rng = np.random.default_rng(1)
+    for mode, every in EVERY.items():
+        token = 1
+        for _ in range(4):
+            stored.step(token)
+        faults, times = resource.getrusage(resource.RUSAGE_SELF).ru_majflt, []
+        for i in range(args.steps):
+            if every and i % every == 0:
+                token = int(rng.integers(bound.n_vocab))
+            times.append(stored.step(token))
+        missed = (resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults) / args.steps
+        grown = {k: v - before[k] for k, v in memory().items()}
+        out["modes"][mode] = {
+            "ms": 1e3 * statistics.median(times), "mean": 1e3 * statistics.mean(times), "missed": missed,
+            **grown, "cached": cached(stored.store.sealed_arena) if of > 1 else 0,
+        }  # fmt: skip
+    return out
+
+
+def shown(found: list[dict[str, Any]]) -> str:
+    body = [
+        ["all" if f["of"] == 1 else f"1/{f['of']}", mode,
+         *(f"{m[k] / (1 << 20):.0f}" for k in ("Anon", "File", "cached")),
+         f"{m['missed']:.0f}", f"{m['ms']:.2f}", f"{m['mean']:.2f}", f"{1e3 / m['mean']:.1f}"]
+        for f in found for mode, m in f["modes"].items()
+    ]  # fmt: skip
+    heads = [
+        "in memory",
+        "tokens",
+        "anon, MiB",
+        "file, MiB",
+        "cached, MiB",
+        "missed",
+        "ms",
+        "mean",
+        "tokens/s",
+    ]
+    return table(heads, body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=32768)
+    parser.add_argument("--select", default="quest:tokens=@16,dense_layers=0")
+    parser.add_argument("--of", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--shape", default="14/2/64")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--model", default="", help="a shape that `pronghorn bench speed --shape` knows")
+    parser.add_argument("--use", action="append", default=[], help="how the model's weights are packed")
+    parser.add_argument("--folder", default="/tmp")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--arm", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.arm:
+        print(json.dumps(measure(args, args.arm)))
+        return
+    found = []
+    for of in args.of:
+        own = [sys.executable, *sys.argv, "--arm", str(of)]
+        done = subprocess.run(own, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    what = " ".join([args.model, *args.use]) if args.model else f"{args.layers} x {args.shape}"
+    where = {**machine(), "threads": str(args.threads), "shape": what, "page": str(mmap.PAGESIZE)}
+    if args.json:
+        print(json.dumps({"found": found, "machine": where}))
+        return
+    print(said(where) + "\n")
+    print(f"Behind {args.rows:,} rows, {args.select}:\n\n" + shown(found))
+
+
+if __name__ == "__main__":
+    main()
