@@ -2,7 +2,7 @@
 
     python bench/kv_tier.py [--rows 32768] [--select quest:tokens=@16,dense_layers=0] [--of 1 4 8 16]
                             [--shape 14/2/64 --layers 24 | --model qwen2.5-0.5b --use weight.int8]
-                            [--folder /tmp] [--threads 2] [--steps 96] [--json]
+                            [--folder /tmp] [--threads 2] [--steps 32] [--rounds 3] [--json]
 
 The model and its rows are those of kv_speed.py, sealed as those of a prompt; a step chooses @16, a
 sixteenth, of them. --of: the share of rows' bytes that may stay in memory, 1 without a tier. Each runs in a
@@ -16,7 +16,7 @@ text does:
     new      another token in every step: most of its pages are not in memory, the worst case
 
 *missed*: pages a step that the disk was asked for, from the process's major faults; *ms*: the median step,
-*mean* the mean one, and *tokens/s* by it.
+*mean* the mean one, and *tokens/s* by it. All run in turn, `--rounds` times: medians of the rounds.
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ class Tiered(Stored):
         size = 2 * n * bound.n_layers * bound.n_kv * bound.head_dim * 2  # bfloat16
         self.reside: Any = Pages(folder, size / of / GIB) if of > 1 else AllResident()
         self.pages: Any = None
+        self.before: dict[str, int] = {}
         super().__init__(bound, method, n, threads, ())
 
     def _store(self, n: int) -> None:
         self.pages = self.pages or self.reside.pages(self.store)
+        self.before = self.before or memory()
         super()._store(n)
 
     def _fill(self, rng: Any, pages: Any, n: int) -> None:
@@ -99,7 +101,6 @@ class Tiered(Stored):
 def measure(args: argparse.Namespace, of: int) -> dict[str, Any]:
     bound, n = model(args), args.rows
     method = re.sub(r"@(\d+)", lambda m: str(n // int(m[1])), args.select)
-    before = memory()
     stored = Tiered(bound, method, n, args.threads, args.folder, of)
     out: dict[str, Any] = {"of": of, "held": stored.store.held, "modes": {}}
     rng = np.random.default_rng(1)
@@ -113,12 +114,21 @@ def measure(args: argparse.Namespace, of: int) -> dict[str, Any]:
                 token = int(rng.integers(bound.n_vocab))
             times.append(stored.step(token))
         missed = (resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults) / args.steps
-        grown = {k: v - before[k] for k, v in memory().items()}
+        grown = {k: v - stored.before[k] for k, v in memory().items()}
         out["modes"][mode] = {
             "ms": 1e3 * statistics.median(times), "mean": 1e3 * statistics.mean(times), "missed": missed,
             **grown, "cached": cached(stored.store.sealed_arena) if of > 1 else 0,
         }  # fmt: skip
     return out
+
+
+def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians of the rounds."""
+    modes = {
+        mode: {k: statistics.median(r["modes"][mode][k] for r in runs) for k in runs[0]["modes"][mode]}
+        for mode in EVERY
+    }
+    return {**runs[0], "modes": modes}
 
 
 def shown(found: list[dict[str, Any]]) -> str:
@@ -153,18 +163,21 @@ def main() -> None:
     parser.add_argument("--use", action="append", default=[], help="how the model's weights are packed")
     parser.add_argument("--folder", default="/tmp")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arm", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.arm:
         print(json.dumps(measure(args, args.arm)))
         return
-    found = []
-    for of in args.of:
-        own = [sys.executable, *sys.argv, "--arm", str(of)]
-        done = subprocess.run(own, check=True, capture_output=True, text=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+    runs: dict[int, list[dict[str, Any]]] = {of: [] for of in args.of}
+    for _ in range(args.rounds):
+        for of, own in runs.items():
+            command = [sys.executable, *sys.argv, "--arm", str(of)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            own.append(json.loads(done.stdout.splitlines()[-1]))
+    found = [together(own) for own in runs.values()]
     what = " ".join([args.model, *args.use]) if args.model else f"{args.layers} x {args.shape}"
     where = {**machine(), "threads": str(args.threads), "shape": what, "page": str(mmap.PAGESIZE)}
     if args.json:

@@ -59,6 +59,7 @@ OPTIONS = {
     "best-of-n": "n=3",
     "logit-bias": 'bias="65:3,66:-2"',
     "temperature": "value=0.7",
+    "pages": "ram_gb=0.00005",
 }
 
 STORES = ("rest",)  # methods that look up in a datastore

@@ -42,7 +42,7 @@ def opened(folder: Path, use: Sequence[str], paging: bool, **options: Any) -> LL
     return LLM(use=(*use, *own), defaults=("fcfs",), **options)
 
 
-def requests(llm: LLM, n: int = 40) -> list[Request]:
+def requests(llm: LLM, n: int = 24) -> list[Request]:
     """Two that share a beginning, one sampled, one that shares nothing, and two answers to one prompt."""
     ids = tuple(llm.tokenizer.encode(STORY))
     return [
@@ -69,7 +69,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @cache
 def plain(use: tuple[str, ...], backend: str = "native") -> list[list[int]]:
     llm = opened(Path(), use, False, backend=backend)
-    return tokens(llm.engine.run(requests(llm, 40 if backend == "native" else 3)))
+    return tokens(llm.engine.run(requests(llm, 24 if backend == "native" else 3)))
 
 
 @pytest.mark.parametrize("use", USES, ids="+".join)
@@ -129,7 +129,7 @@ def test_rows_given_up_and_run_again(tmp_path: Path, given: list[int]):
         if not engine.busy:
             break
         engine.step()
-        if step % 17 == 11 and engine.running:
+        if step % 7 == 5 and engine.running:
             seq = engine.running[0]
             engine.drafting.forget(seq)
             engine.memory.give_up(seq, engine.cost)
@@ -144,7 +144,7 @@ def test_a_full_disk_harms_the_request_that_filled_it(tmp_path: Path, monkeypatc
     monkeypatch.setattr(paged, "SLAB", 1 << 20)
     llm = opened(tmp_path, (QUEST,), True)
     engine, ids = llm.engine, tuple(llm.tokenizer.encode(STORY))
-    (first,) = engine.submit(Request(ids[40:200], 40, ignore_eos=True))
+    (first,) = engine.submit(Request(ids[40:200], 24, ignore_eos=True))
     for _ in range(3):
         engine.step()
     assert first.kv.n_sealed
