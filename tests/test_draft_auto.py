@@ -211,11 +211,12 @@ def test_a_first_time_is_no_price() -> None:
     assert price.seconds == 0
     price.note(0.02)
     price.note(0.01)
-    assert price.seconds == 0.01
-    for _ in range(20):
+    assert price.seconds == pytest.approx(0.015)  # what it takes on the average, not at best
+    for _ in range(40):
         price.note(0.01)
+    usual = price.seconds
     price.note(5.0)  # somebody else had the processor
-    assert price.seconds < 0.012
+    assert usual == pytest.approx(0.01, rel=0.05) and price.seconds < 1.25 * usual
     for _ in range(200):
         price.note(0.02)
     assert price.seconds == pytest.approx(0.02, rel=0.01)

@@ -10,7 +10,7 @@ from pronghorn.ops.cpu._native import Forest
 DOUBLINGS = 8  # of a rest
 RECENT = 0.05  # weight of the last asking
 CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance in each sequence
-HOPE = 1e-4  # seconds that asking a drafter is thought to gain at first
+HOPE = 0.1  # of a step, which asking a drafter is thought to gain at first
 
 
 class Mood:
@@ -22,7 +22,7 @@ class Mood:
         n = len(gain)
         self.shift = [0.0] * n  # log-odds
         self.rest = list(rest)  # steps that a drafter is not asked in
-        self.gain = list(gain)  # seconds that asking it gained, lately
+        self.gain = list(gain)  # steps that asking it gained, lately
         self.failed = list(failed)  # times in a row that this was not worth its time
         self.asked: list[int] = []
         self.trees: list[tuple[Forest, int]] = []  # what was drafted for the last step, if anything
@@ -51,8 +51,8 @@ class Mood:
         return self.asked
 
     def judge(self, d: int, gain: float, most: int) -> None:
-        """Let a drafter whose asking does not pay rest, for `most` steps at most. gain: seconds that its
-        nodes will save, less those that their rows and asking took."""
+        """Let a drafter whose asking does not pay rest, for `most` steps at most. gain: time that its
+        nodes will save, less what their rows and asking took, in steps."""
         self.gain[d] += RECENT * (gain - self.gain[d])
         if gain > 0:  # asked again at once, to see whether that lasts
             self.failed[d] = 0 if self.gain[d] > 0 else self.failed[d] // 2
@@ -89,7 +89,7 @@ class Panel:
         usual = self._usual
         for d in mood.asked:
             seconds = min(self._asks(d) + own / len(mood.asked), step)
-            gain = saved[d] - seconds
+            gain = (saved[d] - seconds) / step if step > 0 else 0.0
             mood.judge(d, gain, int(seconds * most / step) if step > 0 else 0)
             usual.gain[d] += RECENT * (gain - usual.gain[d])
             usual.failed[d], usual.rest[d] = mood.failed[d], mood.rest[d]

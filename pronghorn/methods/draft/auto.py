@@ -122,16 +122,16 @@ class Auto:
                     drafted[trees[i]].add(d)
                     forest.join(trees[i], d, draft.tokens, draft.parent, draft.score, self.nodes)
         mine = [moods[i] for i in trees]
-        if not any(drafted):
-            self._judge(mine, [[0.0] * len(self._names)] * len(mine), 0.0, len(seqs), room)
+        if any(drafted):
+            chosen = self._choose(forest, mine, drafted, len(seqs), room)
+            for i, t in trees.items():
+                if chosen[t]:
+                    tokens, parents, by = forest.draft(t, chosen[t])
+                    out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
+        else:
+            self._judge(mine, [[0.0] * len(self._names)] * len(mine), len(seqs), room)
             for mood in mine:
                 mood.trees = []
-            return out
-        chosen = self._choose(forest, mine, drafted, len(seqs), room)
-        for i, t in trees.items():
-            if chosen[t]:
-                tokens, parents, by = forest.draft(t, chosen[t])
-                out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
         asking = sum(self._panel.proposes[d].seconds * len(of) for d, of in asked.items())
         self._ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(trees))
         return out
@@ -143,8 +143,7 @@ class Auto:
         nodes a tree has."""
         n, token, row = worth(forest.falling(), n_seqs, room)
         chosen, saved = forest.take(n, token, row)
-        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
-        step = self._judge(moods, saved, own, n_seqs, room)
+        step = self._judge(moods, saved, n_seqs, room)
         for t, own_nodes in enumerate(chosen):
             for d in () if own_nodes else sorted(drafted[t]):
                 probe = forest.likely(t, d)[: room.rows - n]
@@ -152,12 +151,11 @@ class Auto:
                     chosen[t] = probe
         return chosen
 
-    def _judge(
-        self, moods: list[Mood], saved: list[list[float]], own: float, n_seqs: int, room: DraftRoom
-    ) -> float:
-        """Who was not worth its time rests. saved: seconds, by tree and drafter; own: seconds that joining
-        and choosing took for each. Returns the seconds of the step without drafts."""
+    def _judge(self, moods: list[Mood], saved: list[list[float]], n_seqs: int, room: DraftRoom) -> float:
+        """Who was not worth its time rests. saved: seconds, by tree and drafter. Returns the seconds of the
+        step without drafts."""
         step = room.cost.predict(room.base, room.read)
+        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
         self._ledger.steps += step
         for mood, gains in zip(moods, saved, strict=True):
             self._panel.judge(mood, gains, own, step, n_seqs / self.spend)
