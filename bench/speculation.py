@@ -79,7 +79,10 @@ def main() -> None:
         if file.exists():
             record = record_of(json.loads(file.read_text(encoding="utf-8")))
             shown = f"`pronghorn bench speculate {' '.join(options)}`"
-            made |= {f"{kind} {name}": f"\n{shown}\n\n{text}\n" for kind, text in pages(record).items()}
+            made |= {
+                f"{kind} {name}": f"\n{shown}\n\n{text}\n".replace(str(WIDE), "WIDE")
+                for kind, text in pages(record).items()
+            }
         else:
             print(f"{name} has no record: its tables say so", file=sys.stderr)
             made |= {f"{kind} {name}": "Not measured yet." for kind in ("speed", "steps", "peers")}

@@ -42,7 +42,7 @@ from pronghorn.types import Accept, Draft, Guarantee, Traits
 class Auto:
     # who is asked, with their options, joined with +; a node is to the credit of the first that proposes it,
     # so the cheap ones come first
-    drafters: str = "prompt-lookup+suffix+token-recycling"
+    drafters: str = "prompt-lookup+suffix+token-recycling+aggressive"
     nodes: int = 32  # rows of one sequence's draft at most
     spend: float = 0.005  # share of a step's time that a drafter which brings nothing may take
 
