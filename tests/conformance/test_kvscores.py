@@ -102,8 +102,8 @@ def test_h2o_notes_the_same_for_any_chunks() -> None:
 
 @pytest.mark.parametrize("prompt_every", [0, 16])
 def test_tova_drops_row_by_row(prompt_every: int) -> None:
-    """Each query, as it comes, drops the row of least weight; all heads of a layer the same. Inside the prompt
-    all do or, by default, its last one does it at once."""
+    """Each query, as it comes, drops the row of least weight; all heads of a layer the same. Inside the
+    prompt all do or, by default, its last one does it at once."""
     alive: dict[int, list[int]] = {}
 
     def look(view: KVView, taps: dict[str, Any], plan: KVPlan | None) -> None:
