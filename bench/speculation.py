@@ -5,7 +5,8 @@
 Runs `pronghorn bench speculate` as RUNS says. Every run leaves a record in a folder (--to), and one whose
 record is there is not run again unless `--again` says so: what was interrupted goes on with what is missing.
 Peers must be there: `python bench/peers/build.py openvino transformers`, and llama-server as
-bench/serve/servers.py says. A run in which a lossless drafter changed a token, or that was cut short, leaves
+bench/serve/servers.py says. WIDE stands for the bundled model at the cost of SmolLM2-135M's layers, a folder
+that `bench/widen.py` writes. A run in which a lossless drafter changed a token, or that was cut short, leaves
 no record.
 """
 
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 
 from _report import into
+from widen import widen
 
 from pronghorn.bench.gains import record_of
 from pronghorn.bench.gains_report import pages
@@ -26,12 +28,25 @@ from pronghorn.bench.shapes import cache
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "speculation.md"
 PEERS = "openvino,llama-server,transformers"
+BUNDLED = PAGE.parents[1] / "pronghorn" / "bundled" / "pronghorn-tiny"
+WIDE = cache() / "pronghorn-tiny-wide"
 ONE = ("--batch", "1", "--temperature", "0")
 RUNS: dict[str, tuple[str, ...]] = {
     "tiny": ("pronghorn-tiny", "--batch", "1", "--prompts", "8", "--rounds", "3"),
     "tiny-batches": (
         "pronghorn-tiny", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "3",
         "--draft", "auto", "--draft", "prompt-lookup", "--draft", "suffix",
+    ),
+    "wide": (
+        "WIDE", "--batch", "1", "--prompts", "4", "--rounds", "3", "--tokens", "64",
+        "--draft", "auto", "--draft", "aggressive", "--draft", "copyspec", "--draft", "prompt-lookup",
+        "--draft", "suffix", "--draft", "token-recycling",
+        "--draft", "draft-model:model=pronghorn-tiny-draft",
+    ),
+    "wide-batches": (
+        "WIDE", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "3", "--tokens", "64",
+        "--draft", "auto", "--draft", "prompt-lookup", "--category", "copying", "--category", "code",
+        "--category", "json", "--category", "free-text", "--category", "rag",
     ),
     "tiny-peers": (
         "pronghorn-tiny", *ONE, "--prompts", "4", "--draft", "auto", "--against", PEERS, "--draft-model",
@@ -57,11 +72,17 @@ def main() -> None:
     for name, options in RUNS.items():
         file = args.to / f"{name}.json"
         if (args.again or not file.exists()) and (not args.only or name in args.only):
-            measure([*options, *(["--data", args.data] if args.data else [])], file)
+            if "WIDE" in options:
+                widen(BUNDLED, WIDE, times=3, layers=30)
+            real = [str(WIDE) if x == "WIDE" else x for x in options]
+            measure([*real, *(["--data", args.data] if args.data else [])], file)
         if file.exists():
             record = record_of(json.loads(file.read_text(encoding="utf-8")))
             shown = f"`pronghorn bench speculate {' '.join(options)}`"
-            made |= {f"{kind} {name}": f"\n{shown}\n\n{text}\n" for kind, text in pages(record).items()}
+            made |= {
+                f"{kind} {name}": f"\n{shown}\n\n{text}\n".replace(str(WIDE), "WIDE")
+                for kind, text in pages(record).items()
+            }
         else:
             print(f"{name} has no record: its tables say so", file=sys.stderr)
             made |= {f"{kind} {name}": "Not measured yet." for kind in ("speed", "steps", "peers")}

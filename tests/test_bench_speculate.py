@@ -21,7 +21,8 @@ from pronghorn.bench.peers import SCRIPTS, WAYS, speculating
 from pronghorn.bench.prompts import MADE, NAMES, SPEC, AbsentError, category
 from pronghorn.bench.speculate import Race
 from pronghorn.errors import RequestError
-from pronghorn.llm import DEFAULT_MODEL
+from pronghorn.llm import DEFAULT_MODEL, LLM
+from pronghorn.seq import Request
 from pronghorn.types import Accept
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +169,25 @@ def test_the_page_wants_tables_that_its_script_makes():
         assert kind in ("speed", "steps", "peers")
         assert run in runs
         assert kind != "peers" or "--against" in runs[run]
+
+
+def test_a_widened_model_answers_as_the_small_one(tmp_path):
+    """Three times the bundled drafter's width and a layer more: the same logits, up to the order of sums."""
+    widen = runpy.run_path(str(ROOT / "bench" / "widen.py"))["widen"]
+    small = ROOT / "pronghorn" / "bundled" / "pronghorn-tiny-draft"
+    widen(small, tmp_path, times=3, layers=3)
+    said = []
+    for model in (small, tmp_path):
+        llm = LLM(str(model), backend="ref64")
+        ids = tuple(llm.tokenizer.encode("The quick brown fox jumps over the lazy dog."))
+        said += llm.engine.submit(Request(ids, 12, 0.0, 0, logprobs=True))
+        while llm.engine.busy:
+            llm.engine.step()
+        llm.close()
+    assert said[0].tokens == said[1].tokens
+    assert said[0].logprobs == pytest.approx(said[1].logprobs, abs=1e-4)
+    with pytest.raises(SystemExit, match="--layers"):
+        widen(small, tmp_path / "less", times=1, layers=1)
 
 
 # ------------------------------------------------------------------------------- the race

@@ -20,6 +20,7 @@ from pronghorn.kv import paged
 from pronghorn.kv.store import Store
 from pronghorn.llm import LLM
 from pronghorn.ops.ref import Ops
+from pronghorn.run.native import NativeRunner
 from pronghorn.seq import Request, Seq
 
 STORY = (
@@ -215,6 +216,27 @@ def test_memory_falls_to_the_budget(tmp_path: Path):
 def resident() -> int:
     text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
     return next(int(x.split()[1]) << 10 for x in text.splitlines() if x.startswith("Rss:"))
+
+
+def test_marks_that_are_too_few_are_refused(tmp_path: Path):
+    """Nothing is written outside of an array, whatever its shape."""
+    llm = opened(tmp_path, (QUEST,), False)
+    engine, runner = llm.engine, llm.engine.runner
+    assert isinstance(runner, NativeRunner)
+    (seq,) = engine.submit(Request(tuple(llm.tokenizer.encode(STORY))[:200], 9, ignore_eos=True))
+    while not seq.kv.n_sealed:
+        engine.step()
+    one = np.ones(1, np.int32)
+    heads, pages = runner.bound.n_layers * runner.bound.n_kv, len(seq.kv.sealed[0].blocks)
+    out = np.zeros((1, runner.bound.n_vocab), np.float32)
+    for shape in ((heads, pages - 1), (heads - 1, pages), (0, 0)):
+        with pytest.raises(ValueError, match="marks"):
+            runner.exe.run(
+                one, 200 * one, 201 * one, 0 * one, -one, one, [seq.kv], [], [], out, [], [],
+                [np.zeros(shape, np.uint8)],
+            )  # fmt: skip
+    engine.cancel(seq)
+    llm.close()
 
 
 def test_least_recent_pages_leave_first():

@@ -13,9 +13,8 @@ UNPRICED = 0.2  # chance above which nodes run while nothing is known of costs
 
 
 class Price:
-    """What something usually takes, in seconds; 0 as long as nothing is known. The first time, which loads
-    and allocates, is no measure, nor are times when somebody else had the processor: it falls faster than it
-    rises."""
+    """What something takes on the average, in seconds; 0 as long as nothing is known. The first time, which
+    loads and allocates, is no measure, nor are times when somebody else had the processor."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -24,10 +23,10 @@ class Price:
     def note(self, seconds: float) -> None:
         self._times += 1
         usual = self.seconds
-        if self._times == 2 or seconds < usual:
-            self.seconds = seconds if self._times < 10 else usual + 0.3 * (seconds - usual)
+        if self._times == 2:
+            self.seconds = seconds
         elif self._times > 2:
-            self.seconds += 0.05 * (min(seconds, 4 * usual) - usual)
+            self.seconds += max(0.1, 1 / (self._times - 1)) * (min(seconds, 3 * usual) - usual)
 
 
 class Ledger:

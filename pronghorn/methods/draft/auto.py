@@ -37,12 +37,14 @@ from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
 
+NOTHING = Draft.empty()
+
 
 @dataclass(frozen=True)
 class Auto:
     # who is asked, with their options, joined with +; a node is to the credit of the first that proposes it,
     # so the cheap ones come first
-    drafters: str = "prompt-lookup+suffix+token-recycling"
+    drafters: str = "prompt-lookup+suffix+token-recycling+aggressive"
     nodes: int = 32  # rows of one sequence's draft at most
     spend: float = 0.005  # share of a step's time that a drafter which brings nothing may take
 
@@ -98,14 +100,20 @@ class Auto:
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         start = time.perf_counter()
-        self._panel.clock += 1
-        out = [Draft.empty()] * len(seqs)
+        panel, out, ids = self._panel, [NOTHING] * len(seqs), [s.id for s in seqs]
+        panel.clock += 1
+        if panel.sleeps(ids):
+            return out
         moods = [self._mood(s) for s in seqs]
         asked: dict[int, list[int]] = {}
         for i, mood in enumerate(moods):
-            for d in mood.awake() if k[i] > 0 else ():
-                asked.setdefault(d, []).append(i)
-        if not asked or self._ledger.abstains(room, len(seqs), self.spend):
+            for d in mood.awake(panel.clock):
+                if k[i] > 0:
+                    asked.setdefault(d, []).append(i)
+        if not asked:
+            panel.rest(ids, moods)
+            return out
+        if self._ledger.abstains(room, len(seqs), self.spend):
             return out
         forest, trees = Forest(self._odds), dict[int, int]()
         for i, mood in enumerate(moods):
@@ -116,23 +124,23 @@ class Auto:
         for d, of in sorted(asked.items()):
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
-            self._panel.proposes[d].note((time.perf_counter() - begin) / len(of))
+            panel.proposes[d].note((time.perf_counter() - begin) / len(of))
             for i, draft in zip(of, drafts, strict=True):
                 if draft.n:
                     drafted[trees[i]].add(d)
                     forest.join(trees[i], d, draft.tokens, draft.parent, draft.score, self.nodes)
         mine = [moods[i] for i in trees]
-        if not any(drafted):
-            self._judge(mine, [[0.0] * len(self._names)] * len(mine), 0.0, len(seqs), room)
+        if any(drafted):
+            chosen = self._choose(forest, mine, drafted, len(seqs), room)
+            for i, t in trees.items():
+                if chosen[t]:
+                    tokens, parents, by = forest.draft(t, chosen[t])
+                    out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
+        else:
+            self._judge(mine, [[0.0] * len(self._names)] * len(mine), len(seqs), room)
             for mood in mine:
                 mood.trees = []
-            return out
-        chosen = self._choose(forest, mine, drafted, len(seqs), room)
-        for i, t in trees.items():
-            if chosen[t]:
-                tokens, parents, by = forest.draft(t, chosen[t])
-                out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
-        asking = sum(self._panel.proposes[d].seconds * len(of) for d, of in asked.items())
+        asking = sum(panel.proposes[d].seconds * len(of) for d, of in asked.items())
         self._ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(trees))
         return out
 
@@ -143,8 +151,7 @@ class Auto:
         nodes a tree has."""
         n, token, row = worth(forest.falling(), n_seqs, room)
         chosen, saved = forest.take(n, token, row)
-        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
-        step = self._judge(moods, saved, own, n_seqs, room)
+        step = self._judge(moods, saved, n_seqs, room)
         for t, own_nodes in enumerate(chosen):
             for d in () if own_nodes else sorted(drafted[t]):
                 probe = forest.likely(t, d)[: room.rows - n]
@@ -152,12 +159,11 @@ class Auto:
                     chosen[t] = probe
         return chosen
 
-    def _judge(
-        self, moods: list[Mood], saved: list[list[float]], own: float, n_seqs: int, room: DraftRoom
-    ) -> float:
-        """Who was not worth its time rests. saved: seconds, by tree and drafter; own: seconds that joining
-        and choosing took for each. Returns the seconds of the step without drafts."""
+    def _judge(self, moods: list[Mood], saved: list[list[float]], n_seqs: int, room: DraftRoom) -> float:
+        """Who was not worth its time rests. saved: seconds, by tree and drafter. Returns the seconds of the
+        step without drafts."""
         step = room.cost.predict(room.base, room.read)
+        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
         self._ledger.steps += step
         for mood, gains in zip(moods, saved, strict=True):
             self._panel.judge(mood, gains, own, step, n_seqs / self.spend)
@@ -167,6 +173,8 @@ class Auto:
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
+        if self._panel.sleeps([s.id for s in seqs]):
+            return
         start = time.perf_counter()
         asked: dict[int, list[int]] = {}
         for i, seq in enumerate(seqs):
