@@ -78,6 +78,8 @@ class Tiered(Stored):
         self.pages: Any = None
         self.before: dict[str, int] = {}
         super().__init__(bound, method, n, threads, ())
+        self.pages.read_whole(self.kv)  # a first step was run, and nobody told which pages it read
+        self.pages.settle()
 
     def _store(self, n: int) -> None:
         self.pages = self.pages or self.reside.pages(self.store)
