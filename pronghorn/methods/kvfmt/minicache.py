@@ -14,12 +14,11 @@ and rows behind the last barrier stay as they ran in each layer. Rows that a pol
 with their new neighbours. Directions in 4 bits are not here. All layers must keep the same rows.
 
 At 64 channels a pair takes 55 % of bfloat16's bytes, and a model whose upper half is merged 77 %; at 32, 56
-and 78 %. Whether directions are near is up to the model: the method wants a mean cosine of 0.8 or more
-between layers. No model at hand is near that, by any two neighbouring layers: keys and values have -0.30 to
-0.17 and -0.02 to 0.03 in the bundled model (95 rows of a story), -0.25 to 0.34 and -0.02 to 0.02 in
-stories260K, 0.00 to 0.08 and -0.03 to 0.01 in the look-up model. That one still answers 80 of 80 questions of
-300 tokens, but 70 with `distinct=8`, which merges less, and 7 of 20 with `start=0.25`: do not use it on such
-a model.
+and 78 %. It is meant for models whose neighbouring layers have a mean cosine of 0.8 or more. No model at hand
+is near that, by any two neighbours: keys and values have -0.30 to 0.17 and -0.02 to 0.03 in the bundled model
+(95 rows of a story), -0.25 to 0.34 and -0.02 to 0.02 in stories260K, 0.00 to 0.08 and -0.03 to 0.01 in the
+look-up model. That one still answers both questions about each of 80 texts of 300 tokens, but 70 with
+`distinct=8`, which merges less, and 7 of 20 with `start=0.25`: do not use it on such a model.
 """
 
 from __future__ import annotations
