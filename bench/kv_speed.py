@@ -35,7 +35,7 @@ import numpy as np
 from _attention import attention
 from _report import machine, said, table
 
-from pronghorn.bench.shapes import cache, find_shape, make
+from pronghorn.bench.shapes import kept
 from pronghorn.compose import compose
 from pronghorn.kv.store import Store
 from pronghorn.model.bind import Bound, bind
@@ -188,7 +188,7 @@ def shown(rows: Sequence[Sequence[Any]]) -> str:
 def model(args: argparse.Namespace) -> Bound:
     if not args.model:
         return attention(tuple(int(x) for x in args.shape.split("/")), args.layers)
-    folder = make(find_shape(args.model), cache() / "shapes" / args.model, lambda done, total: None)
+    folder = kept(args.model)
     opened = load(str(folder))
     return bind(opened.tape, opened.checkpoint.tensors, compose(args.use).weight)
 

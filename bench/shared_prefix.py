@@ -40,10 +40,10 @@ class Figures:
 
 
 def engine_of(shape: str, kv: str, threads: int) -> Engine:
-    from pronghorn.bench.shapes import cache, find_shape, make
+    from pronghorn.bench.shapes import kept
     from pronghorn.llm import LLM
 
-    folder = make(find_shape(shape), cache() / "shapes" / shape, lambda done, total: None)
+    folder = kept(shape)
     use = ["match", "fcfs", *(["kvfmt.int8"] if kv == "int8" else [])]
     return LLM(str(folder), use, threads=threads, defaults=()).engine
 

@@ -268,10 +268,15 @@ class Composition:
         return "q.new" in self.taps
 
     @cached_property
+    def q_answer(self) -> bool:
+        """Those of every row behind the prompt are."""
+        return self.q_new or "q.answer" in self.taps
+
+    @cached_property
     def private(self) -> bool:
         """Rows are of use only with what was noted of them and who asked for them, which no stored state
         has."""
-        return self.q_new or any(t.notes for t in self.traits)
+        return self.q_answer or any(t.notes for t in self.traits)
 
     @cached_property
     def again(self) -> int:

@@ -261,7 +261,7 @@ class Engine:
                 events.append(event)
                 kept += [w.take + i for i in accept.path[: max(len(event.tokens) - 1, 0)]]
             accepts.append(accept)
-            if seq.methods.q_new and len(kept) > w.take:  # rows of drafts that stand
+            if seq.methods.q_answer and len(kept) > w.take:  # rows of drafts that stand
                 self._tap(seq, seq.kv.length + w.take, w.row + np.array(kept[w.take :]), rows.pos, out.taps)
             places.add(self.store, seq.kv, w.row, kept)
         if places.n:
@@ -320,7 +320,7 @@ class Engine:
         ids, pos, span, index, parent, want = rows = self._buffer[:, :n_rows]
         want[:] = 0
         at = n_want = 0
-        taps = self.hidden or any(w.seq.request.embed or w.seq.methods.q_new for w in works)
+        taps = self.hidden or any(w.seq.request.embed or w.seq.methods.q_answer for w in works)
         for i, w in enumerate(works):
             seq, first, n = w.seq, w.seq.kv.length, w.draft.n
             w.row, w.logit = at, n_want
@@ -374,7 +374,9 @@ class Engine:
                     seq.n_pooled += 1
             start, stop = first, first + w.take
             if not seq.methods.q_new:
-                start, stop = max(seq.n_prompt - seq.methods.q_rows, first), min(seq.n_prompt, stop)
+                start = max(seq.n_prompt - seq.methods.q_rows, first)
+            if not seq.methods.q_answer:
+                stop = min(seq.n_prompt, stop)
             if "q" in taps and start < stop:
                 self._tap(seq, start, np.arange(start, stop) - first + w.row, pos, taps)
 

@@ -49,10 +49,10 @@ class Traits:
     """What the core must know of a method. The core reads these, never a method's name.
 
     taps:      values the method needs: "q.last32" (rotated queries of the last 32 prompt rows, every
-               layer), "q.new" (of every row committed since the policy last acted), "q.behind" (of
-               rows that it has run behind stored ones, `KVView.behind`), "hidden.3" (residual
-               stream after layer 3; negative counts from the end), "top8" (ids of the 8 largest raw logits
-               of every wanted row).
+               layer), "q.new" (of every row committed since the policy last acted), "q.answer" (of
+               those behind the prompt), "q.behind" (of rows that it has run behind stored ones,
+               `KVView.behind`), "hidden.3" (residual stream after layer 3; negative counts from the
+               end), "top8" (ids of the 8 largest raw logits of every wanted row).
     rows:      the finest unit whose kept KV rows may differ: "seq", "layer" or "head".
     drops:     stored KV shrinks.       moves: logical positions of stored rows change.
     recompute: rows at the end of a reused prefix to run again.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import HOPE, Mood
+from pronghorn.methods.draft._mood import HOPE, Mood, Panel
 from pronghorn.methods.draft._value import Ledger, Price, Worth, worth
 from pronghorn.methods.draft.auto import Auto
 from pronghorn.ops.cpu._native import Forest, Odds
@@ -158,40 +158,52 @@ def test_what_cannot_be_joined_is_refused() -> None:
 
 def test_who_brings_nothing_rests() -> None:
     mood = mood_of(1)
-    mood.judge(0, 1.0, 1000)
-    assert mood.awake() == [0]
+    mood.judge(0, 1.0, 1000, 0)
+    assert mood.awake(0) == [0]
     while mood.gain[0] > 0:
-        assert not mood.rest[0]
-        mood.judge(0, -1.0, 1000)
-    assert mood.rest[0] == 2
-    mood.judge(0, -1.0, 1000)
-    assert mood.rest[0] == 4
-    mood.judge(0, -1.0, 5)
-    assert [mood.awake() for _ in range(6)] == [[]] * 5 + [[0]]
-    mood.judge(0, 100.0, 5)
-    assert mood.awake() == [0]
+        assert mood.awake(1) == [0]
+        mood.judge(0, -1.0, 1000, 0)
+    assert mood.until[0] == 3  # two steps rest
+    mood.judge(0, -1.0, 1000, 3)
+    assert mood.until[0] == 8  # four
+    mood.judge(0, -1.0, 5, 10)
+    assert [mood.awake(10 + i) for i in range(1, 7)] == [[]] * 5 + [[0]]
+    mood.judge(0, 100.0, 5, 16)
+    assert mood.awake(17) == [0]
 
 
 def test_a_gain_after_a_rest_is_followed_up() -> None:
     """One ask in a hundred steps would never outweigh what failed before."""
-    mood = mood_of(1)
+    mood, now = mood_of(1), 0
     for _ in range(200):
-        mood.judge(0, -1.0, 100)
-    while not mood.awake():
-        pass
-    mood.judge(0, 2.0, 100)
+        mood.judge(0, -1.0, 100, now)
+    while not mood.awake(now):
+        now += 1
+    mood.judge(0, 2.0, 100, now)
     assert mood.gain[0] < 0
-    assert mood.awake() == [0]
-    mood.judge(0, -1.0, 100)
-    assert [bool(mood.awake()) for _ in range(40)].count(True) < 3
+    assert mood.awake(now + 1) == [0]
+    mood.judge(0, -1.0, 100, now + 1)
+    assert [bool(mood.awake(now + i)) for i in range(2, 42)].count(True) < 3
 
 
 def test_another_sequence_rests_on() -> None:
     """Short answers would otherwise ask everybody anew each time."""
     mood = Mood([-1.0, -1.0], [6, 6], [50, 50])
-    later = mood.again([20, 20], [False, True])
-    assert later.rest == [30, 15] and later.failed == [6, 3]
-    assert mood.again([90, 90], [False, False]).rest == [0, 0]
+    later = mood.again(20, [False, True])
+    assert later.until == [50, 35] and later.failed == [6, 3]
+    assert mood.again(90, [False, False]).awake(90) == [0, 1]
+
+
+def test_all_at_rest_are_passed_over_together() -> None:
+    """Until the first of them wakes, or another sequence comes."""
+    panel = Panel(2)
+    moods = [Mood([0.0, 0.0], [1, 1], [5, 9]), Mood([0.0, 0.0], [1, 1], [7, 6])]
+    panel.rest([1, 2], moods)
+    slept = []
+    for panel.clock in range(1, 7):
+        slept.append(panel.sleeps([1, 2]))
+        assert not panel.sleeps([1, 2, 3]) and not panel.sleeps([2])
+    assert slept == [True] * 4 + [False] * 2
 
 
 def test_what_two_propose_is_to_the_credit_of_the_first() -> None:

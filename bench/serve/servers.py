@@ -34,7 +34,7 @@ from load import get
 
 from pronghorn.bench.engines import Launch, Process, environment
 from pronghorn.bench.peers import SCRIPTS, environments, folder_name
-from pronghorn.bench.shapes import SHAPES, cache, make
+from pronghorn.bench.shapes import SHAPES, cache, kept
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -67,7 +67,7 @@ class Setting:
     @property
     def folder(self) -> Path:
         if self.model in SHAPES:
-            return make(SHAPES[self.model], cache() / "shapes" / self.model, lambda done, total: None)
+            return kept(self.model)
         from pronghorn.llm import find_model
 
         folder = Path(find_model(self.model))

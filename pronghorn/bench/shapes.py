@@ -104,6 +104,11 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pronghorn"
 
 
+def kept(name: str) -> Path:
+    """The folder of a shape's checkpoint in the cache, made unless it is there."""
+    return make(find_shape(name), cache() / "shapes" / name, lambda done, total: None)
+
+
 def make(shape: Shape, folder: Path, tick: Tick) -> Path:
     """The folder with the shape's checkpoint, written unless it is there already. Holds a few MB of
     weights at a time; a write that is cut short leaves nothing. tick(done, total) in bytes."""

@@ -260,7 +260,7 @@ def codebooks(
     )  # fmt: skip
     found.write(Path(out))
     layers, n_kv, _ = found.shape
-    spec = f"a2ats:table={out}" + ("" if found.groups == 8 else f",codes={found.groups}")
+    spec = f"a2ats:table={out},codes={found.groups}"
     if as_json:
         show.as_json({
             "model": found.model, "fingerprint": found.fingerprint, "tokens": found.tokens,

@@ -226,11 +226,15 @@ class Small:
         at = np.concatenate([np.arange(f, f + len(p), dtype=np.int32) for f, p, _ in self.queries])
         pos = np.concatenate([p for _, p, _ in self.queries])
         q = np.concatenate([x for _, _, x in self.queries], axis=1).transpose(0, 2, 1, 3)
+        keep = np.zeros(len(at), bool)
         for t in self.policy.traits.taps:
             last = int(t[6:]) if t.startswith("q.last") else 0
-            keep = (at >= n_prompt - last) & (at < n_prompt) if last else at >= 0
-            return {"q": q[:, :, keep].astype(np.float32), "q_pos": pos[keep], "q_at": at[keep]}
-        return {}
+            keep |= {"q.new": at >= 0, "q.answer": at >= n_prompt}.get(
+                t, (at >= n_prompt - last) & (at < n_prompt)
+            )
+        if not keep.any():
+            return {}
+        return {"q": q[:, :, keep].astype(np.float32), "q_pos": pos[keep], "q_at": at[keep]}
 
     def ask(self, n_prompt: int) -> None:
         taps, self.queries = self.taps(n_prompt), []

@@ -100,8 +100,10 @@ def test_h2o_notes_the_same_for_any_chunks() -> None:
 # ------------------------------------------------------------------------------- tova
 
 
-def test_tova_drops_row_by_row() -> None:
-    """Each query, as it comes, drops the row of least weight; all heads of a layer the same."""
+@pytest.mark.parametrize("prompt_every", [0, 16])
+def test_tova_drops_row_by_row(prompt_every: int) -> None:
+    """Each query, as it comes, drops the row of least weight; all heads of a layer the same. Inside the
+    prompt all do or, by default, its last one does it at once."""
     alive: dict[int, list[int]] = {}
 
     def look(view: KVView, taps: dict[str, Any], plan: KVPlan | None) -> None:
@@ -109,9 +111,12 @@ def test_tova_drops_row_by_row() -> None:
             held = alive.setdefault(layer, [])
             where = view.pos[layer, 0]
             index = {int(p): j for j, p in enumerate(where) if p >= 0}
+            assert (len(taps["q_pos"]) == 1) == (not prompt_every and view.length == N_PROMPT)
+            if not prompt_every and not held:
+                held += range(N_PROMPT - 1)
             for i, at in enumerate(taps["q_pos"]):
                 held.append(int(at))
-                if len(held) > 24:
+                while len(held) > 24:
                     w = np.mean(
                         [shares(view, layer, h, taps["q"][layer, h, i], at) for h in range(4)], axis=0
                     )
@@ -119,7 +124,7 @@ def test_tova_drops_row_by_row() -> None:
             rows = where[view.valid[layer, 0]] if plan is None else where[plan.keep[layer]]
             assert rows.tolist() == held
 
-    run = Small(small(), watched(Tova(24, 16, 16), look))
+    run = Small(small(), watched(Tova(24, 16, prompt_every), look))
     run.feed(IDS, N_PROMPT, 10)
     assert run.kv.dropped
     assert len(alive[0]) == 24

@@ -18,39 +18,27 @@ class Mood:
 
     asked: drafters that proposed for the last step."""
 
-    def __init__(self, gain: Sequence[float], failed: Sequence[int], rest: Sequence[int]) -> None:
-        n = len(gain)
-        self.shift = [0.0] * n  # log-odds
-        self.rest = list(rest)  # steps that a drafter is not asked in
+    def __init__(self, gain: Sequence[float], failed: Sequence[int], until: Sequence[int]) -> None:
+        self.shift = [0.0] * len(gain)  # log-odds
         self.gain = list(gain)  # steps that asking it gained, lately
         self.failed = list(failed)  # times in a row that this was not worth its time
+        self.until = list(until)  # step from which on a drafter is asked again
         self.asked: list[int] = []
         self.trees: list[tuple[Forest, int]] = []  # what was drafted for the last step, if anything
-        self._all = 0  # steps that all rest for
 
-    def again(self, passed: Sequence[int], cheap: Sequence[bool]) -> Mood:
-        """How another sequence begins: with what was learned here, less the steps that have passed of each
-        rest; with hope for half of what failed of those that are cheap to ask."""
-        rest = [max(0, n - by) for n, by in zip(self.rest, passed, strict=True)]
+    def again(self, now: int, cheap: Sequence[bool]) -> Mood:
+        """How another sequence begins in step `now`: with what was learned here, and with hope for half of
+        what failed of those that are cheap to ask."""
         failed = [n // 2 if c else n for n, c in zip(self.failed, cheap, strict=True)]
-        return Mood(self.gain, failed, [n // 2 if c else n for n, c in zip(rest, cheap, strict=True)])
+        rest = [max(0, at - now) for at in self.until]
+        return Mood(self.gain, failed, [now + (n // 2 if c else n) for n, c in zip(rest, cheap, strict=True)])
 
-    def awake(self) -> list[int]:
-        """Who is asked in this step. Cheap where nobody is."""
-        if self._all > 0:
-            self._all -= 1
-            self.asked = []
-            return self.asked
-        self.asked = [d for d, rest in enumerate(self.rest) if not rest]
-        if self.asked:
-            self.rest = [max(0, rest - 1) for rest in self.rest]
-        else:  # they slept through `least` steps of which this is the last
-            least = min(self.rest)
-            self._all = least - 1
-            self.rest = [rest - least for rest in self.rest]
+    def awake(self, now: int) -> list[int]:
+        """Who is asked in this step."""
+        self.asked = [d for d, at in enumerate(self.until) if at <= now]
         return self.asked
 
-    def judge(self, d: int, gain: float, most: int) -> None:
+    def judge(self, d: int, gain: float, most: int, now: int) -> None:
         """Let a drafter whose asking does not pay rest, for `most` steps at most. gain: time that its
         nodes will save, less what their rows and asking took, in steps."""
         self.gain[d] += RECENT * (gain - self.gain[d])
@@ -58,7 +46,7 @@ class Mood:
             self.failed[d] = 0 if self.gain[d] > 0 else self.failed[d] // 2
         elif self.gain[d] <= 0:
             self.failed[d] += 1
-            self.rest[d] = min(1 << min(self.failed[d], DOUBLINGS), most)
+            self.until[d] = now + 1 + min(1 << min(self.failed[d], DOUBLINGS), most)
 
 
 class Panel:
@@ -72,13 +60,23 @@ class Panel:
         self.learns = [Price() for _ in range(n)]
         self.clock = 0
         self._usual = Mood([HOPE] * n, [0] * n, [0] * n)
-        self._judged = [0] * n  # step in which each was last judged
-        self._step = 0.0  # seconds of that
+        self._step = 0.0  # seconds of the last one that was judged
+        self._asleep: list[int] = []  # sequences of the last step, where nobody was asked for any
+        self._until = 0  # step in which that ends
+
+    def sleeps(self, ids: list[int]) -> bool:
+        """Whether nobody is asked in this step, of sequences that were all in the last one. Most steps are
+        such where nothing can be foreseen, so it must cost next to nothing, however many they are."""
+        return self.clock < self._until and ids == self._asleep
+
+    def rest(self, ids: list[int], moods: Sequence[Mood]) -> None:
+        """Nobody is asked for any of these."""
+        self._asleep, self._until = ids, min((at for m in moods for at in m.until), default=0)
 
     def begin(self) -> Mood:
         """Of a new sequence."""
-        cheap = [self._asks(d) < CHEAP * self._step for d in range(len(self._judged))]
-        return self._usual.again([self.clock - at for at in self._judged], cheap)
+        cheap = [self._asks(d) < CHEAP * self._step for d in range(len(self.proposes))]
+        return self._usual.again(self.clock, cheap)
 
     def judge(self, mood: Mood, saved: Sequence[float], own: float, step: float, most: float) -> None:
         """Let those of a sequence that were not worth their time rest.
@@ -90,10 +88,9 @@ class Panel:
         for d in mood.asked:
             seconds = min(self._asks(d) + own / len(mood.asked), step)
             gain = (saved[d] - seconds) / step if step > 0 else 0.0
-            mood.judge(d, gain, int(seconds * most / step) if step > 0 else 0)
+            mood.judge(d, gain, int(seconds * most / step) if step > 0 else 0, self.clock)
             usual.gain[d] += RECENT * (gain - usual.gain[d])
-            usual.failed[d], usual.rest[d] = mood.failed[d], mood.rest[d]
-            self._judged[d] = self.clock
+            usual.failed[d], usual.until[d] = mood.failed[d], mood.until[d]
 
     def _asks(self, d: int) -> float:
         return self.proposes[d].seconds + self.learns[d].seconds

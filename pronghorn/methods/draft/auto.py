@@ -37,6 +37,8 @@ from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom
 from pronghorn.types import Accept, Draft, Guarantee, Traits
 
+NOTHING = Draft.empty()
+
 
 @dataclass(frozen=True)
 class Auto:
@@ -98,14 +100,20 @@ class Auto:
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         start = time.perf_counter()
-        self._panel.clock += 1
-        out = [Draft.empty()] * len(seqs)
+        panel, out, ids = self._panel, [NOTHING] * len(seqs), [s.id for s in seqs]
+        panel.clock += 1
+        if panel.sleeps(ids):
+            return out
         moods = [self._mood(s) for s in seqs]
         asked: dict[int, list[int]] = {}
         for i, mood in enumerate(moods):
-            for d in mood.awake() if k[i] > 0 else ():
-                asked.setdefault(d, []).append(i)
-        if not asked or self._ledger.abstains(room, len(seqs), self.spend):
+            for d in mood.awake(panel.clock):
+                if k[i] > 0:
+                    asked.setdefault(d, []).append(i)
+        if not asked:
+            panel.rest(ids, moods)
+            return out
+        if self._ledger.abstains(room, len(seqs), self.spend):
             return out
         forest, trees = Forest(self._odds), dict[int, int]()
         for i, mood in enumerate(moods):
@@ -116,7 +124,7 @@ class Auto:
         for d, of in sorted(asked.items()):
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
-            self._panel.proposes[d].note((time.perf_counter() - begin) / len(of))
+            panel.proposes[d].note((time.perf_counter() - begin) / len(of))
             for i, draft in zip(of, drafts, strict=True):
                 if draft.n:
                     drafted[trees[i]].add(d)
@@ -132,7 +140,7 @@ class Auto:
             self._judge(mine, [[0.0] * len(self._names)] * len(mine), len(seqs), room)
             for mood in mine:
                 mood.trees = []
-        asking = sum(self._panel.proposes[d].seconds * len(of) for d, of in asked.items())
+        asking = sum(panel.proposes[d].seconds * len(of) for d, of in asked.items())
         self._ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(trees))
         return out
 
@@ -165,6 +173,8 @@ class Auto:
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
+        if self._panel.sleeps([s.id for s in seqs]):
+            return
         start = time.perf_counter()
         asked: dict[int, list[int]] = {}
         for i, seq in enumerate(seqs):

@@ -1,10 +1,12 @@
 """TOVA (Oren et al., 2024, arXiv 2401.06104): each new query drops the row that it attends to least.
 
 One row leaves a layer whenever it has more than `budget`: the one of least weight under the newest query,
-averaged over all heads, whether old or new; all heads of a layer keep the same rows. Departures: what queries
-would have dropped one after the other is done at barriers, in their order and from their own weights, so that
-up to `every` rows more are held (`prompt_every` inside the prompt) and queries between two barriers still
-see them. The prompt is treated alike, query by query, from the first one beyond the budget.
+averaged over all heads, whether old or new; all heads of a layer keep the same rows. The prompt is cut once,
+at its end, to the rows of most weight under its last query, as the authors' code and kvpress do; with
+`prompt_every` it is treated like the answer, query by query, in pieces of so many tokens, which holds less
+while a long prompt runs and is worse: what a question at the end asks for has been dropped by then.
+Departures: what queries would have dropped one after the other is done at barriers, in their order and from
+their own weights, so that up to `every` rows more are held and queries between two barriers still see them.
 """
 
 from __future__ import annotations
@@ -26,12 +28,18 @@ from pronghorn.types import Guarantee, KVPlan, Traits
 class Tova(AtGrid):
     budget: int = 1024  # rows that each layer keeps
     every: int = 64  # tokens between drops in the answer
-    prompt_every: int = 512  # tokens between drops inside the prompt
-
-    traits = Traits(Guarantee.APPROXIMATE, taps=("q.new",), rows="layer", drops=True)
+    prompt_every: int = 0  # tokens between drops inside the prompt; 0: its last query chooses, at its end
 
     def __post_init__(self) -> None:
-        at_least("tova", self, budget=1, every=1, prompt_every=1)
+        at_least("tova", self, budget=1, every=1, prompt_every=0)
+
+    @property
+    def traits(self) -> Traits:
+        taps = ("q.new",) if self.prompt_every else ("q.last1", "q.answer")
+        return Traits(Guarantee.APPROXIMATE, taps=taps, rows="layer", drops=True)
+
+    def barrier(self, n_prompt: int, length: int) -> int:
+        return n_prompt if length < n_prompt and not self.prompt_every else super().barrier(n_prompt, length)
 
     def plan(self, view: KVView, taps: dict[str, NDArray[Any]]) -> KVPlan | None:
         if view.n <= self.budget:
@@ -50,6 +58,7 @@ class Tova(AtGrid):
             weights = rounded(view.weights(layer, q[:, some], pos[some]).mean(axis=0))
             for i, row in enumerate(weights, n - rows + start):  # i: number of the query's own row
                 there = np.flatnonzero(alive[: i + 1])
-                if len(there) > self.budget:
-                    alive[there[np.argmin(row[there])]] = False
+                over = len(there) - self.budget  # one, but for the last query of a prompt
+                if over > 0:
+                    alive[there[np.argsort(row[there], kind="stable")[:over]]] = False
         return alive
