@@ -18,6 +18,7 @@ from typing import Any
 
 from pronghorn import nulls
 from pronghorn.errors import MethodError
+from pronghorn.slots import Merging
 from pronghorn.types import Guarantee, Traits
 
 HOME = Path(__file__).parent / "methods"
@@ -427,6 +428,11 @@ def check(c: Composition, facts: Facts) -> list[str]:
             reasons.append(
                 f"{name} reads a layer by another layer's choice, and a policy in use keeps other rows in "
                 f"each {c.rows}: use one that keeps the same rows everywhere, or another selector"
+            )
+        if isinstance(m, Merging) and c.rows != "seq" and m.under(facts.n_layers):
+            reasons.append(
+                f"{name} lays pages of one layer on another's, and a policy in use keeps other rows in each "
+                f"{c.rows}: use one that keeps the same rows everywhere, or another format"
             )
         if slot == "select" and m.choice.keep and c.reside.swaps:
             reasons.append(

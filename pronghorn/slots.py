@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,29 @@ class KVFormat(Protocol):
 
     def unpack(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:
         """The inverse of `pack`, up to the format's declared error: rows of `dim` values."""
+        ...
+
+
+@runtime_checkable
+class Merging(KVFormat, Protocol):
+    """A format in which pages of some layers lie on those of another. It needs all layers to keep the same
+    rows (`Traits.rows`), and has a `group` above 1."""
+
+    def under(self, n_layers: int) -> dict[int, int]:
+        """By layers whose pages hold no rows of their own: the layer before them, with such, that they lie
+        on. Of one head each."""
+        ...
+
+    def more(self, page: int, dim: int) -> tuple[Field, ...]:
+        """What they have instead of `fields`."""
+        ...
+
+    def join(self, fields: dict[str, Array], k: Array, v: Array, ops: Any) -> dict[str, Array]:
+        """What pages `fields` become when k, v as in `pack` are laid on them, and `more`."""
+        ...
+
+    def part(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:
+        """k, v as in `unpack` of the layer on top, from fields of both."""
         ...
 
 

@@ -18,6 +18,7 @@ from pronghorn.model.tokenizer import Tokenizer
 from tests.engines import byte_tokenizer
 
 OPTIONS = {
+    "minicache": "start=0",
     "streaming-llm": "sinks=4,window=40,every=16,prompt_every=64",
     "snapkv": "budget=24,window=8,kernel=3",
     "h2o": "budget=24,every=16,prompt_every=32",

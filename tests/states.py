@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.methods.kvfmt.int8 import Int8
+from pronghorn.methods.kvfmt.minicache import Minicache
 from pronghorn.methods.select.quest import Quest
 from pronghorn.nulls import Dense, ExactKV
 from pronghorn.ops.ref import Ops
@@ -24,6 +25,7 @@ KINDS: dict[str, tuple[Any, Any, str, str]] = {
     "bf16": (ExactKV(), Dense(), "seq", "bfloat16"),
     "int8": (Int8(), Dense(), "seq", "float32"),
     "int8 of bf16, indexed": (Int8(), Quest(tokens=16), "seq", "bfloat16"),
+    "merged, indexed": (Minicache(0.0), Quest(tokens=16), "seq", "bfloat16"),
     "heads": (ExactKV(), Dense(), "head", "float32"),
 }
 

@@ -113,8 +113,9 @@ def methods(r: random.Random) -> tuple[list[str], list[str]]:
         *pick(r, specs("kv"), 0.6), *pick(r, specs("select"), 0.4), *pick(r, specs("kvfmt"), 0.5),
         *pick(r, specs("constrain"), 0.2), *pick(r, [spec("best-of-n")], 0.25), *shapers,
     ]  # fmt: skip
-    if refuses(compose(["match", *asked]), Facts(2, 4096, False, False)):
-        asked = [m for m in asked if m not in specs("select")]
+    for slot in ("select", "kvfmt"):
+        if refuses(compose(["match", *asked]), Facts(2, 4096, False, False)):
+            asked = [m for m in asked if m not in specs(slot)]
     chunk, rows = r.choice([1, 7, 16, 17, 33, 256]), r.choice([2, 19, 64, 512])
     fcfs = f"fcfs:chunk={chunk},rows={rows},max_running={r.choice([1, 3, 32])}"
     exact = [

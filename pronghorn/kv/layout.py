@@ -9,6 +9,8 @@ the sealed zone holds a page of every head of one group.
     sealed block, exact   [head of the group] K  V, then [head] index fields  likewise
     sealed block, packed  [head of the group] the format's fields, then [head] index fields
 
+Some members may lie on another member of the block, and have a few fields of their own in place of a page.
+
 Index fields lie side by side, as they are read without the rest: a few lines of every block.
 
 Codes (`types.Codes`) lie in 32-bit words. One of keys holds as many channels of one row as fit, (word, PAGE,
@@ -24,7 +26,9 @@ kept, from the lowest up, in place of factors.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -82,7 +86,9 @@ def _beside(of: str, c: Codes, dim: int) -> tuple[Field, ...]:
 class Layout:
     """Byte offsets in the blocks of one zone.
 
-    groups: for each group, its members as (layer, head). at[layer][head]: (group, offsets by field).
+    groups: for each group, its members as (layer, head). Fields are a page's own, those of its index, and
+    those that a member has which lies on another. rows: where each member's own fields begin, or those of the
+    one below it; more: where what it has itself does, 0 for all others.
     """
 
     fields: tuple[Field, ...]
@@ -92,29 +98,64 @@ class Layout:
     member: int  # bytes of one member (one page of one head)
     index: int  # bytes of a member's index
     block: int  # bytes of a block (groups are equally large)
+    n_index: int = field(repr=False)  # fields that are
+    rows: tuple[int, ...] = field(repr=False)
+    more: tuple[int, ...] = field(repr=False)
 
     @staticmethod
     def of(
-        own: tuple[Field, ...], groups: list[list[tuple[int, int]]], index: tuple[Field, ...] = ()
+        own: tuple[Field, ...], groups: list[list[tuple[int, int]]], index: tuple[Field, ...] = (),
+        more: tuple[Field, ...] = (), under: Mapping[int, int] = MappingProxyType({}),
     ) -> Layout:  # fmt: skip
+        """under: by members that lie on others, before them; those have the fields `more`."""
         offsets: list[int] = []
         sizes: list[int] = []
-        for part in (own, index):
+        for part in (own, index, more):
             at = 0
             for f in part:
                 offsets.append(at)
                 at += -(-itemsize(f.dtype) * int(np.prod(f.shape)) // ALIGN) * ALIGN
             sizes.append(at)
         frozen = tuple(tuple(g) for g in groups)
-        member, rest = sizes
-        block = (member + rest) * len(groups[0])
-        return Layout(own + index, frozen, len(own), tuple(offsets), member, rest, block)
+        member, rest, beside = sizes
+        rows: list[int] = []
+        upon: list[int] = []
+        end = 0
+        for i in range(len(groups[0])):
+            rows.append(rows[under[i]] if i in under else end)
+            upon.append(end if i in under else 0)
+            end += beside if i in under else member
+        block = end + rest * len(groups[0])
+        return Layout(
+            own + index + more, frozen, len(own), tuple(offsets), member, rest, block, len(index),
+            tuple(rows), tuple(upon),
+        )  # fmt: skip
+
+    @property
+    def index_fields(self) -> range:
+        """Their numbers."""
+        return range(self.n_own, self.n_own + self.n_index)
+
+    def own(self, index: int) -> list[int]:
+        """Numbers of the other fields that say what a member's rows are, those of one below it among them."""
+        more = range(self.index_fields.stop, len(self.fields)) if self.more[index] else ()
+        return [*range(self.n_own), *more]
 
     def where(self, group: int, index: int, field: int) -> int:
         """Offset of a field of the group's member number `index`."""
         if field < self.n_own:
-            return index * self.member + self.offsets[field]
-        return len(self.groups[group]) * self.member + index * self.index + self.offsets[field]
+            return self.rows[index] + self.offsets[field]
+        if field >= self.index_fields.stop:
+            return self.more[index] + self.offsets[field]
+        return self.block - (len(self.rows) - index) * self.index + self.offsets[field]
+
+
+def lying(below: Mapping[int, int], members: list[tuple[int, int]]) -> dict[int, int]:
+    """Numbers of members that lie on others, and of those; below: the same of layers."""
+    at = {m: i for i, m in enumerate(members)}
+    if any((layer, 0) not in at for layer in (*below, *below.values())):
+        raise ValueError("a format lays pages of one layer on another's, which may keep other rows")
+    return {i: at[below[layer], head] for i, (layer, head) in enumerate(members) if layer in below}
 
 
 def grouping(rows: str, n_layers: int, n_kv: int) -> list[list[tuple[int, int]]]:

@@ -66,7 +66,7 @@ class FileArena(Arena):
         self.folder = folder
         self.maps: list[mmap.mmap | None] = []
         self.per_block = self.stride // UNIT
-        rows = layout.member * len(layout.groups[0])
+        rows = layout.block - layout.index * len(layout.rows)
         self.own = rows // UNIT if layout.index else self.per_block  # units of a block that come and go
         self.seen = np.zeros(0, bool)  # by unit: read or written since the last look
         self.inside = np.zeros(0, bool)  # in memory
@@ -155,8 +155,10 @@ class Pages:
         self.store, self.method, self.room = store, method, max(room // UNIT, 1)
         self.arena = store.sealed_arena = FileArena(store.ops, store.sealed_layout, folder)
         lay = store.sealed_layout
-        at = np.arange(len(lay.groups[0]), dtype=np.int64) * lay.member
-        self._first, self._end = at // UNIT, np.minimum((at + lay.member - 1) // UNIT + 1, self.arena.own)
+        own = [more or rows for rows, more in zip(lay.rows, lay.more, strict=True)]
+        end = np.array([*own[1:], lay.block - lay.index * len(own)])
+        self._first = np.array(lay.rows) // UNIT  # of what is read for a member: also one that it lies on
+        self._end = np.minimum((end - 1) // UNIT + 1, self.arena.own)
         self._rows = [np.array([layer * store.n_kv + head for layer, head in ms]) for ms in lay.groups]
         self._step = 0
         self._stuck = False  # the disk failed: nothing leaves memory any more

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.kv.arena import Arena
-from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping
+from pronghorn.kv.layout import PAGE, Layout, exact_fields, grouping, lying
 from pronghorn.kv.look import Looks, by_ops
 from pronghorn.kv.view import KVView, Runs, nobody
 from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
-from pronghorn.slots import KVFormat, Selector
+from pronghorn.slots import KVFormat, Merging, Selector
 from pronghorn.types import BIAS, Array, Ints, KVPlan, Rewrite
 
 U64 = NDArray[np.uint64]
@@ -126,7 +126,9 @@ class Store:
         own = fmt.fields(PAGE, head_dim) if self.packed else exact
         self.n_own = len(own)
         index = () if selector.dense else selector.fields(PAGE, head_dim)
-        self.sealed_layout = Layout.of(own, groups, index)
+        self.under = lying(fmt.under(n_layers), groups[0]) if isinstance(fmt, Merging) else {}
+        more = fmt.more(PAGE, head_dim) if isinstance(fmt, Merging) and self.under else ()
+        self.sealed_layout = Layout.of(own, groups, index, more, self.under)
         self.open_arena = Arena(ops, self.open_layout.block)
         self.sealed_arena = Arena(ops, self.sealed_layout.block)
         self.group_of = {m: (g, i) for g, ms in enumerate(groups) for i, m in enumerate(ms)}
@@ -449,7 +451,7 @@ class Store:
     def read_fields(self, blocks: Ints, g: int, i: int, own: bool) -> dict[str, Array]:
         """The format's own fields, or the index fields, of member i of group g: (n_pages, *shape)."""
         at = self.sealed_layout
-        which = range(self.n_own) if own else range(self.n_own, len(at.fields))
+        which = at.own(i) if own else at.index_fields
         return {
             at.fields[f].name: self.sealed_arena.read(
                 blocks, at.where(g, i, f), at.fields[f].dtype, at.fields[f].shape
@@ -461,7 +463,8 @@ class Store:
         """k, v (n_pages, PAGE, dim) in the compute dtype."""
         fields = self.read_fields(blocks, g, i, own=True)
         if self.packed:
-            k, v = self.fmt.unpack(fields, self.head_dim, self.ops)
+            told = self.fmt.part if isinstance(self.fmt, Merging) and i in self.under else self.fmt.unpack
+            k, v = told(fields, self.head_dim, self.ops)
             return self.ops.cast(k), self.ops.cast(v)
         k = self.ops.xp.permute_dims(self.ops.cast(fields["k"]), (0, 2, 1))
         return k, self.ops.cast(fields["v"])
@@ -479,16 +482,20 @@ class Store:
         at_row = (np.cumsum(fill) - fill)[:, None] + np.minimum(np.arange(PAGE), fill[:, None] - 1)
         pk, pv = (self._take(a, at_row.reshape(-1)).reshape((n, PAGE, self.head_dim)) for a in (k, v))
         at = self.sealed_layout
-        if self.packed:
+        low = self.under.get(i, i)
+        if isinstance(self.fmt, Merging) and low < i:
+            values = self.fmt.join(self.read_fields(blocks, g, low, own=True), pk, pv, self.ops)
+        elif self.packed:
             values = self.fmt.pack(pk, pv, self.ops)
         else:
             values = {"k": self._contiguous(xp.permute_dims(pk, (0, 2, 1))), "v": pv}
-        for f in range(self.n_own):
+        for f in at.own(i):
             spec = at.fields[f]
             self._put(blocks, g, i, f, self.ops.to(values[spec.name], spec.dtype))
         if not self.selector.dense:
             # the index is built from what attention will read, not from what was packed
-            self._index(blocks, g, i, self._unpack(blocks, g, i)[0], fill)
+            for m in {low, i}:  # what lies below has changed too
+                self._index(blocks, g, m, self._unpack(blocks, g, m)[0], fill)
 
     def _index(self, blocks: Ints, g: int, i: int, k: Array, fill: Ints) -> None:
         at = self.sealed_layout
@@ -496,7 +503,7 @@ class Store:
             return
         valid = self.ops.array(np.arange(PAGE)[None] < fill[:, None])
         index = self.selector.of(self.tables, *at.groups[g][i]).index(k, valid, self.ops)
-        for f in range(self.n_own, len(at.fields)):
+        for f in at.index_fields:
             spec = at.fields[f]
             self._put(blocks, g, i, f, self.ops.to(index[spec.name], spec.dtype))
 

@@ -30,7 +30,7 @@ from pronghorn.ops.panels import numbers
 from pronghorn.ops.ref import Ops
 from pronghorn.ops.values import dense
 from pronghorn.run.base import sources
-from pronghorn.types import Codes, Ints, Rows, StepOut
+from pronghorn.types import Codes, Field, Ints, Rows, StepOut
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of stored KV
 CODED = 3
@@ -188,6 +188,14 @@ class NativeRunner:
             [_numbers(c, store.head_dim) for c in codes], [list(c.levels) for c in codes],
             [g for g, _ in where], [i for _, i in where],
         )  # fmt: skip
+        lay = store.sealed_layout
+        if store.under:
+            beside, *more = lay.fields[lay.index_fields.stop :]
+            if beside != Field("by", "float32", (2, PAGE), rows=1) or len(more) != 1:
+                raise UnsupportedError(f"no native kernel for what lies on pages of other layers; {WAY_OUT}")
+            self.exe.set_upon(
+                [lay.rows[i] for _, i in where], [lay.more[i] for _, i in where], more[0].shape[1], lay.block
+            )
 
     def _set_choice(self) -> None:
         """Tell how pages are chosen. Raises `UnsupportedError` for an index that the kernels cannot read."""

@@ -19,6 +19,7 @@ from pronghorn.kv.layout import ALIGN, PAGE, Layout, exact_fields, grouping, ite
 from pronghorn.kv.store import Store
 from pronghorn.nulls import Dense
 from pronghorn.ops.ref import Ops
+from pronghorn.slots import Merging
 from tests.conformance import _find
 from tests.conformance._rig import N_VOCAB, Small, small
 
@@ -199,6 +200,8 @@ def test_through_the_store(name: str) -> None:
     got, exact = run.store.view(run.kv, 50), plain.store.view(plain.kv, 50)
     within(fmt, got.k[0], exact.k[0])  # the first layer's rows do not depend on attention
     within(fmt, got.v[0], exact.v[0])
+    if isinstance(fmt, Merging):
+        return  # it merges layers that have nothing in common here: test_minicache
     # logits that had nothing to do with these would differ by some 4.5 times their spread somewhere
     assert np.abs(logits - want).max() < min(max(1.0, 100 * fmt.error), 3 * np.std(want))
     if fmt.open != "float32" or fmt.group:
@@ -224,8 +227,9 @@ def test_bytes(name: str) -> None:
     assert store.held == 40 * 2 * 2 * page
     exact = Layout.of(exact_fields("float32", dim), grouping("seq", 2, 2)).block * 40
     if fmt.group:
-        in_codes = all(c.bits < 16 for c in fmt.codes)
-        assert store.held < (0.3 if in_codes else 0.45) * exact
+        in_codes = all(c.bits < 16 for c in fmt.codes) and not isinstance(fmt, Merging)
+        least = 0.5 if isinstance(fmt, Merging) else 0.45  # no two of these layers merge
+        assert store.held <= (0.3 if in_codes else least) * exact
     assert store.held <= exact
     store.free(kv)
     assert store.held == store.reserved == 0

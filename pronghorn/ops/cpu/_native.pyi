@@ -264,6 +264,10 @@ class Executor:
         table, 2 E4M3), rank, spikes and channels of a page, and tables; the group of each (layer, head) and
         its place there."""
 
+    def set_upon(self, rows: list[int], beside: list[int], n_other: int, block: int) -> None:
+        """Where each (layer, head) has its sealed pages of bfloat16 in a block of `block` bytes, if some lie
+        on others: rows, and beside them factors (2, 16) and then `n_other` keys and values, 0 for none."""
+
     def set_select(
         self, sources: list[int], score: int, heads: int, pages: list[int], cover: float,
         keep: int, like: float, n: int, at: list[int], stride: int, block: int, size: int,

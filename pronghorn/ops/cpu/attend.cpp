@@ -44,10 +44,11 @@ AttendItem Executor::asked(int thread, const TapeOp& op, const Item& item, int h
     a.pos = step_->pos + item.row0;
     // A float32 store keeps its precision, whatever its sealed pages are made of.
     a.pairs = open_.kind == BF16 && sealed_.kind != F32;
-    a.factors = sealed_.kind == I8;
+    const int member = op.ints[0] * shape_.n_kv + head;
+    a.factors = sealed_.kind == I8 || (!upon_.beside.empty() && upon_.beside[member]);
     a.k_codes = &sealed_.k_codes;
     a.v_codes = &sealed_.v_codes;
-    a.bias = bias_of(step_->seqs[item.seq], op.ints[0] * shape_.n_kv + head) != nullptr;
+    a.bias = bias_of(step_->seqs[item.seq], member) != nullptr;
     a.scratch = static_cast<float*>(scratch_[thread].bytes.get());
     return a;
 }
@@ -95,7 +96,7 @@ std::size_t Executor::page_bytes(const KvPage& p) const {
         return code_keys(k, dim) + code_beside(k, dim) + PAGE * code_row(v, dim) + code_beside(v, dim);
     }
     const std::size_t row = shape_.head_dim * size_of(p.kind) + (p.ks ? sizeof(float) : 0);
-    return 2 * PAGE * row;
+    return 2 * (PAGE * row + p.n_other * shape_.head_dim * sizeof(std::uint16_t));
 }
 
 void Executor::merge_item(int thread, const TapeOp& op, const Dealt& d, const Merge& merge, int head) {
@@ -144,10 +145,8 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
     for (int i = task.block0 * PAGES; i < std::min(task.block1 * PAGES, n_sealed); ++i) {
         const int j = chosen ? chosen[i] : i, n = std::clamp(fill[j], 0, PAGE);
         if (!n || !visible(pos + j * PAGE, n)) continue;
-        const char* base =
-            reinterpret_cast<const char*>(addr[j]) + index_[member] * sealed_.member;
         KvPage& p = t.shared.emplace_back();
-        zone_page(sealed_, base, pos + j * PAGE, n, i * PAGE, p);
+        sealed_page(addr[j], member, pos + j * PAGE, n, i * PAGE, p);
         s.see(member, j);
         if (bias) p.bias = bias + j * PAGE;
     }

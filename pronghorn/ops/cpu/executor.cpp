@@ -143,6 +143,32 @@ void Executor::set_zones(Zone open, Zone sealed, std::vector<int> group, std::ve
     tail_.member = 2 * tail_.v;
 }
 
+void Executor::set_upon(Upon upon, std::size_t block) {
+    const std::size_t heads = group_.size();
+    need(!finished_ && heads > 0 && sealed_.kind == BF16, "sealed pages of bfloat16, before finish");
+    need(upon.rows.size() == heads && upon.beside.size() == heads, "where the pages of every head lie");
+    need(upon.n_other >= 0 && upon.n_other <= PAGE, "rows that stand for others of a page");
+    const std::size_t dim = std::size_t(shape_.head_dim), beside = 2 * PAGE * (sizeof(float)) + 4 * upon.n_other * dim;
+    const std::size_t rows = std::max(sealed_.k, sealed_.v) + 2 * PAGE * dim;
+    for (std::size_t i = 0; i < heads; ++i) {
+        need(rows <= block && upon.rows[i] <= block - rows && upon.rows[i] % 64 == 0, "pages within a block");
+        need(!upon.beside[i] || (beside <= block && upon.beside[i] <= block - beside && upon.beside[i] % 64 == 0),
+             "factors within a block");
+    }
+    upon_ = std::move(upon);
+}
+
+void Executor::sealed_page(std::uint64_t addr, int member, const std::int32_t* pos, int n, int at, KvPage& p) const {
+    const char* block = reinterpret_cast<const char*>(addr);
+    const bool own = upon_.rows.empty();
+    zone_page(sealed_, block + (own ? index_[member] * sealed_.member : upon_.rows[member]), pos, n, at, p);
+    if (own || !upon_.beside[member]) return;
+    p.ks = reinterpret_cast<const float*>(block + upon_.beside[member]);
+    p.vs = p.ks + PAGE;
+    p.other = reinterpret_cast<const std::uint16_t*>(p.vs + PAGE);
+    p.n_other = upon_.n_other;
+}
+
 int Executor::tap_width(int i) const { return widths_[tap_reg_[i]]; }
 
 std::size_t Executor::weight_bytes() const {

@@ -62,6 +62,13 @@ inline void zone_page(const Zone& zone, const char* base, const std::int32_t* po
     }
 }
 
+// Of pages of bfloat16 that lie on another head's, with factors (two, 16) of keys and of values in float32 beside
+// them and then the rows that stand for some (KvPage::other).
+struct Upon {
+    std::vector<std::size_t> rows, beside;  // of (layer, head): where in a block; beside is 0 for those that don't
+    int n_other = 0;
+};
+
 struct Shape {
     int n_vocab, n_layers, n_heads, n_kv, head_dim;
 };
@@ -125,6 +132,8 @@ public:
     int add_table(const float* freq, int half, float gain);  // freq null: given with each step
     void add_op(TapeOp op);
     void set_zones(Zone open, Zone sealed, std::vector<int> group, std::vector<int> index);
+    // Where sealed pages lie if some lie on others; block: bytes of all.
+    void set_upon(Upon upon, std::size_t block);
     // sources: by which layer's choice each layer reads, -1: everything. turn, book: of codes, those of
     // `ScoreItem` for each layer and KV head; empty otherwise.
     void set_select(std::vector<int> sources, const Chooser& by, std::vector<float> turn, std::vector<float> book);
@@ -351,6 +360,7 @@ private:
                std::size_t(layer) * shape_.n_heads * shape_.head_dim;
     }
     KvPage keys_of(const SeqView& s, int layer, int head, int page) const;
+    void sealed_page(std::uint64_t addr, int member, const std::int32_t* pos, int n, int at, KvPage& p) const;
 
     float* reg(int r) const {
         return arena_floats_.load(std::memory_order_relaxed) + slot_at_[slot_[r]] * n_rows();
@@ -392,6 +402,7 @@ private:
 
     Zone open_, sealed_, tail_;
     std::vector<int> group_, index_;  // of (layer, head)
+    Upon upon_;                       // empty: none do
     std::vector<int> sources_;        // per layer: by whose choice it reads, -1: everything
     std::vector<char> chooses_;       // per layer: it is such a source
     bool any_select_ = false;

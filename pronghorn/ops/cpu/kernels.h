@@ -191,6 +191,10 @@ struct KvPage {
     int lo, hi, at;
     const float* bias = nullptr;  // (16,) added to scores, of a page whose keys begin in lane 0; null: none
     const std::uint16_t *kf = nullptr, *vf = nullptr;  // CODED: factors, bfloat16
+    // BF16 with factors: what stands for the lanes whose factor is below zero, in their order: (n_other, dim)
+    // keys, then as many values; null: none.
+    const std::uint16_t* other = nullptr;
+    int n_other = 0;
 };
 
 // Rows [row0, row1) of an item, a chain: the last key of row r is number n_keys - (row1 - r).

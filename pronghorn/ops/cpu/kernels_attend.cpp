@@ -203,6 +203,25 @@ void pack_keys(const Work<A>& w, const KvPage& page, float* out, int from, int t
     }
 }
 
+// Calls f(lane, row) for what stands for some of the n lanes, whose factors are below zero.
+template <typename F>
+PH_INLINE void each_other(const KvPage& p, const float* factors, const uint16_t* row, int n, int dim, F f) {
+    for (int lane = 0, left = p.n_other; lane < n && left; ++lane) {
+        if (!(factors[lane] < 0)) continue;
+        f(lane, row);
+        row += dim;
+        --left;
+    }
+}
+
+// Keys of a page, those that stand beside it in their places.
+void place_others(const KvPage& p, int n, int dim, uint16_t* out) {
+    memcpy(out, p.k, size_t(dim) * PAGE * 2);
+    each_other(p, p.ks, p.other, n, dim, [&](int lane, const uint16_t* row) {
+        for (int c = 0; c < dim; ++c) out[c * PAGE + lane] = row[c];
+    });
+}
+
 void ask_for_lines(const void* from, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) ask_for(static_cast<const char*>(from) + i);
 }
@@ -245,6 +264,10 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
                 unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
                 b.keys[c] = packed;
                 b.keys_kind[c] = w.a.k_codes->turn ? TURNED : PACKED;
+            } else if (p->other) {  // a sealed page, lanes of which are numbers
+                place_others(*p, n, w.a.dim, reinterpret_cast<uint16_t*>(packed));
+                b.keys[c] = packed;
+                b.keys_kind[c] = BF16;
             } else if (direct && !packs_keys<A>(p->kind, n_queries)) {
                 b.keys[c] = p->k;
                 b.keys_kind[c] = p->kind;
@@ -261,6 +284,10 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
             }
             const char* v = static_cast<const char*>(p->v) + lane * size;
             for (int i = 0; i < n; ++i) b.value[at + i] = v + i * size;
+            if (p->other) {
+                each_other(*p, p->vs, p->other + size_t(p->n_other) * w.a.dim, n, w.a.dim,
+                           [&](int i, const uint16_t* row) { b.value[at + i] = row; });
+            }
             lane += n;
             at += n;
         }

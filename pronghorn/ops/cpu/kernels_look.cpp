@@ -71,6 +71,23 @@ void products_coded(const LookItem& a, const Room& r, int row0, int row1, int c0
     }
 }
 
+// Products with what stands for some keys of a page (KvPage::other).
+void products_others(const LookItem& a, const Room& r, int row0, int row1, int c) {
+    const KvPage& p = a.pages[c];
+    const uint16_t* key = p.other;
+    for (int lane = 0, left = p.n_other; lane < p.hi && left; ++lane) {
+        if (!(p.ks[lane] < 0)) continue;
+        for (int i = row0; i < row1; ++i) {
+            const float* x = a.q + size_t(i) * a.dim;
+            float sum = 0.0f;
+            for (int d = 0; d < a.dim; ++d) sum += x[d] * widened(key[d]);
+            r.scores[size_t(i - row0) * r.lds + c * PAGE + lane] = sum;
+        }
+        key += a.dim;
+        --left;
+    }
+}
+
 // Products to scores, NONE where the row does not see; their maximum.
 float finish(const LookItem& a, const Room& r, float* s, std::int32_t at) {
     const V scale = vall(a.scale), cap = vall(a.softcap);
@@ -157,7 +174,9 @@ void look(const LookItem& a) {
                 case I8: products<I8>(a, r, row0, row1, c, end); break;
                 case CODED: products_coded(a, r, row0, row1, c, end); break;
             }
-            c = end;
+            for (; c < end; ++c) {
+                if (a.pages[c].other) products_others(a, r, row0, row1, c);
+            }
         }
         for (int i = row0; i < row1; ++i) {
             float* s = r.scores + size_t(i - row0) * r.lds;

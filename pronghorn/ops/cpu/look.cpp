@@ -22,12 +22,11 @@ Looks looks_named(const std::string& isa_name) {
 KvPage Executor::keys_of(const SeqView& s, int layer, int head, int page) const {
     const int member = layer * shape_.n_kv + head;
     const std::int64_t* row = s.table + 4 * group_[member];
-    const char* base = reinterpret_cast<const char*>(reinterpret_cast<const std::uint64_t*>(row[0])[page]) +
-                       index_[member] * sealed_.member;
+    const std::uint64_t addr = reinterpret_cast<const std::uint64_t*>(row[0])[page];
     const float* bias = bias_of(s, member);
     const auto* where = reinterpret_cast<const std::int32_t*>(row[2]) + page * PAGE;
     KvPage p{};
-    zone_page(sealed_, base, where, std::clamp(reinterpret_cast<const std::int32_t*>(row[1])[page], 0, PAGE), page * PAGE, p);
+    sealed_page(addr, member, where, std::clamp(reinterpret_cast<const std::int32_t*>(row[1])[page], 0, PAGE), page * PAGE, p);
     if (bias) p.bias = bias + page * PAGE;
     return p;
 }

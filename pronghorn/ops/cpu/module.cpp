@@ -782,6 +782,11 @@ NB_MODULE(_native, m) {
                  }
                  self.set_zones(zone_of(open_kind, open_member, open), zone, group, index);
              })
+        .def("set_upon",
+             [](Native& self, std::vector<std::size_t> rows, std::vector<std::size_t> beside, int n_other,
+                std::size_t block) {
+                 self.set_upon({std::move(rows), std::move(beside), n_other}, block);
+             })
         .def_prop_ro("kept_ints", [](const Native& self) { return self.kept_ints(); })
         .def("chosen",
              [](Native& self, int row, int head) {
