@@ -86,7 +86,7 @@ class Step:
         self.logits = np.empty((n_rows, n_vocab), np.float32)
 
     def run(self) -> None:
-        self.exe.run(*self.arrays, self.kvs, [], [], self.logits, [], print)
+        self.exe.run(*self.arrays, self.kvs, [], [], self.logits, [], [], [])
 
     def seconds(self, least: float) -> float:
         """Of one step: the middle of the fastest quarter of those that fit into `least` seconds. What
