@@ -81,7 +81,7 @@ class Step:
                       Dense(), "seq", list(bound.kv_ropes))  # fmt: skip
         self.exe = NativeRunner(bound, store, threads).exe
         ids = np.arange(n_rows, dtype=np.int32)
-        self.arrays = (ids, ids, np.zeros(n_rows, np.int32), ids - 1, np.ones(n_rows, np.int32))
+        self.arrays = (ids, ids, ids + 1, np.zeros(n_rows, np.int32), ids - 1, np.ones(n_rows, np.int32))
         self.kvs = [store.new()]
         self.logits = np.empty((n_rows, n_vocab), np.float32)
 

@@ -167,7 +167,7 @@ PH_INLINE void by_rows(int from, int to, F f) {
 PH_INLINE void ask_for(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // out[i][j][16]: Q queries, ldq words apart, with the keys of N pages. Asks for the pages' values, which
-// are read next: one line a step makes a page (8-bit pages: every other step).
+// are read next: line by line as those of keys.
 template <class A, int K, int Q, int N>
 __attribute__((noinline)) void score_tile(const float* q, size_t ldq, const void* const* pages,
                                           const void* const* values, int dim, float* out,
@@ -181,13 +181,14 @@ __attribute__((noinline)) void score_tile(const float* q, size_t ldq, const void
     const char* next[N];
     PH_UNROLL for (int j = 0; j < N; ++j) next[j] = static_cast<const char*>(values[j * PAGE]);
     const auto step = [&](int s, bool half) __attribute__((always_inline)) {
+        constexpr int BYTES = A::STEP * PAGE * int(sizeof(typename Stored<K>::type));
         typename A::Right k[N];
         PH_UNROLL for (int j = 0; j < N; ++j) {
             if constexpr (K == PACKED) {
                 k[j] = A::ld(static_cast<const float*>(page[j]) + s * 16);
             } else {
                 k[j] = A::template keys<K>(page[j], s, half);
-                if (K != I8 || s % 2 == 0) ask_for(next[j] + s * (K == I8 ? 32 : 64));
+                if (s * BYTES % 64 == 0) ask_for(next[j] + s * BYTES);
             }
         }
         PH_UNROLL for (int i = 0; i < Q; ++i) {

@@ -10,6 +10,7 @@ namespace ph::PH_ISA {
 namespace {
 
 constexpr float NONE = -__builtin_inff();
+constexpr float LOWEST = -3e38f;  // of a page without rows
 
 struct Reach {  // positions of a page
     std::int32_t least, most;
@@ -116,6 +117,33 @@ float finish(const LookItem& a, const Room& r, float* s, std::int32_t at) {
     return highest(top);
 }
 
+// Products to the highest score of each page.
+void finish_tops(const LookItem& a, const float* s, float* out) {
+    const V scale = vall(a.scale);
+    for (int c = 0; c < a.n_pages; c += PAGE) {
+        const int n = a.n_pages - c < PAGE ? a.n_pages - c : PAGE;
+        V page[PAGE];
+        for (int i = 0; i < PAGE; ++i) {
+            page[i] = vall(LOWEST);
+            if (i >= n) continue;
+            const KvPage& p = a.pages[c + i];
+            const V x = vld(s + (c + i) * PAGE);
+            page[i] = vmul(p.ks ? vmul(x, vld(p.ks)) : x, scale);
+            if (p.hi == PAGE) continue;
+            float t[PAGE];
+            vst(t, page[i]);
+            for (int r = p.hi; r < PAGE; ++r) t[r] = LOWEST;
+            page[i] = vld(t);
+        }
+        const V top = folded<false>(page);
+        if (n == PAGE) {
+            vst(out + c, top);
+        } else {
+            vst_part(out + c, top, n);
+        }
+    }
+}
+
 // Scores to exponentials; their sum.
 float raise(const LookItem& a, float* s, float top) {
     const V base = vall(top);
@@ -155,6 +183,7 @@ void look(const LookItem& a) {
     for (int c = 0; c < a.n_pages; ++c) {
         const KvPage& p = a.pages[c];
         r.keys[c] = p.k;
+        if (a.what == TOPS) continue;
         Reach held{0x7fffffff, -1};
         for (int i = 0; i < p.hi; ++i) {
             held.least = p.pos[i] < held.least ? p.pos[i] : held.least;
@@ -180,6 +209,10 @@ void look(const LookItem& a) {
         }
         for (int i = row0; i < row1; ++i) {
             float* s = r.scores + size_t(i - row0) * r.lds;
+            if (a.what == TOPS) {
+                finish_tops(a, s, a.out + size_t(i) * a.n);
+                continue;
+            }
             const float top = finish(a, r, s, a.pos[i]);
             if (a.what != LOGITS) {
                 const float total = raise(a, s, top == NONE ? 0.0f : top);

@@ -21,23 +21,23 @@ PH_INLINE void ask(const ScoreItem& a, int i) {
     for (size_t j = 0; j < a.by->stride; j += 64) ask_for(p + j);
 }
 
-// Sums of the lanes of Q registers.
-template <int Q>
+// Sums of the lanes of Q registers, or the highest of them.
+template <bool SUMS, int Q>
 PH_INLINE void fold(const V (&a)[Q], float (&out)[Q]) {
 #if defined(__AVX512F__)
     if constexpr (Q > 4) {
-        const auto pair = [](__m512 x, __m512 y) {  // halves of x, then of y
-            return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+        const auto both = [](__m512 x, __m512 y) { return SUMS ? _mm512_add_ps(x, y) : _mm512_max_ps(x, y); };
+        const auto pair = [&](__m512 x, __m512 y) {  // halves of x, then of y
+            return both(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
         };
         const auto four = [&](int i) {  // quarters of four registers, one after the other
-            const __m512 zero = _mm512_setzero_ps();
-            const auto get = [&](int j) { return j < Q ? a[j].p[0] : zero; };
+            const auto get = [&](int j) { return a[j < Q ? j : 0].p[0]; };
             const __m512 x = pair(get(i), get(i + 1)), y = pair(get(i + 2), get(i + 3));
-            return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+            return both(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
         };
-        const auto rest = [](__m512 x) {  // the sum of each four lanes, in all of them
-            x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
-            return _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+        const auto rest = [&](__m512 x) {  // what each four lanes make, in all of them
+            x = both(x, _mm512_permute_ps(x, 0x4e));
+            return both(x, _mm512_permute_ps(x, 0xb1));
         };
         float t[32];
         _mm512_storeu_ps(t, rest(four(0)));
@@ -46,14 +46,15 @@ PH_INLINE void fold(const V (&a)[Q], float (&out)[Q]) {
         return;
     }
 #endif
-    for (int i = 0; i < Q; ++i) out[i] = summed(a[i]);
+    for (int i = 0; i < Q; ++i) out[i] = SUMS ? summed(a[i]) : highest(a[i]);
 }
 
 // Queries, filled up with zeros: the positive parts and, for boxes, the negative ones.
 struct Queries {
+    int g;
     size_t ld;
     float *up, *down;
-    Queries(const ScoreItem& a, bool boxes) : ld(size_t(a.dim + 15) / 16 * 16), up(a.scratch), down(up + a.g * ld) {
+    Queries(const ScoreItem& a, bool boxes) : g(a.g), ld(size_t(a.dim + 15) / 16 * 16), up(a.scratch), down(up + a.g * ld) {
         memset(up, 0, sizeof(float) * 2 * a.g * ld);
         for (int h = 0; h < a.g; ++h) {
             for (int c = 0; c < a.dim; ++c) {
@@ -66,67 +67,108 @@ struct Queries {
             }
         }
     }
+    float* end() const { return down + g * ld; }
 };
 
 PH_INLINE V brains(const uint16_t* p, int n) { return n >= 16 ? vld(p) : vld_part(p, n); }
 
-// Boxes or vectors.
+// The best of R boxes or vectors for each query.
+template <bool BOXES, int Q, int R>
+PH_INLINE void best_of(const ScoreItem& a, const Queries& q, int h0, const uint16_t* lo, const uint16_t* hi,
+                       float (&best)[Q]) {
+    V sum[R][Q];
+    PH_UNROLL for (int r = 0; r < R; ++r) {
+        PH_UNROLL for (int j = 0; j < Q; ++j) sum[r][j] = vall(0.0f);
+    }
+    for (int c = 0; c < a.dim; c += 16) {
+        V top[R], low[R];
+        PH_UNROLL for (int r = 0; r < R; ++r) {
+            top[r] = brains(hi + r * a.dim + c, a.dim - c);
+            low[r] = BOXES ? brains(lo + r * a.dim + c, a.dim - c) : top[r];
+        }
+        PH_UNROLL for (int j = 0; j < Q; ++j) {
+            const V up = vld(q.up + (h0 + j) * q.ld + c);
+            PH_UNROLL for (int r = 0; r < R; ++r) sum[r][j] = vfma(up, top[r], sum[r][j]);
+            if (!BOXES) continue;
+            const V down = vld(q.down + (h0 + j) * q.ld + c);
+            PH_UNROLL for (int r = 0; r < R; ++r) sum[r][j] = vfma(down, low[r], sum[r][j]);
+        }
+    }
+    if constexpr (R == 1) {
+        fold<true>(sum[0], best);
+    } else {
+        V x[16];
+        PH_UNROLL for (int j = 0; j < 16; ++j) x[j] = sum[j / 8][j % 8 < Q ? j % 8 : 0];
+        float t[16];
+        vst(t, folded<true>(x));
+        for (int j = 0; j < Q; ++j) best[j] = t[j] > t[j + 8] ? t[j] : t[j + 8];
+    }
+}
+
+// Boxes or vectors, two at a time where registers hold their sums.
 template <bool BOXES, int Q>
 void by_vectors(const ScoreItem& a, const Queries& q, int h0) {
+#if defined(__AVX512F__)
+    constexpr int R = 2;
+#else
+    constexpr int R = 1;
+#endif
     for (int i = 0; i < a.n_pages; ++i) {
         ask(a, i + AHEAD);
         const char* page = page_of(a, i);
         const auto* lo = reinterpret_cast<const uint16_t*>(page + a.by->at[0]);
         const auto* hi = reinterpret_cast<const uint16_t*>(page + a.by->at[BOXES ? 1 : 0]);
-        float best[Q] = {};
-        for (int r = 0; r < a.by->n; ++r, lo += a.dim, hi += a.dim) {
-            V sum[Q];
-            PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
-            for (int c = 0; c < a.dim; c += 16) {
-                const V top = brains(hi + c, a.dim - c);
-                const V low = BOXES ? brains(lo + c, a.dim - c) : top;
-                PH_UNROLL for (int j = 0; j < Q; ++j) {
-                    sum[j] = vfma(vld(q.up + (h0 + j) * q.ld + c), top, sum[j]);
-                    if (BOXES) sum[j] = vfma(vld(q.down + (h0 + j) * q.ld + c), low, sum[j]);
-                }
-            }
-            float now[Q];
-            fold<Q>(sum, now);
-            for (int j = 0; j < Q; ++j) best[j] = r && best[j] > now[j] ? best[j] : now[j];
-        }
+        float best[Q], now[Q];
+        for (float& x : best) x = -__builtin_inff();
+        int r = 0;
+        const auto go = [&]<int M>() {
+            best_of<BOXES, Q, M>(a, q, h0, lo + r * a.dim, hi + r * a.dim, now);
+            for (int j = 0; j < Q; ++j) best[j] = best[j] > now[j] ? best[j] : now[j];
+            r += M;
+        };
+        while (r + R <= a.by->n) go.template operator()<R>();
+        if (R > 1 && r < a.by->n) go.template operator()<1>();
         for (int j = 0; j < Q; ++j) a.out[(h0 + j) * a.ldo + i] = best[j];
     }
 }
 
-template <int Q>
-void by_labels(const ScoreItem& a, const Queries& q, int h0) {
-    const int n = a.by->n;
-    for (int i = 0; i < a.n_pages; ++i) {
-        ask(a, i + AHEAD);
-        const char* page = page_of(a, i);
-        const auto* channel = reinterpret_cast<const uint8_t*>(page + a.by->at[0]);
-        const auto* label = reinterpret_cast<const int8_t*>(page + a.by->at[1]);
-        const auto* unit = reinterpret_cast<const float*>(page + a.by->at[2]);
-        V sum[Q];
-        PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
-        for (int s = 0; s < n; ++s) {
-            const V rows = vld(label + s * PAGE);
-            const int c = channel[s] < a.dim ? channel[s] : 0;
-            PH_UNROLL for (int j = 0; j < Q; ++j) {
-                sum[j] = vfma(vall(q.up[(h0 + j) * q.ld + c] * unit[s]), rows, sum[j]);
-            }
-        }
-        for (int j = 0; j < Q; ++j) a.out[(h0 + j) * a.ldo + i] = highest(sum[j]);
-    }
-}
-
-// Eight query heads side by side: one load finds what a code has with all of them.
+// Eight query heads side by side: of one channel, or what a code has with all of them.
 using Heads8 = float __attribute__((vector_size(32)));
 
 PH_INLINE Heads8 heads_at(const float* p) {
     Heads8 x;
     memcpy(&x, p, sizeof x);
     return x;
+}
+
+template <int Q>
+void by_labels(const ScoreItem& a, const Queries& q, int h0) {
+    const int n = a.by->n;
+    float *across = q.end(), *part = across + size_t(a.dim) * EIGHT;  // by channel; by label
+    for (int c = 0; c < a.dim; ++c) {
+        for (int j = 0; j < EIGHT; ++j) across[c * EIGHT + j] = j < Q ? q.up[(h0 + j) * q.ld + c] : 0.0f;
+    }
+    for (int i = 0; i < a.n_pages; ++i) {
+        ask(a, i + AHEAD);
+        const char* page = page_of(a, i);
+        const auto* channel = reinterpret_cast<const uint8_t*>(page + a.by->at[0]);
+        const auto* label = reinterpret_cast<const int8_t*>(page + a.by->at[1]);
+        const auto* unit = reinterpret_cast<const float*>(page + a.by->at[2]);
+        for (int s = 0; s < n; ++s) {
+            const int c = channel[s] < a.dim ? channel[s] : 0;
+            const Heads8 x = heads_at(across + c * EIGHT) * unit[s];
+            memcpy(part + s * EIGHT, &x, sizeof x);
+        }
+        V sum[Q];
+        PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vall(0.0f);
+        for (int s = 0; s < n; ++s) {
+            const V rows = vld(label + s * PAGE);
+            PH_UNROLL for (int j = 0; j < Q; ++j) sum[j] = vfma(vall(part[s * EIGHT + j]), rows, sum[j]);
+        }
+        float best[Q];
+        fold<false>(sum, best);
+        for (int j = 0; j < Q; ++j) a.out[(h0 + j) * a.ldo + i] = best[j];
+    }
 }
 
 // Products of all centroids with the turned queries of heads h0 to h0 + m: (n, BOOK, EIGHT).
@@ -155,7 +197,7 @@ void make_tables(const ScoreItem& a, const Queries& q, int h0, int m, float* tur
 
 void by_codes(const ScoreItem& a, const Queries& q) {
     constexpr int TOGETHER = 4;  // rows, whose sums do not wait for each other
-    float* turned = q.down + size_t(a.g) * q.ld;
+    float* turned = q.end();
     float* tables = turned + a.by->turned() * EIGHT;
     for (int h = 0; h < a.g; h += EIGHT) {
         const int m = a.g - h < EIGHT ? a.g - h : EIGHT;

@@ -11,7 +11,7 @@
 
 namespace ph {
 
-enum Look : int { SUMS = 0, WEIGHTS = 1, LOGITS = 2 };
+enum Look : int { SUMS = 0, WEIGHTS = 1, LOGITS = 2, TOPS = 3 };
 
 // Queries of one head, and the pages of its KV head in the order of rows, which lie in lanes [0, hi) of each;
 // `at` is a page's number times 16.
@@ -24,8 +24,9 @@ struct LookItem {
     int n_pages;
     const Coding* codes;  // of CODED pages' keys
     Look what;
-    int n;          // floats of a row of `out`, at least one per stored row; those beyond them stay
-    float* out;     // SUMS: (n,), over the queries in their order; else (n_rows, n)
+    int n;          // floats of a row of `out`, at least one per stored row (or page); those beyond them stay
+    float* out;     // SUMS: (n,), over the queries in their order; else (n_rows, n); TOPS: (n_rows, n), the highest
+                    // score of each page, of which all rows are seen
     float* scratch;  // look_scratch floats
 };
 

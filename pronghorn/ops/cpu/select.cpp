@@ -38,8 +38,14 @@ Scorer scorer_named(const std::string& isa_name) {
 
 // Scores to levels of 0 to 2 * STEPS, in place; what is not a number is somewhere among them.
 void round_levels(const float* x, int n, std::int32_t* level) {
-    float top = 0;
-    for (int i = 0; i < n; ++i) top = std::max(top, std::max(x[i], -x[i]));
+    constexpr int LANES = 8;  // maxima that do not wait for each other
+    float tops[LANES] = {}, top = 0;
+    int at = 0;
+    for (; at + LANES <= n; at += LANES) {
+        for (int i = 0; i < LANES; ++i) tops[i] = std::max(tops[i], std::max(x[at + i], -x[at + i]));
+    }
+    for (; at < n; ++at) tops[0] = std::max(tops[0], std::max(x[at], -x[at]));
+    for (const float t : tops) top = std::max(top, t);
     const float step = top > 0 ? top / float(STEPS) : 1.0f;
     constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an even integer in the low bits
     std::int32_t zero;
@@ -166,7 +172,7 @@ std::size_t Executor::choice_scratch() const {
     if (!choosing_) return 0;
     const int g = shape_.n_heads / shape_.n_kv;
     return sixteens(std::max(score_scratch(chooser_, g, shape_.head_dim),
-                           look_scratch(TURN, shape_.head_dim) + std::size_t(g) * (TURN * PAGE + shape_.head_dim) + sixteens(g))) +
+                           look_scratch(TURN, shape_.head_dim))) +
            scores_ld_ * std::size_t(g + 1);
 }
 
@@ -256,31 +262,16 @@ void Executor::score_keys(ThreadScratch& t, const TapeOp& op, const Asked& asked
                           float* scores, std::size_t ld) {
     const int g = shape_.n_heads / shape_.n_kv, dim = shape_.head_dim;
     const float* q = reg(op.in[0]) + stride(op.in[0]) * asked.row + std::size_t(head) * g * dim;
-    float* logits = static_cast<float*>(t.bytes.get()) + look_scratch(TURN, shape_.head_dim);
-    std::int32_t* pos = reinterpret_cast<std::int32_t*>(logits + std::size_t(g) * TURN * PAGE);
-    std::fill(pos, pos + g, step_->pos[asked.row]);
     const Looks look = looks_named(isa_);
     for (int i = from; i < to; i += TURN) {
         t.shared.clear();
         for (int j = i; j < std::min(i + TURN, to); ++j) {
             t.shared.push_back(keys_of(step_->seqs[asked.seq], op.ints[0], head, j));
             step_->seqs[asked.seq].see(op.ints[0] * shape_.n_kv + head, j);
-            t.shared.back().bias = nullptr;
             t.kv_bytes += page_bytes(t.shared.back()) / 2;
         }
-        const LookItem item{dim, g, 0, op.floats[0], 0.0f, q, pos, t.shared.data(), int(t.shared.size()),
-                            &sealed_.k_codes, LOGITS,
-                            TURN * PAGE, logits, static_cast<float*>(t.bytes.get())};
-        look(item);
-        for (int h = 0; h < g; ++h) {
-            const float* x = logits + std::size_t(h) * TURN * PAGE;
-            for (std::size_t j = 0; j < t.shared.size(); ++j) {
-                float top = -3e38f;
-                for (int k = 0; k < t.shared[j].hi; ++k) top = std::max(top, x[k]);
-                x += t.shared[j].hi;
-                scores[h * ld + std::size_t(i - from) + j] = top;
-            }
-        }
+        look({dim, g, 0, op.floats[0], 0.0f, q, nullptr, t.shared.data(), int(t.shared.size()), &sealed_.k_codes,
+              TOPS, int(ld), scores + (i - from), static_cast<float*>(t.bytes.get())});
     }
 }
 
@@ -291,8 +282,8 @@ void Executor::choose(float* scores, std::int32_t* level, int n, int row, int he
     for (int h = 0; h < g; ++h) {
         float* x = scores + h * ld;
         if (chooser_.heads == VOTE) {
-            const float total = k_.weigh(x, x, n, k_.largest(x, n), 1.0f);
-            for (int i = 0; i < n; ++i) x[i] /= total;
+            const float by = 1.0f / k_.weigh(x, x, n, k_.largest(x, n), 1.0f);
+            for (int i = 0; i < n; ++i) x[i] *= by;
         }
         if (!h) continue;
         if (chooser_.heads == MOST) {

@@ -53,8 +53,10 @@ struct ScoreItem {
 };
 
 inline std::size_t score_scratch(const Chooser& by, int g, int dim) {
-    const std::size_t codes = by.score == CODES ? EIGHT * (by.turned() + std::size_t(by.n) * BOOK) : 0;
-    return std::size_t(g) * 2 * sixteens(dim) + codes;
+    std::size_t beside = 0;
+    if (by.score == CODES) beside = EIGHT * (by.turned() + std::size_t(by.n) * BOOK);
+    if (by.score == LABELS) beside = EIGHT * (std::size_t(dim) + by.n);
+    return std::size_t(g) * 2 * sixteens(dim) + beside;
 }
 
 #define PH_DECLARE_SCORE(name) \

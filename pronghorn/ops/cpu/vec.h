@@ -307,6 +307,32 @@ PH_INLINE float summed(const V& a) {
 #endif
 }
 
+// The highest lanes of sixteen registers, or what theirs sum up to as the set does it fastest, in the order of these.
+template <bool SUMS>
+PH_INLINE V folded(const V (&x)[16]) {
+#if defined(__AVX512F__)
+    const auto both = [](Part a, Part b) { return SUMS ? add(a, b) : most(a, b); };
+    Part y[8], z[4], u[2];
+    PH_UNROLL for (int i = 0; i < 8; ++i) {
+        const Part a = x[i].p[0], b = x[i + 8].p[0];
+        y[i] = both(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    PH_UNROLL for (int i = 0; i < 4; ++i) {
+        z[i] = both(_mm512_shuffle_f32x4(y[i], y[i + 4], 0x88), _mm512_shuffle_f32x4(y[i], y[i + 4], 0xdd));
+    }
+    PH_UNROLL for (int i = 0; i < 2; ++i) {
+        u[i] = both(_mm512_shuffle_ps(z[i], z[i + 2], 0x44), _mm512_shuffle_ps(z[i], z[i + 2], 0xee));
+    }
+    const Part t = both(_mm512_shuffle_ps(u[0], u[1], 0x88), _mm512_shuffle_ps(u[0], u[1], 0xdd));
+    const __m512i order = _mm512_set_epi32(15, 13, 14, 12, 7, 5, 6, 4, 11, 9, 10, 8, 3, 1, 2, 0);
+    return {{_mm512_permutexvar_ps(order, t)}};
+#else
+    float t[16];
+    for (int i = 0; i < 16; ++i) t[i] = SUMS ? summed(x[i]) : highest(x[i]);
+    return vld(t);
+#endif
+}
+
 // ------------------------------------------------------------------------------ functions
 
 template <size_t N>
