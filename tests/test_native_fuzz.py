@@ -240,7 +240,7 @@ def test_a_planned_runner_takes_no_more():
     fresh = _native.Executor("", 1, 5, 1, 1, 1, 4, [4])
     none = np.zeros(0, np.int32)
     with pytest.raises(ValueError, match="finish"):
-        fresh.run(none, none, none, none, none, none, [], [], [], np.zeros((0, 5), np.float32), [], [])
+        fresh.run(none, none, none, none, none, none, [], [], [], np.zeros((0, 5), np.float32), [], [], [])
 
 
 @pytest.mark.parametrize("op", [
