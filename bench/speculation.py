@@ -38,15 +38,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         "--draft", "auto", "--draft", "prompt-lookup", "--draft", "suffix",
     ),
     "wide": (
-        "WIDE", "--batch", "1", "--prompts", "4", "--rounds", "3", "--tokens", "64",
+        "WIDE", "--batch", "1", "--prompts", "3", "--rounds", "3", "--tokens", "64",
         "--draft", "auto", "--draft", "aggressive", "--draft", "copyspec", "--draft", "prompt-lookup",
         "--draft", "suffix", "--draft", "token-recycling",
         "--draft", "draft-model:model=pronghorn-tiny-draft",
-    ),
-    "wide-batches": (
-        "WIDE", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "3", "--tokens", "64",
-        "--draft", "auto", "--draft", "prompt-lookup", "--category", "copying", "--category", "code",
-        "--category", "json", "--category", "free-text", "--category", "rag",
     ),
     "tiny-peers": (
         "pronghorn-tiny", *ONE, "--prompts", "4", "--draft", "auto", "--against", PEERS, "--draft-model",
