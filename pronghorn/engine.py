@@ -274,9 +274,8 @@ class Engine:
                 self.memory.offer(w.seq, w.seq.n_prompt)
         for s in joined:
             self.memory.reached(s, self.memory.next_barrier(s, s.kv.length - 1))
-        ended = {e.seq.id for e in events if e.finish}
         for s in [*(w.seq for w in works), *joined]:
-            if s.error and s.id not in ended:
+            if s.error and not any(e.seq is s and e.finish for e in events):
                 events.append(Event(s, [], [], "", "error"))
         for e in events:
             if e.finish:

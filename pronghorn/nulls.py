@@ -30,6 +30,7 @@ from pronghorn.types import (
 )
 
 if TYPE_CHECKING:
+    from pronghorn.kv.paged import Pages
     from pronghorn.kv.store import SeqKV, Store
     from pronghorn.kv.tiers import Swap
     from pronghorn.kv.view import KVView
@@ -210,7 +211,7 @@ class AllResident:
     def victims(self, n: int, held: Longs, last: Longs) -> Longs:
         return held[:n]
 
-    def pages(self, store: Store) -> NoPages:
+    def pages(self, store: Store) -> NoPages | Pages:
         return NoPages()
 
     def tier(self, store: Store) -> NoSwap | Swap:

@@ -174,3 +174,18 @@ class Driver:
 
 def tokens(n: int, vocab: int = 101, seed: int = 1) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(0, vocab, n)]
+
+
+def in_company(runner: Any, text: list[int], more: list[int], sizes: list[int], forks: int) -> np.ndarray:
+    """Logits of `more` behind the sealed rows of `text`, run in chunks of `sizes`, beside forks that share
+    the pages and run the same."""
+    d = Driver(runner, 1)
+    d.step([Chunk(0, text)])
+    runner.store.seal(d.kvs[0])
+    d.kvs += [runner.store.fork(d.kvs[0]) for _ in range(forks)]
+    out, at, i = [], 0, 0
+    while at < len(more):
+        part = more[at : at + sizes[i % len(sizes)]]
+        out.append(d.step([Chunk(j, part) for j in range(forks + 1)])[0])
+        at, i = at + len(part), i + 1
+    return np.concatenate(out)

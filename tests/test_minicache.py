@@ -25,7 +25,7 @@ from pronghorn.run.ref import RefRunner
 from pronghorn.types import KVPlan
 from tests.conformance._rig import N_VOCAB, Small, weights
 from tests.lookups import MODEL, answered, tasks
-from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
+from tests.native_tapes import Chunk, Driver, Model, build, in_company, store_for, tokens
 
 LAYERS, HEADS, DIM = 4, 2, 32
 BF16 = 2.0**-8
@@ -270,16 +270,7 @@ def test_bits_do_not_depend_on_company(isa: str, monkeypatch: pytest.MonkeyPatch
 
     def run(sizes: list[int], threads: int, forks: int = 0) -> Any:
         store = store_for(bound, Ops("float32"), "bfloat16", Minicache(0.0))
-        d = Driver(NativeRunner(bound, store, threads), 1)
-        d.step([Chunk(0, text)])
-        store.seal(d.kvs[0])
-        d.kvs += [store.fork(d.kvs[0]) for _ in range(forks)]
-        out, at, i = [], 0, 0
-        while at < len(more):
-            part = more[at : at + sizes[i % len(sizes)]]
-            out.append(d.step([Chunk(j, part) for j in range(forks + 1)])[0])
-            at, i = at + len(part), i + 1
-        return np.concatenate(out)
+        return in_company(NativeRunner(bound, store, threads), text, more, sizes, forks)
 
     whole = run([40], 1)
     assert np.isfinite(whole).all()

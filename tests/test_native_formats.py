@@ -23,7 +23,7 @@ from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.run.ref import RefRunner
 from pronghorn.types import Codes
-from tests.native_tapes import Chunk, Driver, Model, build, store_for, tokens
+from tests.native_tapes import Chunk, Driver, Model, build, in_company, store_for, tokens
 
 FORMATS: dict[str, Any] = {
     "int4": Int4(), "int4-channel": Int4(keys="channel"), "fp8": Fp8(), "kivi": Kivi(), "kivi4": Kivi(4),
@@ -94,16 +94,7 @@ def test_bits_do_not_depend_on_company(fmt: str, name: str, kv: str, isa: str,
 
     def run(sizes: list[int], threads: int, forks: int = 0) -> np.ndarray:
         store = store_for(bound, Ops("float32"), kv, FORMATS[fmt])
-        d = Driver(NativeRunner(bound, store, threads), 1)
-        d.step([Chunk(0, text)])
-        store.seal(d.kvs[0])
-        d.kvs += [store.fork(d.kvs[0]) for _ in range(forks)]
-        out, at, i = [], 0, 0
-        while at < len(more):
-            part = more[at : at + sizes[i % len(sizes)]]
-            out.append(d.step([Chunk(j, part) for j in range(forks + 1)])[0])
-            at, i = at + len(part), i + 1
-        return np.concatenate(out)
+        return in_company(NativeRunner(bound, store, threads), text, more, sizes, forks)
 
     whole = run([60], 1)
     assert np.isfinite(whole).all()

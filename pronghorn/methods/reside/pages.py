@@ -24,36 +24,26 @@ import numpy as np
 
 from pronghorn.errors import MethodError
 from pronghorn.kv.paged import Pages as Paged
-from pronghorn.kv.tiers import NoSwap
+from pronghorn.nulls import AllResident
 from pronghorn.slots import Longs
-from pronghorn.types import Guarantee, Traits
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import Store
 
 
 @dataclass(frozen=True)
-class Pages:
+class Pages(AllResident):
     folder: str = ""  # of the file, on a disk with room for all stored rows; "": where temporary files go
     ram_gb: float = 1.0  # GiB of sealed rows that stay in memory; their index comes on top
-
-    traits = Traits(Guarantee.EXACT)
-    swaps = False
 
     def __post_init__(self) -> None:
         if not 0 < self.ram_gb < 1 << 20:
             raise MethodError(f"pages: ram_gb is above 0, in GiB, not {self.ram_gb}")
 
-    def want(self, seen: Longs) -> Longs:
-        return seen
-
     def victims(self, n: int, held: Longs, last: Longs) -> Longs:
         if n >= len(held):
             return held
         return held[np.argpartition(last, n)[:n]]
-
-    def tier(self, store: Store) -> NoSwap:
-        return NoSwap()
 
     def pages(self, store: Store) -> Paged:
         folder = self.folder or tempfile.gettempdir()

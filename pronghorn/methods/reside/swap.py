@@ -12,30 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pronghorn.errors import MethodError
-from pronghorn.kv.paged import NoPages
 from pronghorn.kv.tiers import Swap as Copies
-from pronghorn.slots import Longs
-from pronghorn.types import Guarantee, Traits
+from pronghorn.nulls import AllResident
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import Store
 
 
 @dataclass(frozen=True)
-class Swap:
+class Swap(AllResident):
     folder: str = ""  # where copies go, on a fast disk; "": the host's memory, for KV that lies on a GPU
 
-    traits = Traits(Guarantee.EXACT)
     swaps = True
-
-    def want(self, seen: Longs) -> Longs:
-        return seen
-
-    def victims(self, n: int, held: Longs, last: Longs) -> Longs:
-        return held[:n]
-
-    def pages(self, store: Store) -> NoPages:
-        return NoPages()
 
     def tier(self, store: Store) -> Copies:
         try:
