@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KNOTS = tuple(1 << i for i in range(13))  # rows between which time is a straight line: 1, 2, 4, ... 4096
 KEEP = 12  # steps of one kind that are remembered
 EVERY = 64  # observations between two fits, once there are many
-SHARE = 0.01  # of the time of steps that fits may take from then on
+SHARE = 0.005  # of the time of steps that fits may take from then on
 
 
 class StepCost:

@@ -28,6 +28,7 @@ from pronghorn.errors import MethodError, RequestError
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.memory import LOOK, Memory, room_of
 from pronghorn.model.bind import Bound
+from pronghorn.ops.cpu import _native
 from pronghorn.run.base import Runner
 from pronghorn.seq import Request, Seq, Top, Work
 from pronghorn.slots import ConstraintState, Room
@@ -330,7 +331,7 @@ class Engine:
             seq, first, n = w.seq, w.seq.kv.length, w.draft.n
             w.row, w.logit = at, n_want
             mid, end = at + w.take, at + w.take + n
-            if end == at + 1:  # one number costs less than a slice of one
+            if w.take == 1:  # one number costs less than a slice of one
                 ids[at] = seq.tokens[first]
                 pos[at] = seq.kv.next_pos
                 index[at] = i
@@ -340,7 +341,8 @@ class Engine:
                 ids[known] = seq.tokens[first : first + w.take]
                 pos[known] = range(seq.kv.next_pos, seq.kv.next_pos + w.take)
                 parent[known] = range(at - 1, mid - 1)
-                index[at:end] = i
+                index[known] = i
+                np.maximum(pos[known] + 1, seq.n_prompt, out=span[known])
             parent[at] = -1
             if seq.request.score and first < seq.n_prompt:
                 want[at:mid] = 1
@@ -351,13 +353,8 @@ class Engine:
                 n_want += 1
             n_want += n
             if n:
-                ids[mid:end] = w.draft.tokens
-                pos[mid:end] = pos[mid - 1] + w.draft.depths()
-                parent[mid:end] = np.where(w.draft.parent < 0, mid - 1, mid + w.draft.parent)
-                want[mid:end] = 1
+                _native.hang(rows, mid - 1, seq.n_prompt, w.draft.tokens, w.draft.parent)
                 seq.counts.draft_rows += n
-            if end > at + 1:
-                np.maximum(pos[at:end] + 1, seq.n_prompt, out=span[at:end])
             at = end
             if first < seq.n_prompt:
                 here = min(w.take, seq.n_prompt - first)

@@ -165,6 +165,8 @@ class Draft(NamedTuple):
     def walk(self, choose: Callable[[int], int]) -> Accept:
         """From the last token go to the child that holds what is chosen there, for as long as there is
         one. choose: row (0 the last token, i + 1 node i) -> token; of equal siblings the first counts."""
+        if not len(self.tokens):
+            return Accept([], choose(0))
         child: dict[tuple[int, int], int] = {}
         for i, key in enumerate(zip(self.parent.tolist(), self.tokens.tolist(), strict=True)):
             child.setdefault(key, i)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import HOPE, Mood, Panel
+from pronghorn.methods.draft._mood import HOPE, RECENT, Mood, Panel
 from pronghorn.methods.draft._value import Ledger, Price, Worth, worth
 from pronghorn.methods.draft.auto import Auto
 from pronghorn.ops.cpu._native import Forest, Odds
@@ -88,17 +88,17 @@ def test_odds_come_true_and_forget() -> None:
 def test_a_sequence_differs_from_what_is_usual() -> None:
     odds, mood, chain = Odds(1), mood_of(1), Draft.chain([7, 8])
     for _ in range(8):
-        mood.shift = tree_of(mood, odds, chain).learn(0, [9])
+        mood.shift = tree_of(mood, odds, chain).learn(0, [9])[0]
     assert -FAR <= mood.shift[0] < 0
     fresh = tree_of(mood_of(1), odds, chain).falling()
     worse = tree_of(mood, odds, chain).falling()
     assert worse[0] < fresh[0] < 0.3
     better = mood_of(1)
     for _ in range(40):
-        better.shift = tree_of(better, odds, chain).learn(0, [7, 8, 9])
+        better.shift = tree_of(better, odds, chain).learn(0, [7, 8, 9])[0]
     assert tree_of(better, odds, chain).falling()[0] > 0.85
     for _ in range(500):  # with nothing new to say, a sequence becomes like any other
-        better.shift = tree_of(better, odds).learn(0, [9])
+        better.shift = tree_of(better, odds).learn(0, [9])[0]
     assert abs(better.shift[0]) < 0.05
 
 
@@ -126,15 +126,13 @@ def test_siblings_and_sure_drafters_are_told_apart() -> None:
     assert chances == pytest.approx([0.25, 0.95, 0.05], rel=1e-5)
 
 
-def test_what_is_taken_saves_what_its_chances_say() -> None:
+def test_the_likeliest_are_taken() -> None:
     odds, mood = Odds(2), mood_of(2)
     forest = tree_of(mood, odds, Draft.chain([5, 6]), Draft.chain([5, 7]))
     assert [(t, p) for t, p, *_ in forest.nodes(0)] == [(5, -1), (6, 0), (7, 0)]
     falling = forest.falling()
     assert falling == sorted(falling, reverse=True)
-    chosen, saved = forest.take(2, 10.0, 1.0)
-    assert chosen == [[0, 1]]
-    assert sum(saved[0]) == pytest.approx(10 * sum(falling[:2]) - 2)
+    assert forest.take(2) == [[0, 1]] and forest.take(0) == [[]]
     assert forest.likely(0, 0) == [0] and forest.likely(0, 1) == []
 
 
@@ -163,13 +161,25 @@ def test_who_brings_nothing_rests() -> None:
     while mood.gain[0] > 0:
         assert mood.awake(1) == [0]
         mood.judge(0, -1.0, 1000, 0)
-    assert mood.until[0] == 3  # two steps rest
-    mood.judge(0, -1.0, 1000, 3)
-    assert mood.until[0] == 8  # four
-    mood.judge(0, -1.0, 5, 10)
-    assert [mood.awake(10 + i) for i in range(1, 7)] == [[]] * 5 + [[0]]
-    mood.judge(0, 100.0, 5, 16)
-    assert mood.awake(17) == [0]
+    assert mood.until[0] == 4  # two steps rest, and up to two more
+    mood.judge(0, -1.0, 1000, 4)
+    assert mood.until[0] == 12  # four
+    mood.judge(0, -1.0, 5, 12)  # no longer than it may cost
+    assert [mood.awake(12 + i) for i in range(1, 9)] == [[]] * 7 + [[0]]
+    mood.judge(0, 100.0, 5, 20)
+    assert mood.awake(21) == [0]
+    mood.judge(0, -1000.0, 0, 21)
+    assert mood.awake(22) == [0]
+
+
+def test_who_rests_equally_long_wakes_together() -> None:
+    until = set()
+    for now in range(100, 108):
+        mood = Mood([-1.0], [3], [0])
+        mood.judge(0, -1.0, 1000, now)
+        until.add(mood.until[0])
+        assert now + 16 < mood.until[0] <= now + 33
+    assert until == {128}
 
 
 def test_a_gain_after_a_rest_is_followed_up() -> None:
@@ -194,27 +204,70 @@ def test_another_sequence_rests_on() -> None:
     assert mood.again(90, [False, False]).awake(90) == [0, 1]
 
 
+def asleep(until: list[list[int]], spend: float = 0.01) -> tuple[Panel, list[Mood]]:
+    """A panel whose drafters take a hundredth of a step to ask, and sequences that did not gain so far."""
+    panel = Panel(len(until[0]), spend)
+    for price in panel.proposes:
+        price.seconds = 1e-5
+    return panel, [Mood([0.0] * len(u), [1] * len(u), u) for u in until]
+
+
 def test_all_at_rest_are_passed_over_together() -> None:
     """Until the first of them wakes, or another sequence comes."""
-    panel = Panel(2)
-    moods = [Mood([0.0, 0.0], [1, 1], [5, 9]), Mood([0.0, 0.0], [1, 1], [7, 6])]
-    panel.rest([1, 2], moods)
+    panel, moods = asleep([[5, 9], [7, 6]])
+    seqs, other = [sequence([1]), sequence([2])], sequence([3])
+    assert not panel.sleeps(seqs)
+    assert panel.wake(seqs, moods, [4, 4], 0.0, 1e-3) == {} and not panel.asking
     slept = []
-    for panel.clock in range(1, 7):
-        slept.append(panel.sleeps([1, 2]))
-        assert not panel.sleeps([1, 2, 3]) and not panel.sleeps([2])
-    assert slept == [True] * 4 + [False] * 2
+    for _ in range(5):
+        slept.append(panel.sleeps(list(seqs)))
+        panel.clock -= 1
+        assert not panel.sleeps([*seqs, other])
+        panel.clock -= 1
+        assert not panel.sleeps([other])
+    assert slept == [True] * 3 + [False] * 2
 
 
-def test_what_two_propose_is_to_the_credit_of_the_first() -> None:
-    """The second adds 6 behind 5; it is surer of both."""
+def test_attempts_wait_for_their_share_of_the_time() -> None:
+    """Two sequences, two drafters: 4e-5 s to ask all, of 1e-5 s a step."""
+    panel, moods = asleep([[0, 0], [0, 0]])
+    seqs, asked = [sequence([1]), sequence([2])], []
+    for _ in range(8):
+        got = {} if panel.sleeps(seqs) else panel.wake(seqs, moods, [4, 4], 0.0, 1e-3)
+        asked.append(got)
+        if got:
+            for mood in moods:
+                assert mood.asked == mood.tried == [0, 1]
+                panel.n_seqs = 2
+                panel.judge(mood, [0, 0], [0, 0], 0.0)
+                mood.until = [0, 0]
+    assert [bool(x) for x in asked] == [False] * 3 + [True] + [False] * 3 + [True]
+    assert asked[3] == {0: [0, 1], 1: [0, 1]}
+
+
+def test_who_pays_is_asked_whatever_attempts_took() -> None:
+    panel, moods = asleep([[0, 0]], spend=1e-6)
+    moods[0].gain[1] = 0.5
+    for _ in range(3):
+        assert not panel.sleeps([])
+        assert panel.wake([sequence([1])], moods, [4], 0.0, 1e-3) == {1: [0]}
+        assert panel.wake([sequence([1])], moods, [0], 0.0, 1e-3) == {}  # nothing may be drafted
+
+
+def test_what_stood_is_what_was_gained() -> None:
+    """To the credit of the first that proposes it: the second adds 6 behind 5, and is surer of both."""
     odds, sure = Odds(2), np.array([0.95, 0.95])
     forest = tree_of(mood_of(2), odds, Draft.chain([5]), Draft.chain([5, 6], sure))
-    first, second = (c for *_, c in forest.nodes(0))
     forest.falling()
-    chosen, saved = forest.take(2, 1.0, 0.0)
-    assert chosen == [[0, 1]] and first > 0.9
-    assert saved[0] == pytest.approx([first, second])
+    forest.draft(0, forest.take(2)[0])
+    assert forest.learn(0, [5, 7])[1:] == ([1, 1], [1, 0])
+    assert tree_of(mood_of(2), odds, Draft.chain([5])).learn(0, [5, 7])[1:] == ([0, 0], [0, 0])  # not run
+    panel = Panel(2, 0.01)
+    mood = panel.begin()
+    panel.wake([sequence([1])], [mood], [4], 0.0, 1.0)
+    panel.n_seqs, panel.token, panel.row = 1, 1.0, 0.25
+    panel.judge(mood, [1, 1], [1, 0], 0.0)
+    assert mood.gain == pytest.approx([HOPE + RECENT * (0.75 - HOPE), HOPE + RECENT * (-0.25 - HOPE)])
 
 
 def test_a_first_time_is_no_price() -> None:
@@ -290,7 +343,7 @@ def test_drafts_join_into_one_tree(drafts: list[Draft], most: int) -> None:
     forest = tree_of(mood, Odds(len(drafts)), *drafts)
     nodes = forest.nodes(0)
     assert len(forest.falling()) == len(nodes)
-    got = Draft(*forest.draft(0, forest.take(most, 1.0, 0.0)[0][0])[:2])
+    got = Draft(*forest.draft(0, forest.take(most)[0])[:2])
     assert (got.parent < np.arange(got.n)).all()  # parents first, whatever the cut
     pairs = list(zip(got.parent.tolist(), got.tokens.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)
@@ -345,7 +398,7 @@ def test_tokens_are_those_of_plain_decoding(temperature: float, monkeypatch: pyt
         "Once upon a time",
         "1 2 3 1 2 3 1 2 3",
     ]
-    plain, auto = LLM(defaults=("match", "fcfs")), LLM(use=["auto"])
+    plain, auto = LLM(defaults=("match", "fcfs")), LLM(use=["auto:spend=1"])
     options = {"max_tokens": 64, "temperature": temperature, "seed": 3, "ignore_eos": True}
     for batch in ([p] for p in prompts):
         assert [a.tokens for a in auto.generate(batch, **options)] == [

@@ -9,6 +9,7 @@ from pronghorn.slots import DraftRoom
 
 MARGIN = 1.05  # by which a step with drafts must be better than one without
 FIRST = 4  # steps of a size that are run without drafts
+PLAIN = 0.005  # share of further steps that are
 UNPRICED = 0.2  # chance above which nodes run while nothing is known of costs
 
 
@@ -41,13 +42,13 @@ class Ledger:
         self._since = 0  # steps with drafts since the last without
         self._plain: dict[int, int] = {}  # steps without, by size
 
-    def abstains(self, room: DraftRoom, n_seqs: int, share: float) -> bool:
+    def abstains(self, room: DraftRoom, n_seqs: int) -> bool:
         """Whether a step is run without drafts, to learn what that takes: the first few of a size, later a
         share of all. Steps that run prompts are no measure of it."""
         self._since += 1
         size = room.base.bit_length()
         new = self._plain.get(size, 0) < FIRST and room.cost.seen(room.base) < FIRST
-        if room.base > n_seqs or not (new or self._since * share >= 1):
+        if room.base > n_seqs or not (new or self._since * PLAIN >= 1):
             return False
         self._since, self._plain[size] = 0, self._plain.get(size, 0) + 1
         return True

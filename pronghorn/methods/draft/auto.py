@@ -10,11 +10,13 @@ This is the budget rule of Sequoia (Chen et al., 2024, arXiv 2402.12374, section
 SpecDec++ (Huang et al., 2024, arXiv 2405.19715: stop where the chance that the draft goes on is too low),
 with probabilities from counting instead of a trained head, and for a whole batch. To choose among drafters
 online is a bandit problem; here their drafts are no rivals, and what is to be learned is only whom it pays to
-ask. A node is to the credit of the first that proposes it, and one whose nodes are not worth its time rests,
-each time for twice as many steps, up to where its price is `spend` of the time of steps; other sequences rest
-on from there. For as much time again drafts are run that seem not to pay, so that a change, or a step that
-only happened to be slow, is noticed; and of so many steps one is run without drafts, as are the first few of
-each size: nobody else would find out what a plain step takes.
+ask. A node is to the credit of the first that proposes it, and one whose nodes did not save
+the time that they and their asking took rests, each time for twice as many steps; other sequences rest on from
+there. Who rested is asked again when `spend` of the time of all steps has saved up for it, all of them together,
+so what finds nothing costs that share, whatever the model, the batch and the number of drafters. For as much time
+again drafts are run that seem not to pay, so that a change, or a step that only happened to be slow, is noticed;
+and a few steps are run without drafts, as are the first few of each size: nobody else would find out what a plain
+step takes.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Auto:
     # so the cheap ones come first
     drafters: str = "prompt-lookup+suffix+token-recycling+aggressive"
     nodes: int = 32  # rows of one sequence's draft at most
-    spend: float = 0.005  # share of a step's time that a drafter which brings nothing may take
+    spend: float = 0.0075  # share of the time of steps for asking drafters that bring nothing, all together
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= 1024:
@@ -96,62 +98,57 @@ class Auto:
 
     @cached_property
     def _panel(self) -> Panel:
-        return Panel(len(self._names))
+        return Panel(len(self._names), self.spend)
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
+        panel, ledger, out = self._panel, self._ledger, [NOTHING] * len(seqs)
+        if panel.sleeps(seqs):
+            return out
         start = time.perf_counter()
-        panel, out, ids = self._panel, [NOTHING] * len(seqs), [s.id for s in seqs]
-        panel.clock += 1
-        if panel.sleeps(ids):
-            return out
         moods = [self._mood(s) for s in seqs]
-        asked: dict[int, list[int]] = {}
-        for i, mood in enumerate(moods):
-            for d in mood.awake(panel.clock):
-                if k[i] > 0:
-                    asked.setdefault(d, []).append(i)
+        step = room.cost.predict(room.base, room.read)
+        asked = panel.wake(seqs, moods, k, ledger.chooses.seconds + ledger.learns.seconds, step)
         if not asked:
-            panel.rest(ids, moods)
             return out
-        if self._ledger.abstains(room, len(seqs), self.spend):
+        if ledger.abstains(room, len(seqs)):
+            panel.asking = False
             return out
-        forest, trees = Forest(self._odds), dict[int, int]()
-        for i, mood in enumerate(moods):
-            if mood.asked and k[i] > 0:
-                trees[i] = forest.add(mood.shift, seqs[i].request.temperature > 0)
-                mood.trees = [(forest, trees[i])]
-        drafted: list[set[int]] = [set() for _ in trees]
+        forest = panel.forest = Forest(self._odds)
+        panel.n_seqs = len(seqs)
+        mine = [(i, mood) for i, mood in enumerate(moods) if mood.asked]
+        for i, mood in mine:
+            mood.tree = forest.add(mood.shift, seqs[i].request.temperature > 0)
+        drafted: list[set[int]] = [set() for _ in mine]
+        asking = 0.0
         for d, of in sorted(asked.items()):
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
-            panel.proposes[d].note((time.perf_counter() - begin) / len(of))
+            seconds = time.perf_counter() - begin
+            panel.proposes[d].note(seconds / len(of))
+            asking += seconds
             for i, draft in zip(of, drafts, strict=True):
                 if draft.n:
-                    drafted[trees[i]].add(d)
-                    forest.join(trees[i], d, draft.tokens, draft.parent, draft.score, self.nodes)
-        mine = [moods[i] for i in trees]
+                    tree = moods[i].tree
+                    drafted[tree].add(d)
+                    forest.join(tree, d, draft.tokens, draft.parent, draft.score, self.nodes)
         if any(drafted):
-            chosen = self._choose(forest, mine, drafted, len(seqs), room)
-            for i, t in trees.items():
-                if chosen[t]:
-                    tokens, parents, by = forest.draft(t, chosen[t])
+            chosen = self._choose(forest, drafted, len(seqs), step, room)
+            for (i, mood), nodes in zip(mine, chosen, strict=True):
+                if nodes:
+                    tokens, parents, by = forest.draft(mood.tree, nodes)
                     out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
-        else:
-            self._judge(mine, [[0.0] * len(self._names)] * len(mine), len(seqs), room)
-            for mood in mine:
-                mood.trees = []
-        asking = sum(panel.proposes[d].seconds * len(of) for d, of in asked.items())
-        self._ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(trees))
+        ledger.steps += step
+        ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(mine))
         return out
 
     def _choose(
-        self, forest: Forest, moods: list[Mood], drafted: list[set[int]], n_seqs: int, room: DraftRoom
+        self, forest: Forest, drafted: list[set[int]], n_seqs: int, step: float, room: DraftRoom
     ) -> list[list[int]]:
-        """Nodes of each tree to run, parents first; and who was not worth its time rests. drafted: whose
-        nodes a tree has."""
-        n, token, row = worth(forest.falling(), n_seqs, room)
-        chosen, saved = forest.take(n, token, row)
-        step = self._judge(moods, saved, n_seqs, room)
+        """Nodes of each tree to run, parents first. drafted: whose nodes a tree has; step: seconds of the
+        step without drafts."""
+        panel = self._panel
+        n, panel.token, panel.row = worth(forest.falling(), n_seqs, room)
+        chosen = forest.take(n)
         for t, own_nodes in enumerate(chosen):
             for d in () if own_nodes else sorted(drafted[t]):
                 probe = forest.likely(t, d)[: room.rows - n]
@@ -159,48 +156,40 @@ class Auto:
                     chosen[t] = probe
         return chosen
 
-    def _judge(self, moods: list[Mood], saved: list[list[float]], n_seqs: int, room: DraftRoom) -> float:
-        """Who was not worth its time rests. saved: seconds, by tree and drafter. Returns the seconds of the
-        step without drafts."""
-        step = room.cost.predict(room.base, room.read)
-        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
-        self._ledger.steps += step
-        for mood, gains in zip(moods, saved, strict=True):
-            self._panel.judge(mood, gains, own, step, n_seqs / self.spend)
-        return step
-
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
-        if self._panel.sleeps([s.id for s in seqs]):
+        panel = self._panel
+        if not panel.asking:
             return
         start = time.perf_counter()
+        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
         asked: dict[int, list[int]] = {}
         for i, seq in enumerate(seqs):
             mood = self._mood(seq)
-            if not mood.asked:
+            if mood.tree < 0:
                 continue
-            for forest, tree in mood.trees:
-                new = [*drafts[i].tokens[accepts[i].path].tolist(), accepts[i].bonus]
-                mood.shift = forest.learn(tree, new)
-            mood.trees = []
+            new = [*drafts[i].tokens[accepts[i].path].tolist(), accepts[i].bonus]
+            mood.shift, run, stood = panel.forest.learn(mood.tree, new)
+            panel.judge(mood, run, stood, own)
             for d in mood.asked:
                 asked.setdefault(d, []).append(i)
+            mood.tree = -1
         if asked:
-            own = time.perf_counter() - start
-            self._ledger.learns.note(own / max(len(of) for of in asked.values()))
+            seconds = time.perf_counter() - start
+            self._ledger.learns.note(seconds / max(len(of) for of in asked.values()))
         for d, of in asked.items():
             begin = time.perf_counter()
             self._drafters[d].observe(
                 [seqs[i] for i in of], [drafts[i] for i in of], [accepts[i] for i in of],
                 [taps[i] for i in of],
             )  # fmt: skip
-            self._panel.learns[d].note((time.perf_counter() - begin) / len(of))
+            panel.learns[d].note((time.perf_counter() - begin) / len(of))
 
     def _mood(self, seq: Seq) -> Mood:
         memory = seq.memory(self)
-        if "mood" not in memory:
-            memory["mood"] = self._panel.begin()
-        mood: Mood = memory["mood"]
+        mood: Mood | None = memory.get("mood")
+        if mood is None:
+            mood = memory["mood"] = self._panel.begin()
         return mood

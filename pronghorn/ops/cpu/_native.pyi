@@ -69,6 +69,13 @@ def fit(
     empty where all count alike. Gives 0 and 0, or 1 for a NaN or an infinity, or 2 and the magnitude of a
     factor that its dtype does not hold."""
 
+def hang(
+    rows: npt.NDArray[np.int32], at: int, n_prompt: int, tokens: npt.NDArray[np.int32],
+    parents: npt.NDArray[np.int32],
+) -> None:  # fmt: skip
+    """Write a draft's rows behind row `at` of a step, its last known token's. rows (6, n): the arrays of
+    `types.Rows`, in their order. Raises `ValueError` where there is no room for them."""
+
 def step_line(at: list[float], price: float, rows: int, read: float, more: int, each: float) -> list[float]:
     """Seconds of a step of `rows` that reads `read` rows of KV, and with 1 to `more` further ones that read
     `each`, by a curve of `fit_steps`; below 4,096 rows."""
@@ -172,9 +179,8 @@ class Forest:
     def falling(self) -> list[float]:
         """Chances of all nodes of all trees to stand, their ancestors' included, largest first."""
 
-    def take(self, n: int, token: float, row: float) -> tuple[list[list[int]], list[list[float]]]:
-        """The first n of `falling`, as nodes of each tree, and what those that each drafter proposed first
-        save: their chances times `token`, less `row` for each."""
+    def take(self, n: int) -> list[list[int]]:
+        """The first n of `falling`, as nodes of each tree."""
 
     def likely(self, tree: int, by: int) -> list[int]:
         """Nodes that one drafter proposed first and that a trial runs: the likely ones, one in any case."""
@@ -182,11 +188,12 @@ class Forest:
     def draft(
         self, tree: int, nodes: list[int]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], list[int]]:
-        """Tokens and parents of some nodes, parents first, and their drafters."""
+        """Tokens and parents of some nodes, parents first, and their drafters. They are run."""
 
-    def learn(self, tree: int, tokens: list[int]) -> list[float]:
+    def learn(self, tree: int, tokens: list[int]) -> tuple[list[float], list[int], list[int]]:
         """Note which nodes the tokens that came lead to and which not, whether they were run or not. Returns
-        the shift of each drafter as it is now."""
+        for each drafter its shift as it is now, how many nodes that it proposed first were run, and how many
+        of those stood."""
 
     def nodes(self, tree: int) -> list[tuple[int, int, int, float]]:
         """Token, parent, drafter and chance of each node."""

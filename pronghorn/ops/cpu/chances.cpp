@@ -75,7 +75,7 @@ void Forest::join(int tree, int by, const std::int32_t* tokens, const std::int32
         const int parent = p < 0 ? -1 : at[p];
         const auto [place, is_new] = t.at.try_emplace({parent, tokens[i]}, int(t.nodes.size()));
         at[i] = place->second;
-        if (is_new) t.nodes.push_back({tokens[i], parent, by, by, kind, chance[i]});
+        if (is_new) t.nodes.push_back({tokens[i], parent, by, by, kind, chance[i], false});
         Node& node = t.nodes[std::size_t(at[i])];
         if (chance[i] > node.chance) {
             node.by = by;
@@ -99,16 +99,12 @@ std::vector<double> Forest::falling() {
     return out;
 }
 
-void Forest::take(int n, double token, double row, std::vector<std::vector<int>>& chosen,
-                  std::vector<std::vector<double>>& saved) const {
-    chosen.assign(trees_.size(), {});
-    saved.assign(trees_.size(), std::vector<double>(std::size_t(odds_.drafters()), 0.0));
-    for (int i = 0; i < n && i < int(line_.size()); ++i) {
-        const auto [t, j] = line_[std::size_t(i)];
-        const Node& node = nodes(t)[std::size_t(j)];
-        chosen[std::size_t(t)].push_back(j);
-        saved[std::size_t(t)][std::size_t(node.first)] += node.chance * token - row;
+std::vector<std::vector<int>> Forest::take(int n) const {
+    std::vector<std::vector<int>> chosen(trees_.size());
+    for (std::size_t i = 0; i < std::size_t(std::max(n, 0)) && i < line_.size(); ++i) {
+        chosen[std::size_t(line_[i].first)].push_back(line_[i].second);
     }
+    return chosen;
 }
 
 std::vector<int> Forest::likely(int tree, int by) const {
@@ -139,22 +135,27 @@ int pays(const double* chances, int most, const double* seconds, double sure, do
     return at;
 }
 
-const std::vector<double>& Forest::learn(int tree, const std::int32_t* tokens, int n) {
+Forest::Lesson Forest::learn(int tree, const std::int32_t* tokens, int n) {
     Tree& t = trees_[std::size_t(tree)];
+    const auto n_by = std::size_t(odds_.drafters());
+    Lesson out{{}, std::vector<int>(n_by, 0), std::vector<int>(n_by, 0)};
     for (double& shift : t.shift) shift *= FORGETS;
     std::vector<int> depth(t.nodes.size(), -1);  // on the path that came: the token that follows; else -1
     for (std::size_t j = 0; j < t.nodes.size(); ++j) {
         const Node& node = t.nodes[j];
+        out.run[std::size_t(node.first)] += node.run;
         const int at = node.parent < 0 ? 0 : depth[std::size_t(node.parent)];
         if (at < 0 || at >= n) continue;
         const bool stood = node.token == tokens[at];
+        out.stood[std::size_t(node.first)] += node.run && stood;
         if (stood) depth[j] = at + 1;
         double& shift = t.shift[std::size_t(node.by)];
         const double expected = shifted(odds_.chance(node.kind), std::exp(shift));
         shift = std::clamp(shift + RATE * (stood - expected), -FAR, FAR);
         odds_.note(node.kind, stood);
     }
-    return t.shift;
+    out.shift = t.shift;
+    return out;
 }
 
 }  // namespace ph

@@ -43,6 +43,13 @@ public:
         int first;                   // drafter that proposed it first: what it saves is to that one's credit
         int by, kind;                // of the drafter that gives it the best chance
         double chance;               // to stand, its ancestors' included
+        bool run = false;            // in the step
+    };
+
+    // What a tree taught. shift: of each drafter as it is now; run, stood: of the nodes that it proposed first.
+    struct Lesson {
+        std::vector<double> shift;
+        std::vector<int> run, stood;
     };
 
     explicit Forest(Odds& odds) : odds_(odds) {}
@@ -57,18 +64,18 @@ public:
     // Chances of all nodes of all trees, falling.
     std::vector<double> falling();
 
-    // The n likeliest nodes of all that `falling` saw, by tree, likeliest first, so parents before children; and
-    // what the nodes that each drafter proposed first save: their chances times `token`, less `row` for each.
-    void take(int n, double token, double row, std::vector<std::vector<int>>& chosen,
-              std::vector<std::vector<double>>& saved) const;
+    // The n likeliest nodes of all that `falling` saw, by tree, likeliest first, so parents before children.
+    std::vector<std::vector<int>> take(int n) const;
 
     // Nodes of one drafter that a trial runs: the likely ones, parents first, one in any case.
     std::vector<int> likely(int tree, int by) const;
 
     // What came after the last token: n tokens. Of the nodes that it leads to, run or not, a child with the next
-    // token stood and the others did not; nodes behind the last token are not judged. Returns the shift of each
-    // drafter as it is now.
-    const std::vector<double>& learn(int tree, const std::int32_t* tokens, int n);
+    // token stood and the others did not; nodes behind the last token are not judged.
+    Lesson learn(int tree, const std::int32_t* tokens, int n);
+
+    // A node is run in the step.
+    void run(int tree, int node) { trees_.at(std::size_t(tree)).nodes.at(std::size_t(node)).run = true; }
 
     const std::vector<Node>& nodes(int tree) const { return trees_.at(std::size_t(tree)).nodes; }
     int size() const { return int(trees_.size()); }

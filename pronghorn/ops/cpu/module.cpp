@@ -122,7 +122,7 @@ void join(ph::Forest& f, int tree, int by, const Ints& tokens, const Ints& paren
 }
 
 // Tokens, parents among the chosen, and who drafted some of them.
-auto draft_from(const ph::Forest& f, int tree, const std::vector<int>& chosen) {
+auto draft_from(ph::Forest& f, int tree, const std::vector<int>& chosen) {
     need(tree >= 0 && tree < f.size(), "a tree that is not there");
     const auto& all = f.nodes(tree);
     std::vector<int> number(all.size(), -1), by;
@@ -132,12 +132,33 @@ auto draft_from(const ph::Forest& f, int tree, const std::vector<int>& chosen) {
         const auto& node = all[std::size_t(j)];
         need(node.parent < 0 || number[std::size_t(node.parent)] >= 0, "parents come before their children");
         number[std::size_t(j)] = int(tokens.size());
+        f.run(tree, j);
         tokens.push_back(node.token);
         parents.push_back(node.parent < 0 ? -1 : number[std::size_t(node.parent)]);
         if (std::find(by.begin(), by.end(), node.by) == by.end()) by.push_back(node.by);
     }
     std::sort(by.begin(), by.end());
     return std::make_tuple(array_of(std::move(tokens)), array_of(std::move(parents)), std::move(by));
+}
+
+// Rows of a draft, behind row `at` of a step (`types.Rows`, one array in a row of `rows`), which is the last token's.
+void hang(const nb::ndarray<std::int32_t, nb::ndim<2>, nb::device::cpu>& rows, int at, int n_prompt,
+          const Ints& tokens, const Ints& parents) {
+    const int n = int(tokens.shape(0)), first = at + 1;
+    need(rows.shape(0) == 6 && at >= 0 && std::size_t(first) + tokens.shape(0) <= rows.shape(1) &&
+             parents.shape(0) == tokens.shape(0),
+         "rows of a step with room for the draft");
+    parents_come_first(parents);
+    auto v = rows.view();
+    for (int i = 0; i < n; ++i) {
+        const int row = first + i, above = at + 1 + parents(i);
+        v(0, row) = tokens(i);
+        v(1, row) = v(1, above) + 1;
+        v(2, row) = std::max(v(1, row) + 1, n_prompt);
+        v(3, row) = v(3, at);
+        v(4, row) = above;
+        v(5, row) = 1;
+    }
 }
 
 std::tuple<std::vector<double>, double> fit_steps(const std::vector<std::tuple<double, double, double>>& steps,
@@ -523,6 +544,8 @@ private:
 
 }  // namespace
 
+constexpr size_t SKIM = 64;  // values that are looked at together
+
 // The n largest of each row, by insertion: n is small, and few values pass the least one held.
 void top(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits,
          nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
@@ -535,7 +558,12 @@ void top(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> lo
         int32_t* ids = out.data() + r * n;
         size_t held = 0;
         for (size_t i = 0; i < n_vocab; ++i) {
-            if (held == n ? !(x[i] > best[n - 1]) : std::isnan(x[i])) continue;
+            for (; held == n && i % SKIM == 0 && i + SKIM <= n_vocab; i += SKIM) {
+                int more = 0;
+                for (size_t j = i; j < i + SKIM; ++j) more |= x[j] > best[n - 1];
+                if (more) break;
+            }
+            if (i == n_vocab || (held == n ? !(x[i] > best[n - 1]) : std::isnan(x[i]))) continue;
             size_t at = held < n ? held++ : n - 1;
             for (; at > 0 && x[i] > best[at - 1]; --at) {
                 best[at] = best[at - 1];
@@ -619,14 +647,7 @@ NB_MODULE(_native, m) {
         .def("join", &join, nb::arg("tree"), nb::arg("by"), nb::arg("tokens").noconvert(),
              nb::arg("parents").noconvert(), nb::arg("score").noconvert(), nb::arg("most"))
         .def("falling", &ph::Forest::falling)
-        .def("take",
-             [](const ph::Forest& f, int n, double token, double row) {
-                 std::vector<std::vector<int>> chosen;
-                 std::vector<std::vector<double>> saved;
-                 f.take(n, token, row, chosen, saved);
-                 return std::make_tuple(std::move(chosen), std::move(saved));
-             },
-             nb::arg("n"), nb::arg("token"), nb::arg("row"))
+        .def("take", &ph::Forest::take, nb::arg("n"))
         .def("likely",
              [](const ph::Forest& f, int tree, int by) {
                  need(tree >= 0 && tree < f.size(), "a tree that is not there");
@@ -637,7 +658,8 @@ NB_MODULE(_native, m) {
         .def("learn",
              [](ph::Forest& f, int tree, const Tokens& tokens) {
                  need(tree >= 0 && tree < f.size(), "a tree that is not there");
-                 return f.learn(tree, tokens.data(), int(tokens.size()));
+                 auto found = f.learn(tree, tokens.data(), int(tokens.size()));
+                 return std::make_tuple(std::move(found.shift), std::move(found.run), std::move(found.stood));
              },
              nb::arg("tree"), nb::arg("tokens"))
         .def("nodes",
@@ -666,6 +688,8 @@ NB_MODULE(_native, m) {
               return ph::pays(chances.data(), int(most), seconds.data(), sure, price, margin);
           },
           nb::arg("chances"), nb::arg("seconds"), nb::arg("sure"), nb::arg("price"), nb::arg("margin"));
+    m.def("hang", &hang, nb::arg("rows").noconvert(), nb::arg("at"), nb::arg("n_prompt"), nb::arg("tokens"),
+          nb::arg("parents"));
     m.def("fit_steps", &fit_steps, nb::arg("steps"), nb::arg("read"));
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
