@@ -97,17 +97,29 @@ class Drafting:
 
     def observe(self, works: Sequence[Work], accepts: Sequence[Accept], logits: NDArray[Any]) -> None:
         """Tell the drafters what became of their drafts."""
-        pairs = zip(works, accepts, strict=True)
-        done = [(w, a) for w, a in pairs if w.last and w.seq.request.new_rows and a.bonus >= 0]
+        done = [(w, a) for w, a in zip(works, accepts, strict=True) if a.bonus >= 0]
         for drafter, at in _by_drafter([w for w, _ in done]):
-            mine = [done[i] for i in at]
-            rows = [logits[w.logit : w.logit + 1 + w.draft.n] for w, _ in mine]
-            taps = [_Taps(self.runner, r) for r in rows]
-            drafter.observe([w.seq for w, _ in mine], [w.draft for w, _ in mine], [a for _, a in mine], taps)
+            mine = [done[i][0] for i in at]
+            taps = _Each(self.runner, mine, logits)
+            drafter.observe([w.seq for w in mine], [w.draft for w in mine], [done[i][1] for i in at], taps)
+
+
+class _Each(Sequence[dict[str, NDArray[Any]]]):
+    """What drafters may ask of sequences' rows, by sequence. Most ask nothing."""
+
+    def __init__(self, runner: Runner, works: Sequence[Work], logits: NDArray[Any]) -> None:
+        self._runner, self._works, self._logits = runner, works, logits
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def __getitem__(self, i: Any) -> Any:
+        w = self._works[i]
+        return _Taps(self._runner, self._logits[w.logit : w.logit + 1 + w.draft.n])
 
 
 class _Taps(dict[str, NDArray[Any]]):
-    """What drafters may ask of a sequence's rows, made when it is asked for. logits (rows, n_vocab)."""
+    """Made when it is asked for. logits (rows, n_vocab)."""
 
     def __init__(self, runner: Runner, logits: NDArray[Any]) -> None:
         super().__init__()
@@ -140,6 +152,9 @@ def _forced(seq: Seq) -> list[int]:
 
 def _by_drafter(works: Sequence[Work]) -> list[tuple[Drafter, list[int]]]:
     """Drafters, and the works of the sequences that they draft for."""
+    first = works[0].seq.methods.draft if works else None
+    if first and all(w.seq.methods.draft is first for w in works):
+        return [(first, list(range(len(works))))]
     out: dict[int, tuple[Drafter, list[int]]] = {}
     for i, w in enumerate(works):
         drafter = w.seq.methods.draft

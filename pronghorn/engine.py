@@ -367,7 +367,7 @@ class Engine:
     def _collect(self, works: list[Work], pos: Ints, taps: dict[str, NDArray[Any]]) -> None:
         """Keep the rotated queries that a policy wants until it has seen them, and the sums of final states
         that embeddings are made of."""
-        for w in works:
+        for w in works if taps else ():
             seq, first = w.seq, w.seq.kv.length
             if seq.request.embed:
                 at = w.row + max(0, seq.n_pooled - first)  # rows run again count once
@@ -442,30 +442,31 @@ class Engine:
         except (RequestError, MethodError) as e:  # what one request asked for harms no other
             seq.error = str(e)
             return Accept([], -1), Event(seq, [], [], "", "error")
-        new = [*w.draft.tokens[accept.path].tolist(), accept.bonus]
-        at = [0, *(i + 1 for i in accept.path)]  # logits row that gave each token
+        path = accept.path
+        new = [*w.draft.tokens[path].tolist(), accept.bonus] if path else [accept.bonus]
         text, finish, taken = "", "", 0
-        stream = self.texts[seq.id]
-        for token, row in zip(new, at, strict=True):
+        request, stream, left = seq.request, self.texts[seq.id], seq.request.max_tokens - seq.n_new
+        for token in new:
             seq.tokens.append(token)
+            if request.logprobs:
+                row = logits[path[taken - 1] + 1 if taken else 0]  # that gave the token
+                seq.logprobs.append(logprob(row, token))
+                if request.top:
+                    seq.tops.append(self._top(row, request.top))
             taken += 1
-            if seq.request.logprobs:
-                seq.logprobs.append(logprob(logits[row], token))
-                if seq.request.top:
-                    seq.tops.append(self._top(logits[row], seq.request.top))
-            if token in self.eos and not seq.request.ignore_eos:
+            if token in self.eos and not request.ignore_eos:
                 finish = "stop"
             else:
                 text += stream.push(token)
                 if stream.stopped:
                     finish = "stop"
-                elif seq.n_new >= seq.request.max_tokens:  # `submit` ended it with the context
+                elif taken >= left:  # `submit` ended it with the context
                     finish = "length"
             if finish:
                 break
         if finish:
             text += stream.flush()
-        tokens, stood = new[:taken], min(taken, len(accept.path))
+        tokens, stood = new[:taken], min(taken, len(path))
         seq.constraint.advance(tokens)
         origins = [Origin.FORCED if w.forced else Origin.DRAFTED] * stood + [Origin.MODEL] * (taken - stood)
         seq.origins += origins
@@ -521,24 +522,21 @@ class _Places:
     """Rows to commit and where, gathered over all sequences for one call."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Ints, Any, Ints, Ints]] = []
-        self.n = 0
+        self._held: tuple[list[int], ...] = ([], [], [], [])  # rows, addresses, blocks, rows of the pages
 
-    def add(self, store: Store, kv: SeqKV, first: int, rows: list[int]) -> None:
+    @property
+    def n(self) -> int:
+        return len(self._held[0])
+
+    def add(self, store: Store, kv: SeqKV, first: int, rows: Sequence[int]) -> None:
         """Reserve and commit (in the books) rows `first + rows` of the step for one sequence."""
-        if not rows:
-            return
-        n = len(rows)
-        addr, block, slot = store.reserve(kv, n)
-        at = np.array([first + r for r in rows], np.int32)
-        store.extend(kv, range(kv.next_pos, kv.next_pos + n))
-        self._parts.append((at, addr, block, slot))
-        self.n += n
+        if rows:
+            more = [first + r for r in rows], *store.append(kv, len(rows))
+            for held, new in zip(self._held, more, strict=True):
+                held += new
 
     def take(self) -> tuple[Ints, NDArray[np.uint64], Ints, Ints]:
-        parts = self._parts
-        row, addr, block, slot = (
-            parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-        )
-        self._parts, self.n = [], 0
-        return row, addr, block, slot
+        row, addr, block, slot = self._held
+        self._held = ([], [], [], [])
+        at = np.array(addr, np.uint64)
+        return np.array(row, np.int32), at, np.array(block, np.int32), np.array(slot, np.int32)

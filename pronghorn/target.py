@@ -50,6 +50,7 @@ class NodeTarget:
         self.n_tokens = n_tokens
         self.temperature = seq.request.temperature
         self._shaped: dict[int, NDArray[np.float64]] = {}
+        self._drawn: dict[int, int] | None = None
 
     @cached_property
     def _parents(self) -> list[int]:
@@ -100,8 +101,7 @@ class NodeTarget:
     def soft(self, row: int) -> NDArray[np.float64]:
         return softmax(self.shaped(row))
 
-    @cached_property
-    def _drawn(self) -> dict[int, int]:
+    def _walked(self) -> dict[int, int]:
         """Rows that sampling and matching visits, and their tokens, where nothing changes the logits: all in
         one call."""
         logits, draft, request = self.logits, self.draft, self.seq.request
@@ -115,6 +115,8 @@ class NodeTarget:
         return dict(zip(rows, tokens, strict=True))
 
     def draw(self, row: int) -> int:
+        if self._drawn is None:
+            self._drawn = self._walked()
         if row in self._drawn:
             return self._drawn[row]
         if self.temperature <= 0:

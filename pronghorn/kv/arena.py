@@ -35,6 +35,7 @@ class Arena:
         self.base = np.zeros(0, np.uint64)  # address of each slab
         self.refs = np.zeros(0, np.int32)
         self.live = np.zeros(0, np.int32)  # blocks in use per slab
+        self.n_live = 0  # in all
         self.free_ids: list[int] = []  # sorted, highest first: the lowest id is handed out first
 
     def alloc(self, n: int) -> Ints:
@@ -42,6 +43,7 @@ class Arena:
         while len(self.free_ids) < n:
             self._grow()
         out = np.array([self.free_ids.pop() for _ in range(n)], np.int32)
+        self.n_live += n
         self.refs[out] = 1
         np.add.at(self.live, out // self.per_slab, 1)
         return out
@@ -81,6 +83,7 @@ class Arena:
         gone = ids[self.refs[ids] == 0]
         if not len(gone):
             return
+        self.n_live -= len(gone)
         np.subtract.at(self.live, gone // self.per_slab, 1)
         self.free_ids = sorted(self.free_ids + gone.tolist(), reverse=True)
         empty = {s for s in set((gone // self.per_slab).tolist()) if self.live[s] == 0}
@@ -132,7 +135,7 @@ class Arena:
     @property
     def held(self) -> int:
         """Bytes of blocks in use."""
-        return int(self.live.sum()) * self.block
+        return self.n_live * self.block
 
     @property
     def reserved(self) -> int:

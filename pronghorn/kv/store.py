@@ -210,22 +210,32 @@ class Store:
     def reserve(self, kv: SeqKV, n: int) -> tuple[U64, Ints, Ints]:
         """Places for n more open rows: block address, block id and row of the page of each. The last
         page is copied first when it is shared."""
-        first, last = kv.n_open, kv.n_open + n
-        page, used = divmod(first, PAGE)
+        self._open(kv, n)
+        at = np.arange(kv.n_open, kv.n_open + n, dtype=np.int32)
+        return kv.open_addr[at // PAGE], kv.open[at // PAGE], at % PAGE
+
+    def append(self, kv: SeqKV, n: int) -> tuple[list[int], list[int], list[int]]:
+        """`reserve` and `extend` by tokens at the next positions, in lists."""
+        self._open(kv, n)
+        at, end = range(kv.n_open, kv.n_open + n), kv.next_pos + n
+        pages = [i // PAGE for i in at]
+        kv.open_pos[at.start : at.stop] = kv.next_pos if n == 1 else np.arange(kv.next_pos, end)
+        kv.n_open, kv.length, kv.next_pos = at.stop, kv.length + n, end
+        addr, block = kv.open_addr.item, kv.open.item
+        return [addr(p) for p in pages], [block(p) for p in pages], [i % PAGE for i in at]
+
+    def _open(self, kv: SeqKV, n: int) -> None:
+        """Have pages for n more open rows."""
+        page, used = divmod(kv.n_open, PAGE)
         if used and self.open_arena.shared(int(kv.open[page])):
             kv.open[page] = self.open_arena.copy(int(kv.open[page]))
             kv.open_addr = self.open_arena.address(kv.open)
-        have = len(kv.open) * PAGE
-        if last > have:
-            more = self.open_arena.alloc(-(-(last - have) // PAGE))
+        missing = kv.n_open + n - len(kv.open) * PAGE
+        if missing > 0:
+            more = self.open_arena.alloc(-(-missing // PAGE))
             kv.open = np.concatenate([kv.open, more])
             kv.open_addr = self.open_arena.address(kv.open)
             kv.open_pos = np.concatenate([kv.open_pos, _ints(len(more) * PAGE)])
-        if n == 1:  # what a decoding step asks for
-            one = slice(page, page + 1)
-            return kv.open_addr[one], kv.open[one], np.array([used], np.int32)
-        at = np.arange(first, last, dtype=np.int32)
-        return kv.open_addr[at // PAGE], kv.open[at // PAGE], at % PAGE
 
     def extend(self, kv: SeqKV, pos: Ints | range) -> None:
         """The rows last reserved now hold committed tokens at logical positions `pos`."""

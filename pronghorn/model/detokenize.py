@@ -34,6 +34,8 @@ class Detokenizer:
         if self._at_start and piece:
             self._at_start = False
             piece = piece[self._tokenizer.drop_space and piece[:1] == b" " :]
+        if piece.isascii() and not self._decoder.getstate()[0]:  # what most are
+            return piece.decode()
         return self._decoder.decode(piece)
 
     def flush(self) -> str:

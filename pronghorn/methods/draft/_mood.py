@@ -10,11 +10,12 @@ from pronghorn.ops.cpu._native import Forest
 from pronghorn.seq import Seq
 
 DOUBLINGS = 8  # of a rest
-RECENT = 0.1  # weight of the last asking
-MOST = 1.0  # that one asking counts as at most, so that what ends is soon forgotten
+RECENT = 0.05  # weight of the last asking
+IDLE = 0.2  # and of one whose drafts were not worth running: the next ones will hardly be
 CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance in each sequence
 HOPE = 0.1  # of a token's time, which asking a drafter is thought to gain at first
-SAVED = 256  # steps whose share for attempts is kept
+SAVED = 64  # steps whose share for attempts is kept
+FOREVER = 1 << 60
 
 
 class Mood:
@@ -33,21 +34,20 @@ class Mood:
         self.tree = -1
 
     def again(self, now: int, cheap: Sequence[bool]) -> Mood:
-        """How another sequence begins in step `now`: with what was learned here, and with hope for half of
-        what failed of those that are cheap to ask."""
-        failed = [n // 2 if c else n for n, c in zip(self.failed, cheap, strict=True)]
-        rest = [max(0, at - now) for at in self.until]
-        return Mood(self.gain, failed, [now + (n // 2 if c else n) for n, c in zip(rest, cheap, strict=True)])
+        """How another sequence begins in step `now`: with what was learned here, but those that are cheap to
+        ask are awake, as if they had not failed."""
+        failed = [0 if c else n for n, c in zip(self.failed, cheap, strict=True)]
+        return Mood(self.gain, failed, [now if c else at for at, c in zip(self.until, cheap, strict=True)])
 
     def awake(self, now: int) -> list[int]:
         """Who may be asked in this step."""
         return [d for d, at in enumerate(self.until) if at <= now]
 
-    def judge(self, d: int, gain: float, most: int, now: int) -> None:
+    def judge(self, d: int, gain: float, most: int, now: int, weight: float = RECENT) -> None:
         """Let a drafter whose asking does not pay rest, for `most` steps or a few more. gain: time that its
         nodes saved, less what their rows and asking took. Those who rest equally long wake together:
         to ask several takes less than to ask one now and another later."""
-        self.gain[d] += RECENT * (gain - self.gain[d])
+        self.gain[d] += weight * (gain - self.gain[d])
         if gain > 0:  # asked again at once, to see whether that lasts
             self.failed[d] = 0 if self.gain[d] > 0 else self.failed[d] // 2
         elif self.gain[d] <= 0:
@@ -68,10 +68,13 @@ class Panel:
         self.clock = 0
         self.spend = spend
         self.asking = False  # somebody is asked in this step, which has so many sequences:
-        self.n_seqs = 0
+        self.n_seqs = 1
         self.token = self.row = 0.0  # seconds that a token takes without drafts, and that a node's row adds
         self.forest: Forest
-        self._usual = Mood([HOPE] * n, [0] * n, [0] * n)
+        # of what may be spent, half is the first one's, a quarter the second's
+        self._shares = [spend / 2 ** min(d + 1, n - 1) if n > 1 else spend for d in range(n)]
+        # by the number of sequences, in powers of two: who pays alone need not pay in company
+        self._usual = {0: Mood([HOPE] * n, [0] * n, [0] * n)}
         self._step = 0.0  # seconds of the last one that was looked at
         self._purse = 0.0  # seconds that attempts may take
         self._filled = 0  # step up to which it has its share
@@ -82,65 +85,73 @@ class Panel:
         """Whether nobody is asked in this step, of sequences that were all in the last one. Most steps are
         such where nothing can be foreseen, so it must cost next to nothing, however many they are."""
         self.clock += 1
-        self.asking = False
+        self.asking, self.n_seqs = False, len(seqs)
         return self.clock < self._until and seqs == self._asleep
 
     def wake(
         self, seqs: Sequence[Seq], moods: Sequence[Mood], k: Sequence[int], own: float, step: float
     ) -> dict[int, list[int]]:
-        """Who is asked, and for which sequences: those that pay; and those that may but did not pay so far,
-        all of them once their share of the time is enough for that. k: rows that a draft may be deep; own:
-        seconds that joining and choosing take for a sequence; step: that the step takes without drafts."""
-        now, asked, price = self.clock, dict[int, list[int]](), 0.0
-        share = self.spend * step
+        """Who is asked, and for which sequences: those that pay; and those that did not pay so far, of each
+        drafter all together, once what is saved is enough for that. k: rows that a draft may be deep; own:
+        seconds that an asking takes beside the drafter; step: that the step takes without drafts."""
+        now, share = self.clock, self.spend * step
         self._purse = min(self._purse + (now - self._filled) * share, SAVED * share)
         self._filled, self._step = now, step
-        tries: list[Mood] = []
+        asked, tries = dict[int, list[int]](), dict[int, list[int]]()
         for i, mood in enumerate(moods):
-            mood.tree, awake = -1, mood.awake(now) if k[i] > 0 else []
-            mood.asked = [d for d in awake if mood.gain[d] > 0]
-            for d in mood.asked:
-                asked.setdefault(d, []).append(i)
-            mood.tried = [d for d in awake if mood.gain[d] <= 0]
-            if mood.tried:
-                tries.append(mood)
-                price += sum(map(self._asks, mood.tried)) + (0.0 if mood.asked else own)
-        price = min(price, SAVED * share)
-        if tries and self._purse >= price:
-            for i, mood in enumerate(moods):
-                mood.asked += mood.tried
-                for d in mood.tried:
+            mood.asked, mood.tried, mood.tree = [], [], -1
+            for d in mood.awake(now) if k[i] > 0 else ():
+                if mood.gain[d] > 0:
+                    mood.asked.append(d)
                     asked.setdefault(d, []).append(i)
-        else:
-            for mood in tries:
-                mood.tried = []
+                elif seqs[i].n_new:  # its end is the model's own by now
+                    tries.setdefault(d, []).append(i)
+        left, until = self._purse, min((at for m in moods for at in m.until if at > now), default=FOREVER)
+        for d, of in sorted(tries.items()):
+            price = sum(min(self._asks(d) + (0.0 if moods[i].asked else own), step) for i in of)
+            if left >= min(price, SAVED * share):
+                left -= price
+                asked.setdefault(d, []).extend(of)
+                for i in of:
+                    moods[i].asked.append(d)
+                    moods[i].tried.append(d)
+            else:
+                until = min(until, now + math.ceil((min(price, SAVED * share) - left) / share))
         if not asked:
-            self._asleep, self._until = seqs, min((at for m in moods for at in m.until), default=0)
-            if tries:
-                self._until = now + math.ceil((price - self._purse) / share)
+            able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))
+            self._asleep, self._until = seqs, until if able else 0
         self.asking = bool(asked)
         return asked
 
     def begin(self) -> Mood:
         """Of a new sequence."""
         cheap = [self._asks(d) < CHEAP * self._step for d in range(len(self.proposes))]
-        return self._usual.again(self.clock, cheap)
+        return self._of_size().again(self.clock, cheap)
+
+    def _of_size(self) -> Mood:
+        """What is usual among so many sequences; at first what it was among others."""
+        size = self.n_seqs.bit_length()
+        if size not in self._usual:
+            other = self._usual[min(self._usual, key=lambda n: abs(n - size))]
+            self._usual[size] = Mood(other.gain, other.failed, other.until)
+        return self._usual[size]
 
     def judge(self, mood: Mood, run: Sequence[int], stood: Sequence[int], own: float) -> None:
         """Let those of a sequence that were not worth their time rest.
 
-        run, stood: nodes by the drafter that proposed them first; own: seconds that joining, choosing and
-        learning took."""
-        step, usual = self._step, self._usual
+        run, stood: nodes by the drafter that proposed them first, () where there are none at all; own:
+        seconds that the asking took beside the drafters."""
+        step, usual = self._step, self._of_size()
         for d in mood.asked:
-            seconds = self._asks(d) + own / len(mood.asked)
-            gain = stood[d] * self.token - run[d] * self.row - seconds
+            seconds = min(self._asks(d) + own / len(mood.asked), step)  # one that was slow is no measure
+            gain = (stood[d] * self.token - run[d] * self.row if run else 0.0) - seconds
             if gain <= 0 and d in mood.tried:
                 self._purse -= seconds
-            gain = min(gain * self.n_seqs / step, MOST) if step > 0 else 0.0
-            share = self.spend * step / (self.n_seqs * len(usual.gain))
-            mood.judge(d, gain, int(min(seconds, step) / share) if share > 0 else 0, self.clock)
-            usual.gain[d] += RECENT * (gain - usual.gain[d])
+            gain = gain * self.n_seqs / step if step > 0 else 0.0
+            share = self._shares[d] * step / self.n_seqs
+            weight = IDLE if run and not any(run) else RECENT
+            mood.judge(d, gain, int(seconds / share) if share > 0 else 0, self.clock, weight)
+            usual.gain[d] += weight * (gain - usual.gain[d])
             usual.failed[d], usual.until[d] = mood.failed[d], mood.until[d]
 
     def _asks(self, d: int) -> float:

@@ -10,6 +10,7 @@ from pronghorn.slots import DraftRoom
 MARGIN = 1.05  # by which a step with drafts must be better than one without
 FIRST = 4  # steps of a size that are run without drafts
 PLAIN = 0.005  # share of further steps that are
+TRIALS = 0.005  # share of the time of steps for drafts that seem not to pay
 UNPRICED = 0.2  # chance above which nodes run while nothing is known of costs
 
 
@@ -31,12 +32,13 @@ class Price:
 
 
 class Ledger:
-    """Seconds that steps took and that trials took; and what it takes, for one sequence, to choose nodes and
-    to learn from them."""
+    """Seconds that steps took and that trials took; and what it takes, for one sequence, to ask where nobody
+    drafts, to choose nodes and to learn from them."""
 
     def __init__(self) -> None:
         self.steps = 0.0
         self.trials = 0.0
+        self.looks = Price()
         self.chooses = Price()
         self.learns = Price()
         self._since = 0  # steps with drafts since the last without
@@ -53,9 +55,9 @@ class Ledger:
         self._since, self._plain[size] = 0, self._plain.get(size, 0) + 1
         return True
 
-    def affords(self, seconds: float, share: float) -> bool:
-        """Whether a trial of so many seconds at most is within a share of all; if so it is booked."""
-        if not 0 < self.trials + seconds <= share * self.steps:
+    def affords(self, seconds: float) -> bool:
+        """Whether a trial of so many seconds at most is within its share; if so it is booked."""
+        if not 0 < self.trials + seconds <= TRIALS * self.steps:
             return False
         self.trials += seconds
         return True

@@ -10,13 +10,13 @@ This is the budget rule of Sequoia (Chen et al., 2024, arXiv 2402.12374, section
 SpecDec++ (Huang et al., 2024, arXiv 2405.19715: stop where the chance that the draft goes on is too low),
 with probabilities from counting instead of a trained head, and for a whole batch. To choose among drafters
 online is a bandit problem; here their drafts are no rivals, and what is to be learned is only whom it pays to
-ask. A node is to the credit of the first that proposes it, and one whose nodes did not save
-the time that they and their asking took rests, each time for twice as many steps; other sequences rest on from
-there. Who rested is asked again when `spend` of the time of all steps has saved up for it, all of them together,
-so what finds nothing costs that share, whatever the model, the batch and the number of drafters. For as much time
-again drafts are run that seem not to pay, so that a change, or a step that only happened to be slow, is noticed;
-and a few steps are run without drafts, as are the first few of each size: nobody else would find out what a plain
-step takes.
+ask. A node is to the credit of the first that proposes it. One whose nodes saved less time than they and the
+asking took, on the average of the last times, rests, each time for twice as many steps, all sequences of a batch
+up to the same one. It is asked again when `spend` of the time of steps has saved up for that: so what finds
+nothing costs this share of the time and no more, whatever a step takes and however many sequences it has. In
+another sequence those that are cheap to ask begin anew. Now and then drafts are run that seem not to pay, so that
+a change, or a step that only happened to be slow, is noticed; and a step is run without drafts, as are the first
+few of each size: nobody else would find out what a plain step takes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from pronghorn.compose import name_of, names, parse
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._mood import Mood, Panel
+from pronghorn.methods.draft._single import Fixed
 from pronghorn.methods.draft._value import Ledger, worth
 from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.seq import Seq
@@ -48,7 +49,7 @@ class Auto:
     # so the cheap ones come first
     drafters: str = "prompt-lookup+suffix+token-recycling+aggressive"
     nodes: int = 32  # rows of one sequence's draft at most
-    spend: float = 0.0075  # share of the time of steps for asking drafters that bring nothing, all together
+    spend: float = 0.01  # share of the time of steps for asking drafters that bring nothing, all together
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= 1024:
@@ -100,6 +101,11 @@ class Auto:
     def _panel(self) -> Panel:
         return Panel(len(self._names), self.spend)
 
+    @cached_property
+    def _learners(self) -> frozenset[int]:
+        """Drafters that want to know what became of their drafts."""
+        return frozenset(d for d, drafter in enumerate(self._drafters) if not isinstance(drafter, Fixed))
+
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         panel, ledger, out = self._panel, self._ledger, [NOTHING] * len(seqs)
         if panel.sleeps(seqs):
@@ -107,78 +113,74 @@ class Auto:
         start = time.perf_counter()
         moods = [self._mood(s) for s in seqs]
         step = room.cost.predict(room.base, room.read)
-        asked = panel.wake(seqs, moods, k, ledger.chooses.seconds + ledger.learns.seconds, step)
-        if not asked:
+        asked = panel.wake(seqs, moods, k, ledger.looks.seconds, step)
+        if not asked or ledger.abstains(room, len(seqs)):
             return out
-        if ledger.abstains(room, len(seqs)):
-            panel.asking = False
-            return out
-        forest = panel.forest = Forest(self._odds)
-        panel.n_seqs = len(seqs)
-        mine = [(i, mood) for i, mood in enumerate(moods) if mood.asked]
-        for i, mood in mine:
-            mood.tree = forest.add(mood.shift, seqs[i].request.temperature > 0)
-        drafted: list[set[int]] = [set() for _ in mine]
-        asking = 0.0
+        asking, found = 0.0, list[tuple[int, int, Draft]]()  # drafter, sequence, draft
         for d, of in sorted(asked.items()):
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
             seconds = time.perf_counter() - begin
             panel.proposes[d].note(seconds / len(of))
             asking += seconds
-            for i, draft in zip(of, drafts, strict=True):
-                if draft.n:
-                    tree = moods[i].tree
-                    drafted[tree].add(d)
-                    forest.join(tree, d, draft.tokens, draft.parent, draft.score, self.nodes)
-        if any(drafted):
-            chosen = self._choose(forest, drafted, len(seqs), step, room)
-            for (i, mood), nodes in zip(mine, chosen, strict=True):
-                if nodes:
-                    tokens, parents, by = forest.draft(mood.tree, nodes)
-                    out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in by))
+            found += [(d, i, draft) for i, draft in zip(of, drafts, strict=True) if draft.n]
+        if found:
+            self._choose(found, seqs, moods, step, room, out)
+        mine = [mood for mood in moods if mood.asked]
+        for mood in mine:
+            if mood.tree < 0:
+                panel.judge(mood, (), (), ledger.looks.seconds)
+        panel.asking = bool(found) or not self._learners.isdisjoint(asked)
         ledger.steps += step
-        ledger.chooses.note(max(0.0, time.perf_counter() - start - asking) / len(mine))
+        own = ledger.chooses if found else ledger.looks
+        own.note(max(0.0, time.perf_counter() - start - asking) / len(mine))
         return out
 
     def _choose(
-        self, forest: Forest, drafted: list[set[int]], n_seqs: int, step: float, room: DraftRoom
-    ) -> list[list[int]]:
-        """Nodes of each tree to run, parents first. drafted: whose nodes a tree has; step: seconds of the
-        step without drafts."""
+        self, found: list[tuple[int, int, Draft]], seqs: Sequence[Seq], moods: list[Mood], step: float,
+        room: DraftRoom, out: list[Draft],
+    ) -> None:  # fmt: skip
+        """Join drafts, and put the nodes to run into `out`. step: seconds of the step without drafts."""
         panel = self._panel
-        n, panel.token, panel.row = worth(forest.falling(), n_seqs, room)
-        chosen = forest.take(n)
-        for t, own_nodes in enumerate(chosen):
-            for d in () if own_nodes else sorted(drafted[t]):
+        forest = panel.forest = Forest(self._odds)
+        drafted: list[tuple[int, list[int]]] = []  # by tree: its sequence, and whose nodes it has
+        for d, i, draft in found:
+            if moods[i].tree < 0:
+                moods[i].tree = forest.add(moods[i].shift, seqs[i].request.temperature > 0)
+                drafted.append((i, []))
+            drafted[moods[i].tree][1].append(d)
+            forest.join(moods[i].tree, d, draft.tokens, draft.parent, draft.score, self.nodes)
+        n, panel.token, panel.row = worth(forest.falling(), len(seqs), room)
+        for t, ((i, by), nodes) in enumerate(zip(drafted, forest.take(n), strict=True)):
+            for d in () if nodes else by:
                 probe = forest.likely(t, d)[: room.rows - n]
-                if not chosen[t] and self._ledger.affords(len(probe) * step / room.base, self.spend):
-                    chosen[t] = probe
-        return chosen
+                if not nodes and self._ledger.affords(len(probe) * step / room.base):
+                    nodes += probe
+            if nodes:
+                tokens, parents, whose = forest.draft(t, nodes)
+                out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in whose))
 
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
-        panel = self._panel
+        panel, ledger = self._panel, self._ledger
         if not panel.asking:
             return
         start = time.perf_counter()
-        own = self._ledger.chooses.seconds + self._ledger.learns.seconds
         asked: dict[int, list[int]] = {}
-        for i, seq in enumerate(seqs):
+        learned = 0
+        for i, (seq, draft, accept) in enumerate(zip(seqs, drafts, accepts, strict=True)):
             mood = self._mood(seq)
-            if mood.tree < 0:
-                continue
-            new = [*drafts[i].tokens[accepts[i].path].tolist(), accepts[i].bonus]
-            mood.shift, run, stood = panel.forest.learn(mood.tree, new)
-            panel.judge(mood, run, stood, own)
-            for d in mood.asked:
+            if mood.tree >= 0:
+                new = [*draft.tokens[accept.path].tolist(), accept.bonus] if accept.path else [accept.bonus]
+                mood.shift, run, stood = panel.forest.learn(mood.tree, new)
+                panel.judge(mood, run, stood, ledger.chooses.seconds + ledger.learns.seconds)
+                learned += 1
+            for d in self._learners.intersection(mood.asked):
                 asked.setdefault(d, []).append(i)
-            mood.tree = -1
-        if asked:
-            seconds = time.perf_counter() - start
-            self._ledger.learns.note(seconds / max(len(of) for of in asked.values()))
+        if learned:
+            ledger.learns.note((time.perf_counter() - start) / learned)
         for d, of in asked.items():
             begin = time.perf_counter()
             self._drafters[d].observe(
