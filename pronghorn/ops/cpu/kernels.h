@@ -291,7 +291,7 @@ inline std::size_t attend_part(std::size_t n, int dim) {
 inline std::size_t attend_scratch(std::size_t n, int dim) {
     const std::size_t padded = (std::size_t(dim) + 31) / 32 * 32;
     const std::size_t groups = padded / 32;
-    return n * (3 * padded + KEYS + 16 + (KEYS / 2 + 16) * groups + padded / 4 + 2 * groups) +
+    return n * (3 * padded + KEYS + 16 + (KEYS / 2 + 16 + KEYS / 4 + 16) * groups + padded / 4 + 2 * groups) +
            2 * attend_part(n, dim) + KEYS * (2 * padded + 2 * groups) + padded;
 }
 
