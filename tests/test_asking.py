@@ -1,0 +1,213 @@
+"""KV formats that go by queries: who is told what, what it is good for, and who is served such rows."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pronghorn import memory
+from pronghorn.bench.kv_compare import graded
+from pronghorn.bench.kv_run import Reading, hold
+from pronghorn.bench.kv_tasks import make
+from pronghorn.kv.layout import PAGE
+from pronghorn.llm import LLM, make_options
+from pronghorn.methods.kvfmt.mikv import Mikv
+from pronghorn.methods.kvfmt.think import Think
+from pronghorn.methods.kvfmt.zipcache import ZipCache, probes
+from pronghorn.ops.ref import Ops
+from tests.lookups import MODEL
+
+OPS = Ops("float32")
+Packs = list[tuple[str, int, str]]  # how, pages, their bytes' digest
+
+
+def model(*use: str) -> LLM:
+    return LLM(MODEL, use=use, threads=1, defaults=("match", "fcfs"))
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> Packs:
+    """What Think and Mikv packed, by which of their methods."""
+    seen: Packs = []
+    for cls in (Think, Mikv):
+        for how in ("pack", "pack_by"):
+            monkeypatch.setattr(cls, how, _noting(getattr(cls, how), how, seen))
+    return seen
+
+
+def _noting(method: Any, how: str, seen: Packs) -> Any:
+    def call(self: Any, *args: Any) -> Any:
+        before = len(seen)
+        out = method(self, *args)
+        del seen[before:]  # one calls the other
+        seen.append((how, len(args[0]), hashlib.md5(b"".join(a.tobytes() for a in out.values())).hexdigest()))
+        return out
+
+    return call
+
+
+def said_and_swapped(fmt: Any, dim: int) -> tuple[float, float]:
+    """Errors of attention's outputs over 40 pages, where a few rows get most weight: by what queries say, and
+    by its opposite. Of random heads."""
+    r = np.random.default_rng(dim)
+    k, v = (r.standard_normal((40, PAGE, dim)).astype(np.float32) for _ in range(2))
+    flat = k.reshape(-1, dim)
+    q = flat[::13] * 1.2 + r.standard_normal((50, dim))[: len(flat[::13])] * 0.3
+
+    def weights(keys: Any) -> Any:
+        s = q @ keys.reshape(-1, dim).T / dim**0.5
+        s = np.exp(s - s.max(axis=1, keepdims=True))
+        return s / s.sum(axis=1, keepdims=True)
+
+    mass = weights(k).sum(axis=0).reshape(40, PAGE)
+    channels = np.abs(q).max(axis=0)
+
+    def error(said: Any) -> float:
+        out = fmt.unpack(fmt.pack_by(k, v, said, channels, OPS), dim, OPS)
+        got = weights(out[0]) @ out[1].reshape(-1, dim)
+        want = weights(k) @ v.reshape(-1, dim)
+        return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+    return error(mass), error(mass.max() - mass)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("fmt", [Mikv(), Mikv(balance=False), ZipCache(2, 10)], ids=str)
+def test_bits_go_where_attention_goes(fmt: Any, dim: int) -> None:
+    told, swapped = said_and_swapped(fmt, dim)
+    assert told < 0.75 * swapped
+
+
+def test_balance_helps_scores() -> None:
+    """A channel of large keys that queries hardly use does not cost the others their precision."""
+    r = np.random.default_rng(1)
+    k, q = (r.standard_normal((n, 64)).astype(np.float32) for n in (640, 50))
+    k[:, :4] *= 20
+    q[:, :4] /= 20
+    k = k.reshape(40, PAGE, 64)
+
+    def error(fmt: Mikv) -> float:
+        said, channels = np.zeros((40, PAGE)), np.abs(q).max(axis=0)
+        got = fmt.unpack(fmt.pack_by(k, k, said, channels, OPS), 64, OPS)[0]
+        return float(np.linalg.norm((got - k).reshape(-1, 64) @ q.T))
+
+    assert error(Mikv()) < 0.3 * error(Mikv(balance=False))
+
+
+def test_think_weighs_channels_by_queries() -> None:
+    r = np.random.default_rng(2)
+    k = r.standard_normal((5, PAGE, 64)).astype(np.float32)
+    q = r.standard_normal((32, 64)) * np.exp(r.standard_normal(64))
+
+    def error(channels: Any) -> float:
+        got = Think().unpack(Think().pack_by(k, k, np.zeros((5, PAGE)), channels, OPS), 64, OPS)[0]
+        return float(np.linalg.norm((got - k) @ q.T))
+
+    assert error(np.linalg.norm(q, axis=0)) < 0.6 * error(np.ones(64))
+    none = Think().pack(k, k, OPS)
+    assert all((none[n] == a).all() for n, a in Think().pack_by(k, k, k, np.zeros(64), OPS).items())
+
+
+@pytest.mark.parametrize("policy", ["h2o", "snapkv"])
+def test_mikv_answers_what_eviction_forgot(policy: str) -> None:
+    """A second question, which comes after rows were chosen for the first, with more bytes for eviction."""
+    length = 500
+    grid = {"h2o": ",every=16,prompt_every=64", "snapkv": ""}[policy]
+    right, held = [], []
+    for use in ("mikv", f"{policy}:budget={round(0.26 * length)}{grid}"):
+        llm = model(use)
+        task = make("kv", llm.tokenizer, length, 16, Path())
+        heard = hold(llm, [talk for (talk,) in task.items], Reading())
+        right.append(np.mean(graded(llm.tokenizer, task, heard)["kv-2q"]))
+        held.append(sum(h.held for h in heard))
+        llm.close()
+    assert held[0] <= held[1] <= 1.1 * held[0]
+    assert right[0] >= 0.9
+    assert right[0] - right[1] >= 0.1
+
+
+def test_every_query_is_heard_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of rows sums to the queries that said it; of what was sealed by earlier barriers too."""
+    heard: list[tuple[Any, Any]] = []
+    look = Mikv.look
+
+    def spy(self: Mikv, view: Any, taps: Any) -> Any:
+        said = look(self, view, taps)
+        heard.append((said.rows.sum(axis=-1), taps["q_at"]))
+        return said
+
+    monkeypatch.setattr(Mikv, "look", spy)
+    monkeypatch.setattr(memory, "PROMPT_GRID", 128)
+    ids = np.random.default_rng(0).integers(5, 300, 300).tolist()
+    llm = model("mikv", "prompt-lookup")
+    llm._run([ids], make_options({"max_tokens": 100, "ignore_eos": True}))
+    llm.close()
+    for total, at in heard:
+        assert np.allclose(total, len(at), rtol=1e-3)
+    assert np.array_equal(np.concatenate([at for _, at in heard]), np.arange(384)), "drafts that stand too"
+    assert [len(at) for _, at in heard] == [128, 128, 44, 20, 64]
+
+
+@pytest.mark.parametrize("length", [500, 520])  # with 520, the last barrier inside is among the last 32
+def test_shared_rows_know_no_queries(length: int, packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that takes over another's rows packs what it would have packed itself."""
+    monkeypatch.setattr(memory, "PROMPT_GRID", 256)
+    ids = np.random.default_rng(1).integers(5, 300, 600).tolist()
+    first, then = ids[:length], [*ids[: length - 60], *ids[540:600]]
+
+    def packed(*prompts: Any) -> Packs:
+        llm = model("think", "prefix")
+        for p in prompts:
+            packs.clear()
+            llm._run([p], make_options({"max_tokens": 70, "ignore_eos": True}))
+        llm.close()
+        return list(packs)
+
+    cold, warm = packed(then), packed(first, then)
+    heads = 8  # layers times KV heads
+    assert len(warm) < len(cold)
+    assert cold[-len(warm) :] == warm
+    by = ["pack_by" if how == "pack_by" else "" for how, _, _ in cold[::heads]]
+    assert by == [*[""] * (length // 256), "pack_by", ""], "at the prompt's end, of all pages behind a grid's"
+
+
+def test_rows_that_queries_chose_are_not_shared() -> None:
+    for use, private in (("mikv", True), ("zipcache:bits=2,salient=10", True), ("zipcache", False),
+                         ("think", False), ("think:window=0", False)):  # fmt: skip
+        llm = model(use, "prefix")
+        assert llm.engine.methods.private == private, use
+        llm.close()
+
+
+def test_preempted_rows_are_packed_again_alike(packs: Packs) -> None:
+    ids = np.random.default_rng(3).integers(5, 300, (2, 200)).tolist()
+
+    def packed(preempt: bool) -> set[str]:
+        packs.clear()
+        llm = model("mikv")
+        engine = llm.engine
+        run = llm._submit(ids[0], make_options({"max_tokens": 120, "ignore_eos": True}))
+        while not run.done:
+            llm._step()
+            seq = engine.running[0] if engine.running else None
+            if preempt and seq is not None and seq.n_new == 90 and not seq.counts.preempted:
+                engine.memory.give_up(seq, engine.cost)
+                engine.running.remove(seq)
+                engine.waiting.insert(0, seq)
+        llm.close()
+        assert all(how == "pack_by" for how, _, _ in packs)
+        return {digest for _, _, digest in packs}
+
+    assert packed(True) == packed(False)
+
+
+def test_probes_are_the_last_and_some_others() -> None:
+    for n in (1, 2, 64, 500):
+        at = probes(np.arange(100, 100 + n, dtype=np.int32))
+        few = max(1, round(0.05 * n))
+        assert (at[-few:] == np.arange(n - few, n)).all()
+        assert len(at) == len(set(at.tolist())) == min(n, 2 * few)
