@@ -139,6 +139,7 @@ class Memory:
             seq.kv, seq.ticket = self.swap.back(seq.ticket), None
             if seq.kv.length:  # the copy was not lost
                 return
+            seq.queries = []
         rows = self._usable(seq)
         span: Span | None = self.reuse.match(seq.tokens, rows) if rows > 0 else None
         if span is None or span.n <= 0:

@@ -14,6 +14,8 @@ from pronghorn.bench.kv_compare import graded
 from pronghorn.bench.kv_run import Reading, hold
 from pronghorn.bench.kv_tasks import make
 from pronghorn.kv.layout import PAGE
+from pronghorn.kv.store import SeqKV, Store
+from pronghorn.kv.tiers import NoSwap
 from pronghorn.llm import LLM, make_options
 from pronghorn.methods.kvfmt.mikv import Mikv
 from pronghorn.methods.kvfmt.think import Think
@@ -31,9 +33,9 @@ def model(*use: str) -> LLM:
 
 @pytest.fixture
 def packs(monkeypatch: pytest.MonkeyPatch) -> Packs:
-    """What Think and Mikv packed, by which of their methods."""
+    """What formats packed, by which of their methods."""
     seen: Packs = []
-    for cls in (Think, Mikv):
+    for cls in (Think, Mikv, ZipCache):
         for how in ("pack", "pack_by"):
             monkeypatch.setattr(cls, how, _noting(getattr(cls, how), how, seen))
     return seen
@@ -183,14 +185,34 @@ def test_rows_that_queries_chose_are_not_shared() -> None:
         llm.close()
 
 
-def test_preempted_rows_are_packed_again_alike(packs: Packs) -> None:
-    ids = np.random.default_rng(3).integers(5, 300, (2, 200)).tolist()
+class Losing(NoSwap):
+    """A tier that loses what it takes."""
 
-    def packed(preempt: bool) -> set[str]:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def seconds(self, size: int) -> float:
+        return -1.0
+
+    def out(self, kv: SeqKV) -> Any:
+        self.store.free(kv)
+        return 1
+
+    def back(self, ticket: Any) -> SeqKV:
+        return self.store.new()
+
+
+@pytest.mark.parametrize("use", ["mikv", "zipcache:bits=2,salient=10", "think"])
+def test_preempted_rows_are_packed_again_alike(use: str, packs: Packs) -> None:
+    ids = np.random.default_rng(3).integers(5, 300, 200).tolist()
+
+    def packed(preempt: bool, lose: bool = False) -> set[str]:
         packs.clear()
-        llm = model("mikv")
+        llm = model(use)
         engine = llm.engine
-        run = llm._submit(ids[0], make_options({"max_tokens": 120, "ignore_eos": True}))
+        if lose:
+            engine.memory.swap = Losing(engine.store)
+        run = llm._submit(ids, make_options({"max_tokens": 120, "ignore_eos": True}))
         while not run.done:
             llm._step()
             seq = engine.running[0] if engine.running else None
@@ -199,10 +221,10 @@ def test_preempted_rows_are_packed_again_alike(packs: Packs) -> None:
                 engine.running.remove(seq)
                 engine.waiting.insert(0, seq)
         llm.close()
-        assert all(how == "pack_by" for how, _, _ in packs)
+        assert use == "think" or all(how == "pack_by" for how, _, _ in packs)
         return {digest for _, _, digest in packs}
 
-    assert packed(True) == packed(False)
+    assert packed(True) == packed(True, lose=True) == packed(False)
 
 
 def test_probes_are_the_last_and_some_others() -> None:
