@@ -114,6 +114,23 @@ def test_think_weighs_channels_by_queries() -> None:
     assert all((none[n] == a).all() for n, a in Think().pack_by(k, k, k, np.zeros(64), OPS).items())
 
 
+@pytest.mark.parametrize("fmt", [Mikv(), ZipCache(2, 10), Think()], ids=str)
+def test_torch_packs_the_same_bytes(fmt: Any) -> None:
+    torch = pytest.importorskip("torch")
+    r = np.random.default_rng(4)
+    given = [r.standard_normal((5, PAGE, 40)).astype(np.float32) for _ in range(2)] + [
+        r.random((5, PAGE)),
+        r.random(40),
+    ]
+    other = Ops("float32", torch)
+    a, b = fmt.pack_by(*given, OPS), fmt.pack_by(*map(other.array, given), other)
+    for f in fmt.fields(PAGE, 40):
+        wide = "float32" if f.dtype == "bfloat16" else f.dtype
+        assert (a[f.name].astype(wide) == other.numpy(other.to(b[f.name], wide))).all()
+    for x, y in zip(fmt.unpack(a, 40, OPS), fmt.unpack(b, 40, other), strict=True):
+        assert (x == other.numpy(y)).all()
+
+
 @pytest.mark.parametrize("policy", ["h2o", "snapkv"])
 def test_mikv_answers_what_eviction_forgot(policy: str) -> None:
     """A second question, which comes after rows were chosen for the first, with more bytes for eviction."""
