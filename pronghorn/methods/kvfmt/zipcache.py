@@ -9,7 +9,8 @@ is not the default: factors are a page's, so 10 rows of 4 bits take 33 % of bflo
 16 of them 36 %, and rows that queries chose are not shared between requests. What attention gives the queries
 behind a prompt is off by 16 % of its length on the look-up model and 26 to 27 % on the bundled one; 28 and 30
 to 35 % where the least important rows have the bits, 33 and 40 to 41 % with 2 bits for all, 5 and 8 to 10 %
-with 4. Answers of the look-up model are right with any of them.
+with 4. Answers of the look-up model do not show it: keys are found with any of them, and of spans that it
+copies, at which the prompt's queries did not look, 91, 96, 92 and 100 % of the words are right.
 
 Departures: a channel's largest magnitude, and a channel of keys' range, are those of a page of 16 rows, for
 salient and other rows alike, where the paper takes the whole prompt; each page has as many salient rows;
