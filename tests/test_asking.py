@@ -17,6 +17,8 @@ from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.kv.tiers import NoSwap
 from pronghorn.llm import LLM, make_options
+from pronghorn.methods.kv.h2o import H2O
+from pronghorn.methods.kv.snapkv import SnapKv
 from pronghorn.methods.kvfmt.mikv import Mikv
 from pronghorn.methods.kvfmt.think import Think
 from pronghorn.methods.kvfmt.zipcache import ZipCache, probes
@@ -169,6 +171,33 @@ def test_every_query_is_heard_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.allclose(total, len(at), rtol=1e-3)
     assert np.array_equal(np.concatenate([at for _, at in heard]), np.arange(384)), "drafts that stand too"
     assert [len(at) for _, at in heard] == [128, 128, 44, 20, 64]
+
+
+@pytest.mark.parametrize(("cls", "policy", "shown"), [
+    (SnapKv, "snapkv:budget=64,window=8", [(292, 300)]),
+    (H2O, "h2o:budget=64,every=192,prompt_every=192", [(0, 192), (192, 300), (300, 384)]),
+])  # fmt: skip
+def test_policies_are_shown_what_they_ask_for_beside_a_format(
+    cls: Any, policy: str, shown: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No less where the format is told more often, and no more where it asks for more."""
+    seen: list[Any] = []
+    plan = cls.plan
+
+    def spy(self: Any, view: Any, taps: Any) -> Any:
+        seen.append(taps["q_at"])
+        return plan(self, view, taps)
+
+    monkeypatch.setattr(cls, "plan", spy)
+    ids = np.random.default_rng(5).integers(5, 300, 300).tolist()
+    llm = model("mikv", policy)
+    seq = llm._submit(ids, make_options({"max_tokens": 100, "ignore_eos": True}))
+    while not seq.done:
+        llm._step()
+        held = sum(len(pos) for s in llm.engine.running if s.n_new > 1 for _, pos, _ in s.queries)
+        assert held <= (192 if cls is H2O else 64)
+    llm.close()
+    assert [(int(at[0]), int(at[-1]) + 1, len(at)) for at in seen] == [(a, b, b - a) for a, b in shown]
 
 
 @pytest.mark.parametrize("length", [500, 520])  # with 520, the last barrier inside is among the last 32
