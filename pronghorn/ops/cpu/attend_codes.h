@@ -109,6 +109,38 @@ PH_INLINE V levels_of(const Words& code, const float* table) {
     return as_numbers(code);
 }
 
+// Levels of codes of 2 bits and what a second plane has for them.
+PH_INLINE V as_planes(const Words& x, const Words& more) {
+#if defined(__AVX512F__)
+    return as_numbers(_mm512_add_epi32(_mm512_slli_epi32(x, 2), more));
+#else
+    Words y;
+    for (int i = 0; i < 16; ++i) y.at[i] = x.at[i] * 4 + more.at[i];
+    return as_numbers(y);
+#endif
+}
+
+// Which rows of a page are in its second plane, `salient` at most: a bit for each, from `at` on.
+PH_INLINE uint32_t salient_rows(const void* at, int salient) {
+    uint16_t bits;
+    memcpy(&bits, at, 2);
+    uint32_t rows = bits;
+    while (__builtin_popcount(rows) > salient) rows &= rows - 1;
+    return rows;
+}
+
+// Words of sixteen rows in a second plane, in which `rows` lie one after the other; x for the others.
+PH_INLINE Words more_words(const Words& x, const void* plane, uint32_t rows) {
+#if defined(__AVX512F__)
+    return _mm512_mask_expandloadu_epi32(x, __mmask16(rows), plane);
+#else
+    Words y = x;
+    const char* from = static_cast<const char*>(plane);
+    for (; rows; rows &= rows - 1, from += 4) memcpy(y.at + __builtin_ctz(rows), from, 4);
+    return y;
+#endif
+}
+
 // Where sixteen channels of a row lie, those of register D of the 32 that begin at a word: paired, in the order of
 // `Pairs`.
 template <int BITS, bool PAIRED, int D>
@@ -150,6 +182,7 @@ PH_INLINE void by_coding(const Coding& c, F f) {
         return c.bits == 4 ? f.template operator()<4, NUMBERS, LOW>() : f.template operator()<2, NUMBERS, LOW>();
     };
     if (c.levels == E4M3) return f.template operator()<8, E4M3, 0>();
+    if (c.salient) return f.template operator()<2, PLANES, 0>();
     if (c.levels == TABLE) {
         return c.bits == 4 ? f.template operator()<4, TABLE, 0>() : f.template operator()<2, TABLE, 0>();
     }
@@ -167,6 +200,9 @@ __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& pag
     const uint16_t *rows = f + code_low(k, dim), *low = rows + k.rank * PAGE;
     V by = vall(1.0f), plus = vall(0.0f), by_row[LOW + 1];
     PH_UNROLL for (int r = 0; r < LOW; ++r) by_row[r] = vld(rows + r * PAGE);
+    const size_t all = code_keys(k, dim);
+    const char* plane = static_cast<const char*>(page.k) + all;
+    const uint32_t salient = LEVELS == PLANES ? salient_rows(plane + code_more(k, all) - 2, k.salient) : 0;
     for (int w = 0; w * PER < dim; ++w) {
         if (k.group && w * PER % k.group == 0) {
             const uint16_t* at = f + size_t(w * PER / k.group) * (k.offset ? 2 : 1) * PAGE;
@@ -174,12 +210,15 @@ __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& pag
             if (k.offset) plus = vld(at + PAGE);
         }
         const Words x = words(static_cast<const char*>(page.k) + size_t(w) * 64);
+        const Words y = LEVELS == PLANES ? more_words(x, plane + size_t(w) * k.salient * 4, salient) : x;
         const auto channel = [&](int c, int shift) __attribute__((always_inline)) {
             if (!k.group) {
                 by = brain(f + c);
                 if (k.offset) plus = brain(f + dim + c);
             }
-            V v = vfma(levels_of<LEVELS>(low_bits<BITS>(x, shift), k.table), by, plus);
+            const Words code = low_bits<BITS>(x, shift);
+            V v = LEVELS == PLANES ? as_planes(code, low_bits<BITS>(y, shift)) : levels_of<LEVELS>(code, k.table);
+            v = vfma(v, by, plus);
             PH_UNROLL for (int r = 0; r < LOW; ++r) v = vfma(by_row[r], brain(low + r * dim + c), v);
             return k.channels ? vmul(v, brain(own + c)) : v;
         };
@@ -273,8 +312,8 @@ PH_INLINE V some_channels(const uint16_t* from, int n) {
 
 // The N registers of a block of 32 channels; a row's factors are read once for them.
 template <class A, int BITS, int LEVELS, int LOW, int N>
-PH_INLINE void unpack_block(const Coding& v, const void* const* row, const uint16_t* f, int block, int dim,
-                            int width, float* out) {
+PH_INLINE void unpack_block(const Coding& v, const void* const* row, const void* const* more, const uint16_t* f,
+                            int block, int dim, int width, float* out) {
     constexpr bool PAIRED = A::STEP == 2;
     const int each = v.offset ? 2 : 1, first = block * 32;
     const uint16_t *at = f + size_t(first / v.group) * each * PAGE, *own = f + code_factors(v, dim) / 2 - dim;
@@ -290,8 +329,16 @@ PH_INLINE void unpack_block(const Coding& v, const void* const* row, const uint1
     const auto part = [&](int key, V (&y)[N]) __attribute__((always_inline)) {
         const auto* bytes = static_cast<const uint8_t*>(row[key]) + block * 4 * BITS;
         const V by = brain(at + key), plus = v.offset ? brain(at + PAGE + key) : by;
-        y[0] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 0>(bytes), v.table);
-        if constexpr (N == 2) y[1] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 1>(bytes), v.table);
+        if constexpr (LEVELS == PLANES) {
+            const auto* lower = static_cast<const uint8_t*>(more[key]) + block * 4 * BITS;
+            y[0] = as_planes(value_codes<BITS, PAIRED, 0>(bytes), value_codes<BITS, PAIRED, 0>(lower));
+            if constexpr (N == 2) {
+                y[1] = as_planes(value_codes<BITS, PAIRED, 1>(bytes), value_codes<BITS, PAIRED, 1>(lower));
+            }
+        } else {
+            y[0] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 0>(bytes), v.table);
+            if constexpr (N == 2) y[1] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 1>(bytes), v.table);
+        }
         PH_UNROLL for (int d = 0; d < N; ++d) y[d] = v.offset ? vfma(y[d], by, plus) : vmul(y[d], by);
         PH_UNROLL for (int r = 0; r < LOW; ++r) {
             const V more = brain(rows + r * PAGE + key);
@@ -319,9 +366,21 @@ PH_INLINE void unpack_block(const Coding& v, const void* const* row, const uint1
 template <class A, int BITS, int LEVELS, int LOW>
 __attribute__((noinline)) void unpack_values_as(const Coding& v, const void* const* row, const uint16_t* f,
                                                 int dim, int width, float* out) {
+    const void* lower[PAGE];  // where rows have their second plane: themselves where they have none
+    const void* const* more = row;
+    if constexpr (LEVELS == PLANES) {
+        const size_t size = code_row(v, dim);
+        const char* plane = static_cast<const char*>(row[0]) + PAGE * size;  // row 0 is where the page begins
+        uint32_t salient = salient_rows(plane + v.salient * size, v.salient);
+        memcpy(lower, row, sizeof lower);
+        for (; salient; salient &= salient - 1, plane += size) lower[__builtin_ctz(salient)] = plane;
+        more = lower;
+    }
     int block = 0;
-    for (; block * 32 + 32 <= width; ++block) unpack_block<A, BITS, LEVELS, LOW, 2>(v, row, f, block, dim, width, out);
-    if (block * 32 < width) unpack_block<A, BITS, LEVELS, LOW, 1>(v, row, f, block, dim, width, out);
+    for (; block * 32 + 32 <= width; ++block) {
+        unpack_block<A, BITS, LEVELS, LOW, 2>(v, row, more, f, block, dim, width, out);
+    }
+    if (block * 32 < width) unpack_block<A, BITS, LEVELS, LOW, 1>(v, row, more, f, block, dim, width, out);
 }
 
 // Values of sixteen keys as right operands: (step, width). row: by key; f: their factors.

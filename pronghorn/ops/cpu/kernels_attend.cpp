@@ -274,7 +274,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
                 b.keys_kind[c] = BF16;
             } else if (p->kind == CODED && !as_they_lie<A>(*w.a.k_codes)) {
                 const Coding& v = *w.a.v_codes;
-                ask_for_lines(p->v, PAGE * size + code_beside(v, w.a.dim));
+                ask_for_lines(p->v, PAGE * size + code_more(v, PAGE * size) + code_beside(v, w.a.dim));
                 unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
                 b.keys[c] = packed;
                 b.keys_kind[c] = w.a.k_codes->turn ? TURNED : PACKED;
@@ -408,7 +408,8 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
 #endif
         if (kind == CODED) {
             const Coding& k = *w.a.k_codes;
-            for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], code_keys(k, w.a.dim) + code_beside(k, w.a.dim));
+            const size_t all = code_keys(k, w.a.dim), lines = all + code_more(k, all) + code_beside(k, w.a.dim);
+            for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], lines);
             for (int c = i; c < j; ++c) {
                 unpack_values<A>(*w.a.v_codes, b.value + c * PAGE, b.vf[c], w.a.dim, w.width,
                                  w.values + size_t(c) * PER * w.width);
