@@ -25,6 +25,7 @@ from pronghorn.compose import Composition, Facts, override
 from pronghorn.cost import StepCost, reads
 from pronghorn.drafting import Drafting, count
 from pronghorn.errors import MethodError, RequestError
+from pronghorn.kv.layout import PAGE
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.memory import LOOK, Memory, room_of
 from pronghorn.model.bind import Bound
@@ -530,10 +531,16 @@ class _Places:
 
     def add(self, store: Store, kv: SeqKV, first: int, rows: Sequence[int]) -> None:
         """Reserve and commit (in the books) rows `first + rows` of the step for one sequence."""
-        if rows:
-            more = [first + r for r in rows], *store.append(kv, len(rows))
-            for held, new in zip(self._held, more, strict=True):
-                held += new
+        if not rows:
+            return
+        store.open_pages(kv, len(rows))
+        at = range(kv.n_open, kv.n_open + len(rows))
+        row, addr, block, slot = self._held
+        row += [first + r for r in rows]
+        addr += [kv.open_addr.item(i // PAGE) for i in at]
+        block += [kv.open.item(i // PAGE) for i in at]
+        slot += [i % PAGE for i in at]
+        store.extend(kv, range(kv.next_pos, kv.next_pos + len(rows)))
 
     def take(self) -> tuple[Ints, NDArray[np.uint64], Ints, Ints]:
         row, addr, block, slot = self._held

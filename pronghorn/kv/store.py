@@ -208,24 +208,13 @@ class Store:
     # ------------------------------------------------------------------ committing rows
 
     def reserve(self, kv: SeqKV, n: int) -> tuple[U64, Ints, Ints]:
-        """Places for n more open rows: block address, block id and row of the page of each. The last
-        page is copied first when it is shared."""
-        self._open(kv, n)
+        """Places for n more open rows: block address, block id and row of the page of each."""
+        self.open_pages(kv, n)
         at = np.arange(kv.n_open, kv.n_open + n, dtype=np.int32)
         return kv.open_addr[at // PAGE], kv.open[at // PAGE], at % PAGE
 
-    def append(self, kv: SeqKV, n: int) -> tuple[list[int], list[int], list[int]]:
-        """`reserve` and `extend` by tokens at the next positions, in lists."""
-        self._open(kv, n)
-        at, end = range(kv.n_open, kv.n_open + n), kv.next_pos + n
-        pages = [i // PAGE for i in at]
-        kv.open_pos[at.start : at.stop] = kv.next_pos if n == 1 else np.arange(kv.next_pos, end)
-        kv.n_open, kv.length, kv.next_pos = at.stop, kv.length + n, end
-        addr, block = kv.open_addr.item, kv.open.item
-        return [addr(p) for p in pages], [block(p) for p in pages], [i % PAGE for i in at]
-
-    def _open(self, kv: SeqKV, n: int) -> None:
-        """Have pages for n more open rows."""
+    def open_pages(self, kv: SeqKV, n: int) -> None:
+        """Have pages for n more open rows. The last one is copied first when it is shared."""
         page, used = divmod(kv.n_open, PAGE)
         if used and self.open_arena.shared(int(kv.open[page])):
             kv.open[page] = self.open_arena.copy(int(kv.open[page]))
@@ -240,7 +229,7 @@ class Store:
     def extend(self, kv: SeqKV, pos: Ints | range) -> None:
         """The rows last reserved now hold committed tokens at logical positions `pos`."""
         n = len(pos)
-        kv.open_pos[kv.n_open : kv.n_open + n] = pos
+        kv.open_pos[kv.n_open : kv.n_open + n] = pos if n > 1 else pos[0]
         kv.n_open += n
         kv.length += n
         kv.next_pos = int(pos[-1]) + 1

@@ -11,12 +11,12 @@ SpecDec++ (Huang et al., 2024, arXiv 2405.19715: stop where the chance that the 
 with probabilities from counting instead of a trained head, and for a whole batch. To choose among drafters
 online is a bandit problem; here their drafts are no rivals, and what is to be learned is only whom it pays to
 ask. A node is to the credit of the first that proposes it. One whose nodes saved less time than they and the
-asking took, on the average of the last times, rests, each time for twice as many steps, all sequences of a batch
-up to the same one. It is asked again when `spend` of the time of steps has saved up for that: so what finds
-nothing costs this share of the time and no more, whatever a step takes and however many sequences it has. In
-another sequence those that are cheap to ask begin anew. Now and then drafts are run that seem not to pay, so that
-a change, or a step that only happened to be slow, is noticed; and a step is run without drafts, as are the first
-few of each size: nobody else would find out what a plain step takes.
+asking took, on the average of the last times, rests, each time for twice as many steps, all sequences of a
+batch up to the same one. It is asked again when `spend` of the time of steps has saved up for that: so what
+finds nothing costs this share of the time and no more, whatever a step takes and however many sequences it
+has. In another sequence those that are cheap to ask begin anew. Now and then drafts are run that seem not to
+pay, so that a change, or a step that only happened to be slow, is noticed; and a step is run without drafts,
+as are the first few of each size: nobody else would find out what a plain step takes.
 """
 
 from __future__ import annotations
