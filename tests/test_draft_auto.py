@@ -286,7 +286,8 @@ def test_what_stood_is_what_was_gained() -> None:
     panel.token, panel.row = 1.0, 0.25
     panel.judge(mood, [1, 1], [1, 0], 0.0)
     assert mood.gain == pytest.approx([HOPE + RECENT * (0.75 - HOPE), HOPE + RECENT * (-0.25 - HOPE)])
-    panel.judge(mood, [0, 0], [0, 0], 0.1)  # no draft was worth running: the time was for nothing
+    panel.n_seqs = 2
+    panel.judge(mood, [0, 0], [0, 0], 0.05)  # no draft was worth running: the time was for nothing
     assert mood.gain[0] == pytest.approx((1 - IDLE) * (HOPE + RECENT * (0.75 - HOPE)) - IDLE * 0.05)
 
 

@@ -11,7 +11,7 @@ from pronghorn.seq import Seq
 
 DOUBLINGS = 8  # of a rest
 RECENT = 0.05  # weight of the last asking
-IDLE = 0.2  # and of one whose drafts were not worth running: the next ones will hardly be
+IDLE = 0.2  # and of one in company whose drafts were not worth running: rows are dear there, and will be
 CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance in each sequence
 HOPE = 0.1  # of a token's time, which asking a drafter is thought to gain at first
 SAVED = 64  # steps whose share for attempts is kept
@@ -149,7 +149,7 @@ class Panel:
                 self._purse -= seconds
             gain = gain * self.n_seqs / step if step > 0 else 0.0
             share = self._shares[d] * step / self.n_seqs
-            weight = IDLE if run and not any(run) else RECENT
+            weight = IDLE if self.n_seqs > 1 and run and not any(run) else RECENT
             mood.judge(d, gain, int(seconds / share) if share > 0 else 0, self.clock, weight)
             usual.gain[d] += weight * (gain - usual.gain[d])
             usual.failed[d], usual.until[d] = mood.failed[d], mood.until[d]

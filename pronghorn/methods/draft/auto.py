@@ -49,7 +49,7 @@ class Auto:
     # so the cheap ones come first
     drafters: str = "prompt-lookup+suffix+token-recycling+aggressive"
     nodes: int = 32  # rows of one sequence's draft at most
-    spend: float = 0.01  # share of the time of steps for asking drafters that bring nothing, all together
+    spend: float = 0.015  # share of the time of steps for asking drafters that bring nothing, all together
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= 1024:
