@@ -46,7 +46,8 @@ from pronghorn.types import Rows
 
 METHODS = (
     "kvfmt.bf16", "kvfmt.int8", "kvfmt.fp8", "kvfmt.int4", "kvfmt.int4:keys=channel", "kivi",
-    "kivi:bits=4", "turbo", "zipcache", "gear:bits=2", "gear", "think", "quest:tokens=@16",
+    "kivi:bits=4", "turbo", "zipcache", "zipcache:bits=2,salient=10", "mikv", "gear:bits=2", "gear", "think",
+    "quest:tokens=@16",
     "quest:tokens=@16,dense_layers=0",
     "double-sparsity:tokens=@16", "a2ats:tokens=@16",
     "tidal:tokens=@16", "sentence-kv:tokens=@16", "squeezed:tokens=@16", "recycled:tokens=@16,full_below=-1",

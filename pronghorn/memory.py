@@ -9,6 +9,9 @@ a sequence that gave up its rows may run them again: they come out as they were.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pronghorn.compose import Composition
 from pronghorn.cost import StepCost
@@ -18,8 +21,8 @@ from pronghorn.kv.store import Store
 from pronghorn.kv.tiers import NoSwap, Swap
 from pronghorn.kv.view import Runs
 from pronghorn.seq import Seq
-from pronghorn.slots import Reuse
-from pronghorn.types import FOREVER, Span
+from pronghorn.slots import Asking, Reuse
+from pronghorn.types import FOREVER, UNSAID, Span
 
 PROMPT_GRID = 2048  # rows between barriers inside the prompt: large products stay large
 DECODE_GRID = 64  # rows between barriers after it
@@ -85,20 +88,34 @@ class Memory:
             return
         if seq.offered < seq.n_prompt <= kv.length:
             self.offer(seq, seq.n_prompt)
-        plan, policy = None, seq.methods.kv
-        if int(policy.barrier(seq.n_prompt, barrier - 1)) == barrier:
+        plan, policy, said, fmt = None, seq.methods.kv, UNSAID, self.store.fmt
+        acts = int(policy.barrier(seq.n_prompt, barrier - 1)) == barrier
+        asked = self._asked(seq)
+        if acts or asked:
             ids = seq.tokens[: kv.length]
             view = self.store.view(kv, seq.n_prompt, seq.request.seed, ids, self.run)
-            plan = policy.plan(view, seq.taps())
-            seq.queries = []
+            if acts:
+                plan = policy.plan(view, seq.taps(policy.traits))
+            if asked and isinstance(fmt, Asking):
+                said = fmt.look(view, asked)
             self.pages.read_whole(kv)
+        seq.queries = [] if acts else seq.queries
+        seq.shown(policy.traits)  # a format asks for those of rows that are not sealed yet
         try:
-            self.store.seal(kv, plan, policy.traits.moves)  # what the plan leaves out is never packed
+            self.store.seal(kv, plan, policy.traits.moves, said)  # what the plan leaves out is never packed
         except OSError as error:  # where its pages should lie is no room: that harms no other sequence
             seq.error = error.strerror or str(error)
             self.store.free(kv)
             return
         self.make_room(0)  # pages that a state shared with this sequence may be its own now
+
+    def _asked(self, seq: Seq) -> dict[str, NDArray[Any]]:
+        """What the format is shown, if it asks. Inside a prompt only where rows are private: what is sealed
+        there may serve longer prompts."""
+        kv, traits = seq.kv, self.store.fmt.traits
+        if not kv.n_open or (kv.length < seq.n_prompt and "q.new" not in traits.taps):
+            return {}
+        return seq.taps(traits, kv.length - kv.n_open)
 
     # ------------------------------------------------------------------ reuse
 
@@ -122,6 +139,7 @@ class Memory:
             seq.kv, seq.ticket = self.swap.back(seq.ticket), None
             if seq.kv.length:  # the copy was not lost
                 return
+            seq.queries = []
         rows = self._usable(seq)
         span: Span | None = self.reuse.match(seq.tokens, rows) if rows > 0 else None
         if span is None or span.n <= 0:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pronghorn.compose import Composition
-from pronghorn.types import Draft, Ints, Origin
+from pronghorn.types import Draft, Ints, Origin, Traits
 
 if TYPE_CHECKING:
     from pronghorn.kv.store import SeqKV
@@ -101,7 +101,7 @@ class Seq:
     pooled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (width,) sum of final states
     n_pooled: int = 0  # rows in it
     origins: list[Origin] = field(default_factory=list)  # of each new token
-    # rotated queries that the policy has not seen yet: first row, positions, (L, rows, heads, dim)
+    # rotated queries that a policy or a format is to see yet: first row, positions, (L, rows, heads, dim)
     queries: list[tuple[int, Ints, NDArray[Any]]] = field(default_factory=list)
     offered: int = 0  # rows of it that the reuse method was handed, or that came from there
     ticket: Any = None  # its rows on a slower tier while it waits
@@ -115,18 +115,40 @@ class Seq:
         keeps only what it can derive from `tokens`."""
         return self._memory.setdefault(method, {})
 
-    def taps(self) -> dict[str, NDArray[Any]]:
-        """What a policy is shown: rotated queries "q" (L, heads, r, dim), their positions "q_pos" (r,), and
-        "q_at" (r,), which token's each is."""
-        if not self.queries:
+    def taps(self, traits: Traits, first: int = 0) -> dict[str, NDArray[Any]]:
+        """What a method with such traits is shown of rows from `first` on: rotated queries "q" (L, heads, r,
+        dim), their positions "q_pos" (r,), and "q_at" (r,), which token's each is."""
+        parts = []
+        for begin, pos, q in self.queries:
+            at = np.arange(begin, begin + len(pos), dtype=np.int32)
+            mine = self._asks(traits, at) & (at >= first)
+            if mine.any():
+                parts.append((q, pos, at) if mine.all() else (q[:, mine], pos[mine], at[mine]))
+        if not parts:
             return {}
-        first, pos, q = zip(*self.queries, strict=True)
-        at = [np.arange(f, f + len(p), dtype=np.int32) for f, p in zip(first, pos, strict=True)]
+        q, pos, at = zip(*parts, strict=True)
         return {
             "q": np.concatenate(q, axis=1).transpose(0, 2, 1, 3),
             "q_pos": np.concatenate(pos),
             "q_at": np.concatenate(at),
         }
+
+    def _asks(self, traits: Traits, at: Ints) -> NDArray[np.bool_]:
+        """Whether a method with such traits asks for the queries of tokens `at`."""
+        out = np.full(len(at), "q.new" in traits.taps)
+        if "q.answer" in traits.taps:
+            out |= at >= self.n_prompt
+        for tap in traits.taps:
+            if tap.startswith("q.last"):
+                out |= (at >= self.n_prompt - int(tap.removeprefix("q.last"))) & (at < self.n_prompt)
+        return out
+
+    def shown(self, traits: Traits) -> None:
+        """Let queries go that a method with such traits does not ask for."""
+        self.queries = [
+            (first, pos, q) for first, pos, q in self.queries
+            if self._asks(traits, np.arange(first, first + len(pos), dtype=np.int32)).any()
+        ]  # fmt: skip
 
     @property
     def held(self) -> int:

@@ -32,6 +32,7 @@ from pronghorn.types import (
     KVPlan,
     Node,
     Packed,
+    Said,
     Selection,
     Span,
     Traits,
@@ -131,6 +132,22 @@ class Merging(KVFormat, Protocol):
 
     def part(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:
         """k, v as in `unpack` of the layer on top, from fields of both."""
+        ...
+
+
+@runtime_checkable
+class Asking(KVFormat, Protocol):
+    """A format that goes by queries, those of unsealed rows that its traits ask for; its `group` is above 1.
+    Where they do not ask for "q.new" it is told at the prompt's end and later only, so that pages inside a
+    prompt are those of any text that begins so."""
+
+    def look(self, view: KVView, taps: dict[str, NDArray[Any]]) -> Said:
+        """What queries, as `KVPolicy.plan` is shown them, say of what is stored."""
+        ...
+
+    def pack_by(self, k: Array, v: Array, rows: Array, channels: Array, ops: Any) -> dict[str, Array]:
+        """As `pack`, which is for pages of which no query said anything; rows (n_pages, page) and channels
+        (c,) of `Said`. A page that is not full has its last row again, of which 0 is said."""
         ...
 
 

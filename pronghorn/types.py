@@ -209,6 +209,17 @@ class Rewrite(NamedTuple):
     v: NDArray[Any]
 
 
+class Said(NamedTuple):
+    """What queries say to a format (`slots.Asking`): rows (L, H, n), 0 or more, of each stored row of a head,
+    sealed ones first; channels (L, H, c), numbers of a head."""
+
+    rows: NDArray[Any]
+    channels: NDArray[Any]
+
+
+UNSAID = Said(np.zeros((0, 0, 0)), np.zeros((0, 0, 0)))
+
+
 @dataclass(frozen=True)
 class KVPlan:
     """What a policy wants done with a sequence's rows. Indices count them as they are before it: sealed ones,
@@ -319,6 +330,8 @@ class Codes:
     rank: 1 or 2, of a matrix (rows, channels) that is added, where codes are their own levels. spikes: share
     of a page's numbers that stand by themselves there, whatever codes say. bits 16 (group 0, no offset): no
     codes but bfloat16 numbers; kept: share of the channels of those that a page has, the others being 0.
+    salient: rows of a page whose codes, of 2 bits and their own levels, have 2 more, the lower ones: a level
+    is 4 * code + those, and 5 * code in the other rows.
     """
 
     bits: int
@@ -330,6 +343,7 @@ class Codes:
     rank: int = 0
     spikes: float = 0.0
     kept: float = 1.0
+    salient: int = 0
 
 
 ROW = 1 << 16  # a group of all channels

@@ -117,10 +117,10 @@ def test_gear_and_think_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert right("copy") == right("copy", "gear") == 24
     assert right("copy", "gear:bits=2") > right("copy", "gear:bits=2,rank=0,outliers=0")
-    assert right("kv", "think") == 24
+    assert right("kv", "think") == right("kv", "think:window=0") == 24
     lot = np.random.default_rng(0)
     monkeypatch.setattr(think, "_weights", lambda k, ops: lot.random((len(k), k.shape[2])))
-    assert right("kv", "think") <= 18
+    assert right("kv", "think:window=0") <= 18
 
 
 @pytest.mark.parametrize(("fmt", "least", "most"), [
@@ -141,6 +141,9 @@ def test_bytes_of_a_page(fmt: Any, least: float, most: float) -> None:
         "kivi:bits=3",
         "turbo:bits=8",
         "zipcache:bits=1",
+        "zipcache:salient=10",
+        "mikv:salient=0",
+        "think:window=-1",
         "kvfmt.int4:keys=row",
         "gear:bits=3",
         "gear:rank=3",

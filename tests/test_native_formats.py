@@ -15,6 +15,7 @@ from pronghorn.methods.kvfmt.fp8 import Fp8
 from pronghorn.methods.kvfmt.gear import Gear
 from pronghorn.methods.kvfmt.int4 import Int4
 from pronghorn.methods.kvfmt.kivi import Kivi
+from pronghorn.methods.kvfmt.mikv import Mikv
 from pronghorn.methods.kvfmt.think import Think
 from pronghorn.methods.kvfmt.turbo import Turbo
 from pronghorn.methods.kvfmt.zipcache import ZipCache
@@ -22,13 +23,14 @@ from pronghorn.ops.cpu import _native
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.run.ref import RefRunner
-from pronghorn.types import Codes
+from pronghorn.types import UNSAID, Codes, Said
 from tests.native_tapes import Chunk, Driver, Model, build, in_company, store_for, tokens
 
 FORMATS: dict[str, Any] = {
     "int4": Int4(), "int4-channel": Int4(keys="channel"), "fp8": Fp8(), "kivi": Kivi(), "kivi4": Kivi(4),
     "turbo": Turbo(), "turbo2": Turbo(2), "zipcache": ZipCache(), "gear": Gear(rank=2, outliers=0.03),
     "gear2": Gear(2), "think": Think(),
+    "mikv": Mikv(), "zipcache-salient": ZipCache(2, 10),
 }  # fmt: skip
 MODELS = {
     "gqa": Model(heads=14, n_kv=2, dim=16),  # 7 queries of a KV head
@@ -46,6 +48,15 @@ def pair(m: Model, fmt: Any, kv: str, n_seqs: int = 1) -> tuple[Driver, Driver]:
     return Driver(ref, n_seqs), Driver(
         NativeRunner(bound, store_for(bound, Ops("float32"), kv, fmt), 2), n_seqs
     )
+
+
+def seal(d: Driver, i: int) -> None:
+    """Seals a sequence's rows; what queries say of them is drawn by lot."""
+    store, kv = d.runner.store, d.kvs[i]
+    lot = np.random.default_rng(kv.length)
+    by_head = store.n_layers, store.n_kv
+    said = Said(lot.random((*by_head, kv.n_rows)), lot.random((*by_head, store.head_dim)))
+    store.seal(kv, said=said if store.fmt.traits.taps else UNSAID)
 
 
 def copied(ref: Driver, native: Driver) -> None:
@@ -77,14 +88,14 @@ def test_native_is_the_reference(
             assert np.abs(a - b).max() < tolerance * max(1.0, float(np.abs(a).max()))
         copied(ref, native)
         for d in (ref, native):
-            for kvs in d.kvs:
-                d.runner.store.seal(kvs)
+            for i in range(2):
+                seal(d, i)
 
 
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("kv", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["gqa", "wide", "window"])
-@pytest.mark.parametrize("fmt", ["int4", "kivi", "fp8", "turbo", "gear", "think"])
+@pytest.mark.parametrize("fmt", ["int4", "kivi", "fp8", "turbo", "gear", "think", "mikv"])
 def test_bits_do_not_depend_on_company(fmt: str, name: str, kv: str, isa: str,
                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Rows one by one, in chunks, on one thread or several, beside forks that share the pages."""
@@ -110,7 +121,7 @@ def test_policies_look_at_codes(fmt: str, name: str, isa: str, monkeypatch: pyte
     m = MODELS[name]
     _, d = pair(m, FORMATS[fmt], "bfloat16")
     d.step([Chunk(0, tokens(150))])
-    d.runner.store.seal(d.kvs[0])
+    seal(d, 0)
     d.step([Chunk(0, tokens(21))])
     for r in (1, 9, 40):
         q = np.random.default_rng(r).normal(size=(m.heads, r, m.dim)).astype(np.float32)
@@ -145,7 +156,7 @@ def test_random_shapes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         copied(ref, native)
         i = int(rng.integers(2))
         for d in (ref, native):
-            d.runner.store.seal(d.kvs[i])
+            seal(d, i)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -184,22 +195,24 @@ def test_a_wrong_description_is_refused() -> None:
         NativeRunner(bound, store_for(bound, Ops("float32"), "bfloat16", Elsewhere()))
 
 
-@pytest.mark.parametrize(("keys", "why"), [  # bits, group, offset, channels, turn, levels, rank, spikes, kept
-    ([4, 0, 1, 0, 0, 0, 3, 0, 32], "low rank"), ([4, 0, 1, 0, 0, 0, 0, -1, 32], "spikes"),
-    ([4, 0, 1, 0, 1, 0, 1, 0, 32], "beside numbers"), ([4, 0, 1, 0, 0, 0, 0, 0, 31], "all channels"),
-    ([16, 0, 0, 0, 0, 0, 0, 0, 33], "16 bits"), ([16, 0, 1, 0, 0, 0, 0, 0, 20], "16 bits"),
-    ([4, 0, 1, 0, 0, 0, 1, 0, 32], "holds"), ([4, 0, 1, 0, 0, 0, 0, 9, 32], "holds"),
+# bits, group, offset, channels, turn, levels, rank, spikes, kept, salient
+@pytest.mark.parametrize(("keys", "why"), [
+    ([4, 0, 1, 0, 0, 0, 3, 0, 32, 0], "low rank"), ([4, 0, 1, 0, 0, 0, 0, -1, 32, 0], "spikes"),
+    ([4, 0, 1, 0, 1, 0, 1, 0, 32, 0], "beside numbers"), ([4, 0, 1, 0, 0, 0, 0, 0, 31, 0], "all channels"),
+    ([16, 0, 0, 0, 0, 0, 0, 0, 33, 0], "16 bits"), ([16, 0, 1, 0, 0, 0, 0, 0, 20, 0], "16 bits"),
+    ([4, 0, 1, 0, 0, 0, 1, 0, 32, 0], "holds"), ([4, 0, 1, 0, 0, 0, 0, 9, 32, 0], "holds"),
+    ([4, 0, 1, 0, 0, 0, 0, 0, 32, 3], "more bits"), ([2, 0, 1, 0, 0, 0, 0, 0, 32, 16], "more bits"),
 ])  # fmt: skip
 def test_descriptions_that_do_not_fit_are_refused(keys: list[int], why: str) -> None:
     exe = _native.Executor("", 1, 5, 1, 1, 1, 32, [32, 32])
-    values = [16, 0, 0, 0, 0, 0, 0, 0, 32]
+    values = [16, 0, 0, 0, 0, 0, 0, 0, 32, 0]
 
     def zones(of_keys: list[int]) -> None:
         tables: list[list[float]] = [[], []]
         sealed, at = 256 + 1024, [0, 256, 1152, 0]  # 128 bytes for what keys have beside codes
         exe.set_zones(1, 2048, [0, 1024, 0, 0], 3, sealed, at, [of_keys, values], tables, [0], [0])
 
-    zones([4, 0, 1, 0, 0, 0, 0, 0, 32])
+    zones([4, 0, 1, 0, 0, 0, 0, 0, 32, 0])
     with pytest.raises(ValueError, match=why):
         zones(keys)
 
@@ -207,6 +220,7 @@ def test_descriptions_that_do_not_fit_are_refused(keys: list[int], why: str) -> 
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize(("fmt", "share"), [
     (Int4(), 0.3), (Gear(2), 1 / 3), (Gear(), 0.46), (Think(), 0.83), (Think(0.5), 0.77),
+    (Mikv(), 0.22), (Mikv(balance=False), 0.19), (ZipCache(2, 10), 0.33),
 ])  # fmt: skip
 def test_bytes_of_the_arena(fmt: Any, share: float, dim: int) -> None:
     """Of what bfloat16 takes, factors, places and all else included."""

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "pronghorn"
 
-BUDGET = 7750  # lines of the core, docstrings included
+BUDGET = 7890  # lines of the core, docstrings included
 LARGEST = 600  # lines of its largest file
 METHOD = 220  # lines of a method's file
 ARCH = 80  # lines of an architecture's file
@@ -16,7 +16,7 @@ ARCH = 80  # lines of an architecture's file
 CORE = [
     "types.py", "slots.py", "nulls.py", "drafting.py", "companion.py", "beside.py", "opening.py",
     "compose.py", "engine.py", "seq.py", "target.py", "text.py", "rng.py", "errors.py", "kv/arena.py",
-    "kv/layout.py", "kv/look.py", "kv/paged.py", "kv/store.py", "kv/view.py", "kv/radix.py",
+    "kv/layout.py", "kv/look.py", "kv/paged.py", "kv/slabs.py", "kv/store.py", "kv/view.py", "kv/radix.py",
     "kv/image.py", "kv/disk.py", "kv/tiers.py", "fingerprint.py", "memory.py", "cost.py", "model/tape.py",
     "model/bind.py", "model/rope.py", "run/base.py", "run/ref.py", "ops/ref.py",
 ]  # fmt: skip

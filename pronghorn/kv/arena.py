@@ -1,18 +1,18 @@
 """Blocks of bytes for KV pages: slabs that go back to the system when their last block is freed.
 
 A block is the unit of sharing: it has a reference count, and whoever wants to write to a block held
-twice copies it first. Each slab is a mapping of its own, at least 256 KiB: the C library, once it has freed
-a large array, takes smaller ones from its heap and does not return them.
+twice copies it first. Slabs are mapped, at least 256 KiB at a time: the C library, once it has freed a large
+array, takes smaller ones from its heap and does not return them.
 """
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pronghorn.kv.slabs import Slabs
 from pronghorn.ops.ref import Ops
 from pronghorn.types import Array, Ints
 
@@ -26,6 +26,7 @@ class Arena:
         self.ops = ops
         self.block, self.stride = block, stride or block
         self.per_slab = max(1, slab // self.stride)
+        self._memory = Slabs(self.per_slab * self.stride)
         self.slabs: list[Array] = []  # None where a slab was given back
         self.base = np.zeros(0, np.uint64)  # address of each slab
         self.refs = np.zeros(0, np.int32)
@@ -60,9 +61,13 @@ class Arena:
     def _slab(self, i: int) -> Array:
         if self.ops.torch is not None:
             return self.ops.bytes(self.per_slab, self.stride)
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        memory = mmap.mmap(-1, self.per_slab * self.stride, private)  # unmapped with the last array over it
-        return np.frombuffer(memory, np.uint8).reshape((self.per_slab, self.stride))
+        return self._memory.take(i).reshape((self.per_slab, self.stride))
+
+    def _release(self, i: int) -> None:
+        """Nobody holds a block of slab i any more."""
+        self.slabs[i] = None
+        if self.ops.torch is None:
+            self._memory.give(i)
 
     def keep(self, ids: Ints) -> None:
         """One more reference to each (ids distinct)."""
@@ -81,7 +86,7 @@ class Arena:
         empty = {s for s in set((gone // self.per_slab).tolist()) if self.live[s] == 0}
         if empty:
             for s in empty:
-                self.slabs[s] = None
+                self._release(s)
             self.free_ids = [b for b in self.free_ids if b // self.per_slab not in empty]
 
     def shared(self, block: int) -> bool:

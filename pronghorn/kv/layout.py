@@ -18,7 +18,9 @@ Codes (`types.Codes`) lie in 32-bit words. One of keys holds as many channels of
 pairs. One of values: channel i is in byte i % 4, from the lowest bits up; rows are filled up to 32 channels.
 Factors of rows are (group, scale and offset, PAGE), those of channels (scale and offset, dim), in that order
 flat where there are both; those of a product of low rank follow in the same field, (rank, PAGE) of rows and
-(rank, dim) of channels. Spikes are pairs of a place, channel * PAGE + row, and the bits of a bfloat16 number.
+(rank, dim) of channels. Where rows are salient their further bits follow the codes, laid as codes are but for
+these rows alone, in their order, and then 16 bits that tell them, from the lowest up. Spikes are pairs of a
+place, channel * PAGE + row, and the bits of a bfloat16 number.
 Numbers of 16 bits lie as in an exact page, keys (kept channel, PAGE), with a bit for each channel that is
 kept, from the lowest up, in place of factors.
 """
@@ -52,11 +54,15 @@ def coded_fields(k: Codes, v: Codes, dim: int) -> tuple[Field, ...]:
     words, wide = -(-dim * k.bits // 32), -(-dim // 32) * 32
     keys = Field("k", "uint8", (words, PAGE, 4), rows=1)
     values = Field("v", "uint8", (PAGE, wide * v.bits // 8))
+    more = [
+        (Field(of + "x", "uint8", (c.salient * size + 2,), rows=-1),) if c.salient else ()
+        for of, c, size in (("k", k, 4 * words), ("v", v, wide * v.bits // 8))
+    ]
     if k.bits == 16:
         keys = Field("k", "bfloat16", (n_kept(k, dim), PAGE), rows=1)
     if v.bits == 16:
         values = Field("v", "bfloat16", (PAGE, dim))
-    return (keys, *_beside("k", k, dim), values, *_beside("v", v, dim))
+    return (keys, *more[0], *_beside("k", k, dim), values, *more[1], *_beside("v", v, dim))
 
 
 def n_kept(c: Codes, dim: int) -> int:

@@ -118,11 +118,11 @@ class FileArena(Arena):
         super().drop(ids)
         gone = ids[self.refs[ids] == 0].astype(np.int64)
         self.last[(gone[:, None] * self.per_block + np.arange(self.per_block)).reshape(-1)] = 0
+
+    def _release(self, i: int) -> None:
         n = self.per_slab * self.per_block
-        for i in set((gone // self.per_slab).tolist()):
-            if self.slabs[i] is None and self.maps[i] is not None:
-                self.maps[i] = None  # unmapped with the array over it
-                self.inside[i * n : (i + 1) * n] = self.seen[i * n : (i + 1) * n] = False
+        self.slabs[i] = self.maps[i] = None  # unmapped with the array over it
+        self.inside[i * n : (i + 1) * n] = self.seen[i * n : (i + 1) * n] = False
 
     def marks(self, kv: SeqKV) -> NDArray[np.uint8]:
         """(layers * KV heads, pages): 2 for a sequence's sealed pages that are not in memory, else 0."""

@@ -28,8 +28,8 @@ from pronghorn.kv.look import Looks, by_ops
 from pronghorn.kv.view import KVView, Runs, nobody
 from pronghorn.model.rope import Rope
 from pronghorn.ops.ref import Ops, rotate
-from pronghorn.slots import KVFormat, Merging, Selector
-from pronghorn.types import BIAS, Array, Ints, KVPlan, Rewrite
+from pronghorn.slots import Asking, KVFormat, Merging, Selector
+from pronghorn.types import BIAS, UNSAID, Array, Ints, KVPlan, Rewrite, Said
 
 U64 = NDArray[np.uint64]
 Floats = NDArray[np.float32]
@@ -237,11 +237,11 @@ class Store:
 
     # ------------------------------------------------------------------ barriers
 
-    def seal(self, kv: SeqKV, plan: KVPlan | None = None, moves: bool = False) -> None:
+    def seal(self, kv: SeqKV, plan: KVPlan | None = None, moves: bool = False, said: Said = UNSAID) -> None:
         """Pack and index the open rows; the open zone is empty afterwards.
 
         plan: what to keep, rewrite and note, over sealed rows first, then open ones; rows that it leaves out
-        are never packed. moves: re-rotate what is kept to contiguous positions from 0.
+        are never packed; said: of the same rows. moves: re-rotate those kept to contiguous positions from 0.
         """
         plan = plan or KVPlan()
         for g, rows in plan.keep.items():
@@ -250,11 +250,12 @@ class Store:
         self._note(kv, plan)
         held = [s.n for s in kv.sealed]
         sealed, packed = self._cut_plan(plan, held)
-        self._drop(kv, sealed, moves)
+        self._drop(kv, sealed, moves, said)
         for g, s in enumerate(kv.sealed):
             rows = packed.keep.get(g, np.arange(kv.n_open, dtype=np.int32))
             kv.dropped = kv.dropped or len(rows) < kv.n_open
-            self._append(kv, g, s, rows, packed.values.get(g), moves and g in packed.keep)
+            told = held[g] + rows
+            self._append(kv, g, s, rows, packed.values.get(g), moves and g in packed.keep, said, told)
         kv.dropped = kv.dropped or bool(plan.values)
         self.open_arena.drop(kv.open)
         kv.open, kv.open_addr, kv.open_pos = _ints(), np.zeros(0, np.uint64), _ints()
@@ -294,10 +295,9 @@ class Store:
         a[self.ops.array(at)] = self.ops.to(self.ops.array(values), self.ops.name)
         return a
 
-    def _append(
-        self, kv: SeqKV, g: int, s: Sealed, rows: Ints, new: Rewrite | None, moves: bool
-    ) -> None:  # fmt: skip
-        """Pack the open rows `rows` behind a group's sealed ones; new: other values for some of them."""
+    def _append(self, kv: SeqKV, g: int, s: Sealed, rows: Ints, new: Rewrite | None, moves: bool, said: Said,
+                told: Ints) -> None:  # fmt: skip
+        """Pack the open rows `rows`, `told` in `said`, behind the sealed ones; new: other values for some."""
         n = len(rows)
         if not n:
             return
@@ -327,7 +327,7 @@ class Store:
                 used = PAGE - spare
                 k = self.ops.xp.concat([k0[0, :used], k])
                 v = self.ops.xp.concat([v0[0, :used], v])
-            self._write(touched, g, i, k, v, fill[first:])
+            self._write(touched, g, i, k, v, fill[first:], said, told)
         new_pos = _ints(len(blocks) * PAGE)
         new_pos[: len(s.pos)] = s.pos
         slots = np.flatnonzero(np.arange(PAGE)[None] < fill[:, None])
@@ -353,9 +353,9 @@ class Store:
     def apply(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
         """Do what a plan over the sealed rows says, where there are no open ones."""
         self._note(kv, plan)
-        self._drop(kv, plan, moves)
+        self._drop(kv, plan, moves, UNSAID)
 
-    def _drop(self, kv: SeqKV, plan: KVPlan, moves: bool) -> None:
+    def _drop(self, kv: SeqKV, plan: KVPlan, moves: bool, said: Said) -> None:
         """Keep only the planned sealed rows, some with new values; with `moves`, re-rotate them to contiguous
         positions from 0. Always writes to new blocks, so shared pages stay as they were."""
         for g in sorted({*plan.keep, *plan.values}):
@@ -393,7 +393,7 @@ class Store:
                         v = self._rewritten(v, keep, changed.rows, changed.v[:, i])
                     if moves:
                         k = self._rerotate(k, new_pos - old_pos, layer)
-                    self._write(new, g, i, k, v, fill)
+                    self._write(new, g, i, k, v, fill, said, keep)
             self.sealed_arena.drop(s.blocks)
             kv.rewritten += 1
             kv.dropped = kv.dropped or n < len(old_slots) or changed is not None
@@ -474,8 +474,10 @@ class Store:
         g, i = self.group_of[layer, head]
         return self._unpack(kv.sealed[g].blocks, g, i)
 
-    def _write(self, blocks: Ints, g: int, i: int, k: Array, v: Array, fill: Ints) -> None:
-        """Rows k, v (n, dim), laid out by `fill`, into member i of the group's blocks; indexed."""
+    def _write(
+        self, blocks: Ints, g: int, i: int, k: Array, v: Array, fill: Ints, said: Said, told: Ints
+    ) -> None:  # fmt: skip
+        """Rows k, v (n, dim), `told` in `said`, laid out by `fill`, into member i of the blocks; indexed."""
         xp = self.ops.xp
         n = len(blocks)
         # a page that is not full has its last row again, so that ranges of what is packed together stay
@@ -485,6 +487,10 @@ class Store:
         low = self.under.get(i, i)
         if isinstance(self.fmt, Merging) and low < i:
             values = self.fmt.join(self.read_fields(blocks, g, low, own=True), pk, pv, self.ops)
+        elif said.rows.size and isinstance(self.fmt, Asking):
+            rows, channels = (a[at.groups[g][i]] for a in said)
+            rows = np.where(np.arange(PAGE) < fill[:, None], rows[told][at_row], 0)
+            values = self.fmt.pack_by(pk, pv, self.ops.array(rows), self.ops.array(channels), self.ops)
         elif self.packed:
             values = self.fmt.pack(pk, pv, self.ops)
         else:

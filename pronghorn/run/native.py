@@ -361,7 +361,7 @@ def _activation(fn: str) -> int:
 def _numbers(c: Codes, dim: int) -> list[int]:
     group = min(c.group, -(-dim // 32) * 32)
     levels = 1 if c.levels else 2 if c.bits == 8 else 0
-    beside = [c.rank, n_spikes(c, dim), n_kept(c, dim)]
+    beside = [c.rank, n_spikes(c, dim), n_kept(c, dim), c.salient]
     return [c.bits, group, int(c.offset), int(c.channels), int(c.turn), levels, *beside]
 
 

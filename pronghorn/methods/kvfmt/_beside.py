@@ -1,4 +1,4 @@
-"""What a page has beside its codes: a product of low rank, spikes, or only some of its channels.
+"""What a page has beside its codes: a product of low rank, spikes, bits that tell which channels or rows.
 
 Sums are made by halves, so that every array library has the same bits.
 """
@@ -138,27 +138,41 @@ def _from_places(flat: Array, page: int, ops: Any) -> Array:
 def keep_channels(x: Array, weight: Array, kept: int, ops: Any) -> tuple[Array, Array]:
     """Of x (n, page, dim) the `kept` channels of most weight (n, dim), of equal ones the first: (n, kept,
     page) and a bit for each channel that is there (n, bytes)."""
-    xp, (n, _, dim) = ops.xp, x.shape
+    xp, n = ops.xp, len(x)
     there = _order(_order(-weight, ops), ops) < kept
     pages, chosen = each(n, ops, x), _order(1 - ops.to(there, "int32"), ops)[:, :kept]
-    bits = xp.zeros((n, -(-dim // 8) * 8), dtype=ops.dtype_of("int32"), device=x.device)
-    bits[:, :dim] = ops.to(there, "int32")
-    shifts = xp.arange(8, dtype=ops.dtype_of("int32"), device=x.device)
-    mask = xp.sum(bits.reshape((n, -(-dim // 8), 8)) << shifts, axis=-1)
-    return xp.permute_dims(x, (0, 2, 1))[pages, chosen], ops.to(mask, "uint8")
+    return xp.permute_dims(x, (0, 2, 1))[pages, chosen], to_bits(there, ops)
 
 
 def spread(x: Array, mask: Array | None, dim: int, ops: Any) -> Array:
     """The inverse of `keep_channels`, zeros where a channel is not there; without a mask all are."""
-    xp, n = ops.xp, len(x)
-    x = ops.cast(x)
+    xp, x = ops.xp, ops.cast(x)
     if mask is not None:
-        shifts = xp.arange(8, dtype=ops.dtype_of("int32"), device=x.device)
-        bits = ops.to(mask, "int32")[..., None] >> shifts & 1
-        there = bits.reshape((n, 8 * mask.shape[1]))[:, :dim]
-        number = xp.clip(_order(_order(1 - there, ops), ops), 0, x.shape[1] - 1)
-        x = xp.where(there[..., None] > 0, x[each(n, ops, x), number], xp.zeros_like(x[:, :1]))
+        x = placed(x, from_bits(mask, dim, ops), xp.zeros_like(x[:, :1]), ops)
     return xp.permute_dims(x, (0, 2, 1))
+
+
+def to_bits(there: Array, ops: Any) -> Array:
+    """A bit for each of there (n, m) bool, from the lowest up: uint8 (n, bytes)."""
+    xp, (n, m) = ops.xp, there.shape
+    size = -(-m // 8)
+    bits = xp.zeros((n, size * 8), dtype=ops.dtype_of("int32"), device=there.device)
+    bits[:, :m] = ops.to(there, "int32")
+    shifts = xp.arange(8, dtype=ops.dtype_of("int32"), device=there.device)
+    return ops.to(xp.sum(bits.reshape((n, size, 8)) << shifts, axis=-1), "uint8")
+
+
+def from_bits(mask: Array, m: int, ops: Any) -> Array:
+    """The inverse of `to_bits`, int32."""
+    shifts = ops.xp.arange(8, dtype=ops.dtype_of("int32"), device=mask.device)
+    bits = ops.to(mask, "int32")[..., None] >> shifts & 1
+    return bits.reshape((len(mask), 8 * mask.shape[1]))[:, :m]
+
+
+def placed(x: Array, there: Array, other: Array, ops: Any) -> Array:
+    """x (n, kept, ...) in turn where `there` (n, m) is not 0, and what `other` has elsewhere."""
+    number = ops.xp.clip(_order(_order(1 - there, ops), ops), 0, x.shape[1] - 1)
+    return ops.xp.where(there[..., None] > 0, x[each(len(x), ops, x), number], other)
 
 
 def _order(x: Array, ops: Any) -> Array:

@@ -178,13 +178,21 @@ def unpack(fields: dict[str, Array], codes: tuple[Codes, Codes], dim: int, ops: 
     if k.bits == 16:
         keys = _beside.spread(fields["k"], fields.get("kf"), dim, ops)
     else:
-        keys = _numbers(read_keys(fields["k"], k.bits, dim, ops), fields, "k", k, ops)
-    if v.bits == 16:
-        return keys, ops.cast(fields["v"])
-    return keys, _numbers(read_values(fields["v"], v.bits, dim, ops), fields, "v", v, ops)
+        keys = _numbers(fields, "k", k, dim, ops)
+    return keys, ops.cast(fields["v"]) if v.bits == 16 else _numbers(fields, "v", v, dim, ops)
 
 
-def _numbers(code: Array, fields: dict[str, Array], of: str, c: Codes, ops: Any) -> Array:
+def _numbers(fields: dict[str, Array], of: str, c: Codes, dim: int, ops: Any) -> Array:
+    read = read_keys if of == "k" else read_values
+    code = read(fields[of], c.bits, dim, ops)
+    if c.salient:
+        page, plane = code.shape[1], fields[of + "x"]
+        size = plane.shape[1] - 2
+        there = _beside.from_bits(plane[:, size:], page, ops)
+        each = size // c.salient  # bytes of a row
+        shape = (each // 4, c.salient, 4) if of == "k" else (c.salient, each)
+        lower = read(plane[:, :size].reshape((len(plane), *shape)), c.bits, dim, ops)
+        code = (code << c.bits) + _beside.placed(lower, there, code, ops)
     x = values_of(code, fields[of + "f"], c, ops)
     if of + "s" in fields:
         x = _beside.with_spikes(x, fields[of + "s"], ops)

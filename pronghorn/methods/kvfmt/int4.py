@@ -13,7 +13,8 @@ bytes of 32-row groups, and a row that a policy keeps is rounded again. The erro
 its row's largest magnitude, with `keys=channel` of its page's.
 
 Where products are in bfloat16 (AVX-512), 4-bit keys per token meet queries rounded to 8 bits, each group
-by its own scale, and sums of products are exact.
+by its own scale, and values meet weights rounded to 8 bits, 256 keys by their largest; sums of products are
+exact.
 """
 
 from __future__ import annotations

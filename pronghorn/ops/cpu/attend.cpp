@@ -93,7 +93,8 @@ std::size_t Executor::page_bytes(const KvPage& p) const {
     if (p.kind == CODED) {
         const Coding &k = sealed_.k_codes, &v = sealed_.v_codes;
         const int dim = shape_.head_dim;
-        return code_keys(k, dim) + code_beside(k, dim) + PAGE * code_row(v, dim) + code_beside(v, dim);
+        const std::size_t keys = code_keys(k, dim), values = PAGE * code_row(v, dim);
+        return keys + code_more(k, keys) + code_beside(k, dim) + values + code_more(v, values) + code_beside(v, dim);
     }
     const std::size_t row = shape_.head_dim * size_of(p.kind) + (p.ks ? sizeof(float) : 0);
     return 2 * (PAGE * row + p.n_other * shape_.head_dim * sizeof(std::uint16_t));

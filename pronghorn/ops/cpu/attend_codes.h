@@ -2,11 +2,11 @@
 //
 // Any of them can be unpacked: values come out in float32, and for pairs are rounded to bfloat16; what a page
 // has beside its codes (a product of low rank, spikes) is put in on the way. Channels that a page does not have
-// are zeros. Where
-// both products are in pairs, 4-bit numbers with factors for rows are also multiplied as they lie
-// (`Fours`): keys with queries of 8 bits, in integers; values with weights that have the rows' scales in
-// them. Offsets join by themselves: a score has a row's offset times the sum of the query, an output
-// the sum of weights times offsets.
+// are zeros. Where both products are in pairs, 4-bit numbers with factors for rows are also multiplied as they
+// lie (`fours`), in integers: keys with queries of 8 bits; values with weights that have the rows' scales in
+// them, in 8 bits by the largest of the block. Offsets join by themselves, in float32: a score has a row's offset
+// times the sum of the query, an output the sum of weights times what the middle of a row's codes means, so that
+// a weight which becomes 0 leaves its row's middle.
 #pragma once
 
 #include "attend_tile.h"
@@ -109,6 +109,38 @@ PH_INLINE V levels_of(const Words& code, const float* table) {
     return as_numbers(code);
 }
 
+// Levels of codes of 2 bits and what a second plane has for them.
+PH_INLINE V as_planes(const Words& x, const Words& more) {
+#if defined(__AVX512F__)
+    return as_numbers(_mm512_add_epi32(_mm512_slli_epi32(x, 2), more));
+#else
+    Words y;
+    for (int i = 0; i < 16; ++i) y.at[i] = x.at[i] * 4 + more.at[i];
+    return as_numbers(y);
+#endif
+}
+
+// Which rows of a page are in its second plane, `salient` at most: a bit for each, from `at` on.
+PH_INLINE uint32_t salient_rows(const void* at, int salient) {
+    uint16_t bits;
+    memcpy(&bits, at, 2);
+    uint32_t rows = bits;
+    while (__builtin_popcount(rows) > salient) rows &= rows - 1;
+    return rows;
+}
+
+// Words of sixteen rows in a second plane, in which `rows` lie one after the other; x for the others.
+PH_INLINE Words more_words(const Words& x, const void* plane, uint32_t rows) {
+#if defined(__AVX512F__)
+    return _mm512_mask_expandloadu_epi32(x, __mmask16(rows), plane);
+#else
+    Words y = x;
+    const char* from = static_cast<const char*>(plane);
+    for (; rows; rows &= rows - 1, from += 4) memcpy(y.at + __builtin_ctz(rows), from, 4);
+    return y;
+#endif
+}
+
 // Where sixteen channels of a row lie, those of register D of the 32 that begin at a word: paired, in the order of
 // `Pairs`.
 template <int BITS, bool PAIRED, int D>
@@ -150,6 +182,7 @@ PH_INLINE void by_coding(const Coding& c, F f) {
         return c.bits == 4 ? f.template operator()<4, NUMBERS, LOW>() : f.template operator()<2, NUMBERS, LOW>();
     };
     if (c.levels == E4M3) return f.template operator()<8, E4M3, 0>();
+    if (c.salient) return f.template operator()<2, PLANES, 0>();
     if (c.levels == TABLE) {
         return c.bits == 4 ? f.template operator()<4, TABLE, 0>() : f.template operator()<2, TABLE, 0>();
     }
@@ -167,6 +200,9 @@ __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& pag
     const uint16_t *rows = f + code_low(k, dim), *low = rows + k.rank * PAGE;
     V by = vall(1.0f), plus = vall(0.0f), by_row[LOW + 1];
     PH_UNROLL for (int r = 0; r < LOW; ++r) by_row[r] = vld(rows + r * PAGE);
+    const size_t all = code_keys(k, dim);
+    const char* plane = static_cast<const char*>(page.k) + all;
+    const uint32_t salient = LEVELS == PLANES ? salient_rows(plane + code_more(k, all) - 2, k.salient) : 0;
     for (int w = 0; w * PER < dim; ++w) {
         if (k.group && w * PER % k.group == 0) {
             const uint16_t* at = f + size_t(w * PER / k.group) * (k.offset ? 2 : 1) * PAGE;
@@ -174,12 +210,15 @@ __attribute__((noinline)) void unpack_keys_as(const Coding& k, const KvPage& pag
             if (k.offset) plus = vld(at + PAGE);
         }
         const Words x = words(static_cast<const char*>(page.k) + size_t(w) * 64);
+        const Words y = LEVELS == PLANES ? more_words(x, plane + size_t(w) * k.salient * 4, salient) : x;
         const auto channel = [&](int c, int shift) __attribute__((always_inline)) {
             if (!k.group) {
                 by = brain(f + c);
                 if (k.offset) plus = brain(f + dim + c);
             }
-            V v = vfma(levels_of<LEVELS>(low_bits<BITS>(x, shift), k.table), by, plus);
+            const Words code = low_bits<BITS>(x, shift);
+            V v = LEVELS == PLANES ? as_planes(code, low_bits<BITS>(y, shift)) : levels_of<LEVELS>(code, k.table);
+            v = vfma(v, by, plus);
             PH_UNROLL for (int r = 0; r < LOW; ++r) v = vfma(by_row[r], brain(low + r * dim + c), v);
             return k.channels ? vmul(v, brain(own + c)) : v;
         };
@@ -273,8 +312,8 @@ PH_INLINE V some_channels(const uint16_t* from, int n) {
 
 // The N registers of a block of 32 channels; a row's factors are read once for them.
 template <class A, int BITS, int LEVELS, int LOW, int N>
-PH_INLINE void unpack_block(const Coding& v, const void* const* row, const uint16_t* f, int block, int dim,
-                            int width, float* out) {
+PH_INLINE void unpack_block(const Coding& v, const void* const* row, const void* const* more, const uint16_t* f,
+                            int block, int dim, int width, float* out) {
     constexpr bool PAIRED = A::STEP == 2;
     const int each = v.offset ? 2 : 1, first = block * 32;
     const uint16_t *at = f + size_t(first / v.group) * each * PAGE, *own = f + code_factors(v, dim) / 2 - dim;
@@ -290,8 +329,16 @@ PH_INLINE void unpack_block(const Coding& v, const void* const* row, const uint1
     const auto part = [&](int key, V (&y)[N]) __attribute__((always_inline)) {
         const auto* bytes = static_cast<const uint8_t*>(row[key]) + block * 4 * BITS;
         const V by = brain(at + key), plus = v.offset ? brain(at + PAGE + key) : by;
-        y[0] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 0>(bytes), v.table);
-        if constexpr (N == 2) y[1] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 1>(bytes), v.table);
+        if constexpr (LEVELS == PLANES) {
+            const auto* lower = static_cast<const uint8_t*>(more[key]) + block * 4 * BITS;
+            y[0] = as_planes(value_codes<BITS, PAIRED, 0>(bytes), value_codes<BITS, PAIRED, 0>(lower));
+            if constexpr (N == 2) {
+                y[1] = as_planes(value_codes<BITS, PAIRED, 1>(bytes), value_codes<BITS, PAIRED, 1>(lower));
+            }
+        } else {
+            y[0] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 0>(bytes), v.table);
+            if constexpr (N == 2) y[1] = levels_of<LEVELS>(value_codes<BITS, PAIRED, 1>(bytes), v.table);
+        }
         PH_UNROLL for (int d = 0; d < N; ++d) y[d] = v.offset ? vfma(y[d], by, plus) : vmul(y[d], by);
         PH_UNROLL for (int r = 0; r < LOW; ++r) {
             const V more = brain(rows + r * PAGE + key);
@@ -319,9 +366,21 @@ PH_INLINE void unpack_block(const Coding& v, const void* const* row, const uint1
 template <class A, int BITS, int LEVELS, int LOW>
 __attribute__((noinline)) void unpack_values_as(const Coding& v, const void* const* row, const uint16_t* f,
                                                 int dim, int width, float* out) {
+    const void* lower[PAGE];  // where rows have their second plane: themselves where they have none
+    const void* const* more = row;
+    if constexpr (LEVELS == PLANES) {
+        const size_t size = code_row(v, dim);
+        const char* plane = static_cast<const char*>(row[0]) + PAGE * size;  // row 0 is where the page begins
+        uint32_t salient = salient_rows(plane + v.salient * size, v.salient);
+        memcpy(lower, row, sizeof lower);
+        for (; salient; salient &= salient - 1, plane += size) lower[__builtin_ctz(salient)] = plane;
+        more = lower;
+    }
     int block = 0;
-    for (; block * 32 + 32 <= width; ++block) unpack_block<A, BITS, LEVELS, LOW, 2>(v, row, f, block, dim, width, out);
-    if (block * 32 < width) unpack_block<A, BITS, LEVELS, LOW, 1>(v, row, f, block, dim, width, out);
+    for (; block * 32 + 32 <= width; ++block) {
+        unpack_block<A, BITS, LEVELS, LOW, 2>(v, row, more, f, block, dim, width, out);
+    }
+    if (block * 32 < width) unpack_block<A, BITS, LEVELS, LOW, 1>(v, row, more, f, block, dim, width, out);
 }
 
 // Values of sixteen keys as right operands: (step, width). row: by key; f: their factors.
@@ -347,6 +406,15 @@ PH_INLINE bool as_they_lie(const Coding& c) {
 
 #if PH_PACKS
 
+// sum += products of four numbers, of a without and of b with sign. As intrinsics GCC 12 copies the sums of a loop
+// from register to register.
+PH_INLINE void add_fours(__m512i& sum, __m512i a, __m512i b) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+PH_INLINE void add_fours(__m512i& sum, __m512i a, const int32_t* b) {  // b: the same four for all
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*b));
+}
+
 // A query in 8 bits, as words of keys want it: of eight channels 0 4 1 5 and 2 6 3 7. side: for each group
 // its scale and the sum of the query itself.
 PH_INLINE void narrow_query(const float* q, const Coding& k, int dim, int8_t* out, float* side) {
@@ -369,11 +437,12 @@ PH_INLINE void narrow_query(const float* q, const Coding& k, int dim, int8_t* ou
     }
 }
 
-// out[i][j][16]: Q queries, ldq bytes apart, with the keys of N pages. Asks for the pages' values.
+// out[i][j][16]: Q queries, ldq words apart, with the keys of N pages. Asks for `lines` of pages that are
+// read next.
 template <int Q, int N>
 __attribute__((noinline)) void score_fours(const int8_t* q, size_t ldq, const float* side, size_t lds,
                                            const void* const* pages, const uint16_t* const* factors,
-                                           const void* const* values, int dim, int group, float* out,
+                                           const void* const* ahead, int lines, int dim, int group, float* out,
                                            size_t ldo) {
     const __m512i low = _mm512_set1_epi32(0x0f0f0f0f);
     const int words = (dim + 7) / 8;
@@ -389,21 +458,18 @@ __attribute__((noinline)) void score_fours(const int8_t* q, size_t ldq, const fl
                 const __m512i x = _mm512_loadu_si512(static_cast<const char*>(pages[j]) + w * 64);
                 a[j] = _mm512_and_si512(x, low);
                 b[j] = _mm512_and_si512(_mm512_srli_epi16(x, 4), low);
-                ask_for(static_cast<const char*>(values[j * PAGE]) + w * 64);
+                if (w < lines) ask_for(static_cast<const char*>(ahead[j]) + w * 64);
+            }
+            const auto* fours = reinterpret_cast<const int32_t*>(q + w * 8);
+            PH_UNROLL for (int i = 0; i < Q; ++i) {
+                PH_UNROLL for (int j = 0; j < N; ++j) add_fours(sum[i][j], a[j], fours + i * ldq);
             }
             PH_UNROLL for (int i = 0; i < Q; ++i) {
-                int32_t four[2];
-                memcpy(four, q + i * ldq + w * 8, 8);
-                const __m512i x = _mm512_set1_epi32(four[0]), y = _mm512_set1_epi32(four[1]);
-                PH_UNROLL for (int j = 0; j < N; ++j) {
-                    sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], a[j], x);
-                    sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], b[j], y);
-                }
+                PH_UNROLL for (int j = 0; j < N; ++j) add_fours(sum[i][j], b[j], fours + i * ldq + 1);
             }
         }
         PH_UNROLL for (int j = 0; j < N; ++j) {
             const Part by = ld(factors[j] + g * 2 * PAGE), plus = ld(factors[j] + (g * 2 + 1) * PAGE);
-            ask_for(static_cast<const char*>(values[j * PAGE]) + (words + g) * 64);
             PH_UNROLL for (int i = 0; i < Q; ++i) {
                 const float* s = side + i * lds + 2 * g;
                 Part x = mul(_mm512_cvtepi32_ps(sum[i][j]), all(s[0]));
@@ -415,40 +481,67 @@ __attribute__((noinline)) void score_fours(const int8_t* q, size_t ldq, const fl
     }
 }
 
-constexpr uint32_t LIFTED = 0x43004300;  // pairs of small numbers with this are pairs of bfloat16, 128 larger
-constexpr float LIFT = 128.0f;
+constexpr int FOURS_MIDDLE = 8;      // codes of values are summed as numbers from -8 to 7
+constexpr float FOURS_TOP = 255.0f;  // of weights
 
-// sums[i][D * 16 from c] += weights times codes, 128 added, of steps [from, to). Asks for pages of keys that
-// are read next, `lines` of each.
-template <int Q, int D>
-__attribute__((noinline)) void gather_fours(const float* p, size_t ldp, const void* const* row,
-                                            const void* const* ahead, int lines, int width, int from,
+// Where the weights of four keys are among those of a query, in words: `pack_weights` takes four pages at a time.
+PH_INLINE int four_at(int page, int four) { return page / 4 * PAGE + four * 4 + page % 4; }
+
+// Weights of four pages, times `by`, in 8 bits.
+PH_INLINE __m512i pack_weights(const float* x, __m512 by) {
+    const auto page = [&](int i) __attribute__((always_inline)) {
+        return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(x + i * PAGE), by));
+    };
+    return _mm512_packus_epi16(_mm512_packs_epi32(page(0), page(1)), _mm512_packs_epi32(page(2), page(3)));
+}
+
+// Sixteen bytes of each of four rows, `stride` apart, byte by byte: a word has one of each.
+PH_INLINE __m512i four_rows(const char* at, size_t stride) {
+    const auto row = [&](int i) __attribute__((always_inline)) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + i * stride));
+    };
+    __m512i x = _mm512_broadcast_i32x4(row(0));
+    x = _mm512_mask_broadcast_i32x4(x, 0x00f0, row(1));
+    x = _mm512_mask_broadcast_i32x4(x, 0x0f00, row(2));
+    x = _mm512_mask_broadcast_i32x4(x, 0xf000, row(3));
+    const __m512i words = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
+    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, x), bytes);
+}
+
+// sums[i][32 from c] += scale times weights times codes of pages [from, to), whose rows are `stride` bytes apart.
+// p: words of four weights, ldp apart; a query's scale is behind them. Asks for lines [line0, line1)
+// of pages that are read next.
+template <int Q>
+__attribute__((noinline)) void gather_fours(const int32_t* p, size_t ldp, const void* const* row, size_t stride,
+                                            const void* const* ahead, int line0, int line1, int width, int from,
                                             int to, int c, float* sums) {
-    const __m512i mask = _mm512_set1_epi32(0x000f000f), lift = _mm512_set1_epi32(LIFTED);
-    V sum[Q][D];
-    PH_UNROLL for (int i = 0; i < Q; ++i) {
-        PH_UNROLL for (int d = 0; d < D; ++d) sum[i][d] = vld(sums + i * width + c + d * 16);
-    }
-    for (int s = from; s < to; ++s) {
-        const char *even = static_cast<const char*>(row[2 * s]) + c / 2;
-        const char *odd = static_cast<const char*>(row[2 * s + 1]) + c / 2;
-        __m512i v[D];
-        PH_UNROLL for (int d = 0; d < D; d += 2) {
-            const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(even + d * 8)));
-            const __m512i y = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(odd + d * 8)));
-            const __m512i both = _mm512_or_si512(x, _mm512_slli_epi32(y, 16));
-            v[d] = _mm512_ternarylogic_epi32(both, mask, lift, 0xea);  // both & mask | lift
-            v[d + 1] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(both, 4), mask, lift, 0xea);
-            const int line = (c / 32 + d / 2) * 8 + s % 8;
-            if (line < lines) ask_for(static_cast<const char*>(ahead[s / 8]) + line * 64);
+    const __m512i low = _mm512_set1_epi8(0x0f), middle = _mm512_set1_epi8(FOURS_MIDDLE);
+    __m512i sum[Q][2];
+    PH_UNROLL for (int i = 0; i < Q; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_si512();
+    for (int page = from; page < to; ++page) {
+        const char* rows = static_cast<const char*>(row[page * PAGE]) + c / 2;
+        for (int line = line0 + c / 32; line < line1; line += width / 32) {
+            ask_for(static_cast<const char*>(ahead[page]) + line * 64);
         }
-        PH_UNROLL for (int i = 0; i < Q; ++i) {
-            const __m512i x = Pairs::left(p + i * ldp + s);
-            PH_UNROLL for (int d = 0; d < D; ++d) sum[i][d] = Pairs::sum(x, v[d], sum[i][d]);
+        PH_UNROLL for (int four = 0; four < PAGE / 4; ++four) {
+            const __m512i x = four_rows(rows + four * 4 * stride, stride);
+            const __m512i a = _mm512_sub_epi8(_mm512_and_si512(x, low), middle);
+            const __m512i b = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(x, 4), low), middle);
+            const int32_t* by = p + four_at(page, four);
+            PH_UNROLL for (int i = 0; i < Q; ++i) {
+                const __m512i weights = _mm512_set1_epi32(by[i * ldp]);
+                add_fours(sum[i][0], weights, a);
+                add_fours(sum[i][1], weights, b);
+            }
         }
     }
     PH_UNROLL for (int i = 0; i < Q; ++i) {
-        PH_UNROLL for (int d = 0; d < D; ++d) vst(sums + i * width + c + d * 16, sum[i][d]);
+        float scale;
+        memcpy(&scale, p + i * ldp + KEYS / 4, 4);
+        float* to = sums + i * width + c;
+        st(to, fma(_mm512_cvtepi32_ps(sum[i][0]), all(scale), ld(to)));
+        st(to + 16, fma(_mm512_cvtepi32_ps(sum[i][1]), all(scale), ld(to + 16)));
     }
 }
 

@@ -45,8 +45,9 @@ struct Zone {
     std::size_t k = 0, v = 0, ks = 0, vs = 0;  // ks, vs: factors of I8 and CODED
     Coding k_codes, v_codes;
     bool holds(int dim) const {  // its codes, and what lies beside them
-        return k + code_keys(k_codes, dim) <= member && ks + code_beside(k_codes, dim) <= member &&
-               v + PAGE * code_row(v_codes, dim) <= member && vs + code_beside(v_codes, dim) <= member;
+        const std::size_t keys = code_keys(k_codes, dim), values = PAGE * code_row(v_codes, dim);
+        return k + keys + code_more(k_codes, keys) <= member && ks + code_beside(k_codes, dim) <= member &&
+               v + values + code_more(v_codes, values) <= member && vs + code_beside(v_codes, dim) <= member;
     }
 };
 

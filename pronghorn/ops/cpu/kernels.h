@@ -141,7 +141,7 @@ struct Fitted {
 
 // What codes of keys, or of values, mean (types.Codes; kv/layout.py says how they lie): a value is
 // level * scale + offset, times its channel's factor where there are such, or with a product of low rank added.
-enum Levels : int { NUMBERS = 0, TABLE = 1, E4M3 = 2 };
+enum Levels : int { NUMBERS = 0, TABLE = 1, E4M3 = 2, PLANES = 3 };  // PLANES: numbers, some of more bits
 struct Coding {
     int bits = 0;   // 2, 4 or 8; 16: bfloat16 numbers, without factors
     int group = 0;  // channels of a row with factors in common, a multiple of 32; 0: a channel's factors are
@@ -153,6 +153,9 @@ struct Coding {
     int rank = 0;    // of what is added: rows' factors and channels' lie behind those of codes
     int spikes = 0;  // numbers of the page that stand by themselves, at the next line behind all factors
     int kept = 0;    // channels that a page has, of 16 bits; where they are not all, a bit for each in place of factors
+    // Rows of a page whose codes, of 2 bits, have 2 more, the lower ones; a level is 4 * code + those, and 5 * code
+    // in other rows. They lie behind all codes, for these rows in turn, and then a bit for each row of the page.
+    int salient = 0;
 };
 constexpr int RANKS = 2;  // at most
 [[gnu::always_inline]] inline int code_groups(const Coding& c, int dim) {
@@ -163,6 +166,10 @@ constexpr int RANKS = 2;  // at most
 }
 [[gnu::always_inline]] inline std::size_t code_keys(const Coding& c, int dim) {
     return c.bits == 16 ? std::size_t(c.kept) * PAGE * 2 : (std::size_t(dim) * c.bits + 31) / 32 * 64;
+}
+// Of a second plane, in bytes; all: what the first one takes.
+[[gnu::always_inline]] inline std::size_t code_more(const Coding& c, std::size_t all) {
+    return c.salient ? all / PAGE * c.salient + 2 : 0;
 }
 [[gnu::always_inline]] inline std::size_t code_low(const Coding& c, int dim) {  // factors before those of low rank
     return std::size_t(c.group ? code_groups(c, dim) * PAGE : dim) * (c.offset ? 2 : 1);
@@ -291,7 +298,7 @@ inline std::size_t attend_part(std::size_t n, int dim) {
 inline std::size_t attend_scratch(std::size_t n, int dim) {
     const std::size_t padded = (std::size_t(dim) + 31) / 32 * 32;
     const std::size_t groups = padded / 32;
-    return n * (3 * padded + KEYS + 16 + (KEYS / 2 + 16) * groups + padded / 4 + 2 * groups) +
+    return n * (3 * padded + KEYS + 16 + (KEYS / 2 + 16 + KEYS / 4 + 16) * groups + padded / 4 + 2 * groups) +
            2 * attend_part(n, dim) + KEYS * (2 * padded + 2 * groups) + padded;
 }
 

@@ -46,12 +46,18 @@ struct Work {
     float *q_turned, *turned;  // queries for turned keys, and sums of turned values
     int8_t* q8;            // queries for 4-bit keys, and beside them scale and sum of each group of channels
     float* side;
-    size_t ldq8, ld_side;
+    size_t ldq8, ld_side, ldp8;
+    int32_t* p8;           // weights as 4-bit values meet them, and their scale, for each group of channels
     float *top, *total, *sums;              // of the block: (n), (n), (n, width)
     float *all_top, *all_total, *all_sums;  // of the blocks up to now
     float *keys, *values;  // packed: (group, step, 16), (step, width)
-    float* factors;        // of 4-bit values: (group of channels, scale and offset, KEYS)
+    float* factors;        // of 4-bit values: (group of channels, scale and middle, KEYS)
     const float* zero;     // a row of values
+    // Lines of the next block's pages of 4-bit numbers, from their keys on: up to `score` of each are asked for with
+    // scores, up to `weigh` with weights, the rest with sums of values, for a core waits for no more at a time.
+    struct Asks {
+        int score, weigh, all;
+    } asks;
 
     explicit Work(const AttendItem& item) : a(item) {
         n = a.n_rows * a.g;
@@ -76,6 +82,8 @@ struct Work {
         ldq8 = padded;
         ld_side = padded / 16;
         q8 = reinterpret_cast<int8_t*>(take(n * padded / 4));
+        ldp8 = KEYS / 4 + 16;
+        p8 = reinterpret_cast<int32_t*>(take(n * ldp8 * (padded / 32)));
         side = take(n * ld_side);
         top = take(n16);
         total = take(n16);
@@ -88,6 +96,12 @@ struct Work {
         factors = take(KEYS * 2 * (padded / 32));
         zero = take(padded);
         memset(const_cast<float*>(zero), 0, sizeof(float) * padded);
+        const Coding &k = *a.k_codes, &v = *a.v_codes;
+        size_t bytes = code_keys(k, a.dim) + code_beside(k, a.dim);
+        if (as_they_lie<A>(k)) bytes += PAGE * code_row(v, a.dim) + code_beside(v, a.dim);
+        asks.all = int((bytes + 63) / 64);
+        asks.score = as_they_lie<A>(k) ? asks.all / 3 : 0;  // else values are asked for as keys are unpacked
+        asks.weigh = asks.score * 2;
     }
 };
 
@@ -260,7 +274,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
                 b.keys_kind[c] = BF16;
             } else if (p->kind == CODED && !as_they_lie<A>(*w.a.k_codes)) {
                 const Coding& v = *w.a.v_codes;
-                ask_for_lines(p->v, PAGE * size + code_beside(v, w.a.dim));
+                ask_for_lines(p->v, PAGE * size + code_more(v, PAGE * size) + code_beside(v, w.a.dim));
                 unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
                 b.keys[c] = packed;
                 b.keys_kind[c] = w.a.k_codes->turn ? TURNED : PACKED;
@@ -283,7 +297,11 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
                 }
             }
             const char* v = static_cast<const char*>(p->v) + lane * size;
-            for (int i = 0; i < n; ++i) b.value[at + i] = v + i * size;
+            if (p->kind == CODED && as_they_lie<A>(*w.a.v_codes)) {
+                b.value[at] = v;  // its rows lie one behind the other
+            } else {
+                for (int i = 0; i < n; ++i) b.value[at + i] = v + i * size;
+            }
             if (p->other) {
                 each_other(*p, p->vs, p->other + size_t(p->n_other) * w.a.dim, n, w.a.dim,
                            [&](int i, const uint16_t* row) { b.value[at + i] = row; });
@@ -303,8 +321,9 @@ void score_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, in
     by_rows(q0, q1, [&]<int Q>(int q) {
         constexpr int N = across_fours(Q);
         const auto go = [&]<int M>(int c) {
-            score_fours<Q, M>(w.q8 + q * w.ldq8, w.ldq8, w.side + q * w.ld_side, w.ld_side, b.keys + c, b.kf + c,
-                              b.value + c * PAGE, w.a.dim, w.a.k_codes->group, w.s + q * w.lds + c * PAGE, w.lds);
+            score_fours<Q, M>(w.q8 + q * w.ldq8, w.ldq8 / 4, w.side + q * w.ld_side, w.ld_side, b.keys + c, b.kf + c,
+                              b.ahead + c, w.asks.score, w.a.dim, w.a.k_codes->group,
+                              w.s + q * w.lds + c * PAGE, w.lds);
         };
         int c = c0;
         for (; c + N <= c1; c += N) go.template operator()<N>(c);
@@ -315,21 +334,12 @@ void score_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, in
 // Sums of 4-bit values of groups [c0, c1): each group of channels has its own weights.
 template <class A>
 void gather_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
-    constexpr int PER = PAGE / 2;
-    const Coding& k = *w.a.k_codes;
-    const int lines = int((code_keys(k, w.a.dim) + code_factors(k, w.a.dim) + 63) / 64), group = w.a.v_codes->group;
+    const int group = w.a.v_codes->group;
+    const size_t stride = code_row(*w.a.v_codes, w.a.dim);
     by_rows(q0, q1, [&]<int Q>(int q) {
-        constexpr int D = across_fours(Q);
-        for (int g = 0; g * group < w.width; ++g) {
-            const float* p = w.p + (size_t(g) * w.n + q) * w.ldp;
-            const auto go = [&]<int W>(int c) {
-                gather_fours<Q, W>(p, w.ldp, b.value, b.ahead, lines, w.width, c0 * PER, c1 * PER, c,
-                                   w.sums + q * w.width);
-            };
-            const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
-            int c = g * group;
-            for (; c + D * 16 <= stop; c += D * 16) go.template operator()<D>(c);
-            for (; c < stop; c += 32) go.template operator()<2>(c);
+        for (int c = 0; c < w.width; c += 32) {
+            gather_fours<Q>(w.p8 + (size_t(c / group) * w.n + q) * w.ldp8, w.ldp8, b.value, stride, b.ahead,
+                            w.asks.weigh, w.asks.all, w.width, c0, c1, c, w.sums + q * w.width);
         }
     });
 }
@@ -398,7 +408,8 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
 #endif
         if (kind == CODED) {
             const Coding& k = *w.a.k_codes;
-            for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], code_keys(k, w.a.dim) + code_beside(k, w.a.dim));
+            const size_t all = code_keys(k, w.a.dim), lines = all + code_more(k, all) + code_beside(k, w.a.dim);
+            for (int c = i; c < j; ++c) ask_for_lines(b.ahead[c], lines);
             for (int c = i; c < j; ++c) {
                 unpack_values<A>(*w.a.v_codes, b.value + c * PAGE, b.vf[c], w.a.dim, w.width,
                                  w.values + size_t(c) * PER * w.width);
@@ -429,14 +440,21 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
     }
 }
 
-// Factors of 4-bit values of groups [0, n), group of channels by group.
+#if PH_PACKS
+// Factors of 4-bit values of groups [0, n), group of channels by group: scales, and what the middle of codes means.
 template <class A>
 void spread_factors(const Work<A>& w, const Block& b, int n) {
-    const int each = 2 * code_groups(*w.a.v_codes, w.a.dim);
     for (int c = 0; c < n; ++c) {
-        for (int i = 0; b.vf[c] && i < each; ++i) vst(w.factors + i * KEYS + c * PAGE, vld(b.vf[c] + i * PAGE));
+        for (int g = 0; b.vf[c] && g < code_groups(*w.a.v_codes, w.a.dim); ++g) {
+            const uint16_t* from = b.vf[c] + g * 2 * PAGE;
+            float* to = w.factors + g * 2 * KEYS + c * PAGE;
+            const V by = vld(from);
+            vst(to, by);
+            vst(to + KEYS, vfma(by, vall(float(FOURS_MIDDLE)), vld(from + PAGE)));
+        }
     }
 }
+#endif
 
 // Hides keys that are behind a row's window, and lanes of shared pages that hold none. Rows [r0, r1), pages
 // of the block.
@@ -490,41 +508,48 @@ struct RoughExp {
 PH_INLINE bool bent(const AttendItem& a, const Block& b, int c) { return b.ks[c] || b.bias[c] || a.softcap > 0; }
 
 #if PH_PACKS
-// As `raise`, where some values are 4-bit numbers, of which each group of channels has its own factors. The sums
-// begin with the rows' offsets, and without what the kernel adds to codes.
+// As `raise`, where some values are 4-bit numbers, of which each group of channels has its own factors: weights
+// times scales become numbers of 8 bits. The sums begin with what the middles of codes make.
 template <class A>
 float raise_fours(const Work<A>& w, const Block& b, int query, int groups, const RoughExp& finished,
                   const RoughExp& scaled) {
     float* s = w.s + query * w.lds;
-    const __m256bh ones = (__m256bh)_mm256_set1_epi16(0x3f80);
     const int group = w.a.v_codes->group;
-    __m512 sum = _mm512_setzero_ps();
+    const __m512 zero = _mm512_setzero_ps();
+    const int each = (w.asks.weigh - w.asks.score + w.n - 1) / w.n, line0 = w.asks.score + query * each;
+    const int line1 = line0 + each < w.asks.weigh ? line0 + each : w.asks.weigh;
+    __m512 sum = zero;
+    alignas(64) float x[KEYS];
     for (int g = 0; g * group < w.width; ++g) {
-        float* p = w.p + (size_t(g) * w.n + query) * w.ldp;
-        const float *by = w.factors + g * 2 * KEYS, *plus = by + KEYS;
-        __m512 offsets = _mm512_setzero_ps();
-        __m256 lifted = _mm256_setzero_ps();
+        const size_t row = size_t(g) * w.n + query;
+        float* p = w.p + row * w.ldp;
+        int32_t* p8 = w.p8 + row * w.ldp8;
+        const float *by = w.factors + g * 2 * KEYS, *middle = by + KEYS;
+        __m512 middles = zero, top = zero;
         for (int c = 0; c < groups; ++c) {
-            const __m512 x = _mm512_loadu_ps(s + c * PAGE);
-            __m512 e = g ? x : bent(w.a, b, c) ? finished(x) : scaled(x);
-            __m256bh h;
+            const __m512 y = _mm512_loadu_ps(s + c * PAGE);
+            __m512 e = g ? y : bent(w.a, b, c) ? finished(y) : scaled(y), weight = zero;
             if (b.vf[c]) {
-                h = _mm512_cvtneps_pbh(_mm512_mul_ps(e, _mm512_loadu_ps(by + c * PAGE)));
-                offsets = _mm512_fmadd_ps(e, _mm512_loadu_ps(plus + c * PAGE), offsets);
-                lifted = _mm256_dpbf16_ps(lifted, h, ones);
+                weight = _mm512_mul_ps(e, _mm512_loadu_ps(by + c * PAGE));
+                top = _mm512_max_ps(top, weight);
+                middles = _mm512_fmadd_ps(e, _mm512_loadu_ps(middle + c * PAGE), middles);
             } else {
-                h = _mm512_cvtneps_pbh(e);
-                e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16));
+                const __m256i h = (__m256i)_mm512_cvtneps_pbh(e);
+                e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE / 2), h);
             }
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE / 2), (__m256i)h);
+            _mm512_store_ps(x + c * PAGE, weight);
             if (g) continue;
+            for (int i = line0; i < line1; ++i) ask_for(static_cast<const char*>(b.ahead[c]) + i * 64);
             sum = _mm512_add_ps(sum, e);
             if (group < w.width) _mm512_storeu_ps(s + c * PAGE, e);
         }
-        float t[8], all = 0.0f;
-        _mm256_storeu_ps(t, lifted);
-        for (float x : t) all += x;
-        const V begin = vall(_mm512_reduce_add_ps(offsets) - LIFT * all);
+        for (int c = groups; c % 4; ++c) _mm512_store_ps(x + c * PAGE, zero);
+        const float most = _mm512_reduce_max_ps(top), scale = most / FOURS_TOP;
+        const __m512 to = _mm512_set1_ps(most > 0 ? FOURS_TOP / most : 0.0f);
+        for (int c = 0; c < groups; c += 4) _mm512_storeu_si512(p8 + c * PAGE / 4, pack_weights(x + c * PAGE, to));
+        memcpy(p8 + KEYS / 4, &scale, 4);
+        const V begin = vall(_mm512_reduce_add_ps(middles));
         const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
         for (int c = g * group; c < stop; c += 16) vst(w.sums + size_t(query) * w.width + c, begin);
     }
@@ -731,7 +756,9 @@ void run_block(const Work<A>& w, int number) {
     for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
     score(w, b, 0, w.n, 0, common);
     hide(w, b.base, shared, 0, a.n_rows, true);
+#if PH_PACKS
     if (b.fours) spread_factors(w, b, common);
+#endif
     const auto own = [&](const KvRun& run) {
         for (int c = common; c < GROUPS; ++c) {
             b.there[c] = false;

@@ -288,9 +288,12 @@ ph::Zone zone_of(int kind, std::size_t member, const std::vector<std::size_t>& a
 }
 
 ph::Coding coding_of(const std::vector<int>& about, const std::vector<float>& table, int dim) {
-    need(about.size() == 9, "codes: bits, group, offset, channels, turn, levels, rank, spikes, kept");
+    need(about.size() == 10, "codes: bits, group, offset, channels, turn, levels, rank, spikes, kept, salient");
     ph::Coding c{about[0], about[1], about[2] != 0, about[3] != 0, about[4] != 0, ph::Levels(about[5]), {}};
-    c.rank = about[6], c.spikes = about[7], c.kept = about[8];
+    c.rank = about[6], c.spikes = about[7], c.kept = about[8], c.salient = about[9];
+    need(c.salient == 0 || (c.salient > 0 && c.salient < ph::PAGE && c.bits == 2 && c.levels == ph::NUMBERS &&
+                            !c.turn && !c.rank && !c.spikes),
+         "more bits for some rows: of numbers of 2");
     if (c.bits == 16) {
         need(!c.group && !c.offset && !c.channels && !c.turn && !c.levels && !c.rank && !c.spikes && c.kept > 0 &&
                  c.kept <= dim,
