@@ -15,8 +15,10 @@ text does:
     turns    another token in every eighth step
     new      another token in every step: most of its pages are not in memory, the worst case
 
-*missed*: pages a step that the disk was asked for, from the process's major faults; *ms*: the median step,
-*mean* the mean one, and *tokens/s* by it. All run in turn, `--rounds` times: medians of the rounds.
+*missed*: pages a step that nobody had asked the disk for when they were read, from the process's major
+faults; *read*: KiB a step that the disk gave, where the system tells; *ms*: the median step, *mean* the mean
+one, *tokens/s* by it, and *cpu* the processors' time in it, which other work on the machine changes less.
+All run in turn, `--rounds` times: medians of the rounds.
 """
 
 from __future__ import annotations
@@ -55,6 +57,13 @@ def memory() -> dict[str, int]:
     return {
         k: int(v) << 10 for k, v in re.findall(r"^Rss(\w+):\s+(\d+) kB", text, re.M) if k in ("Anon", "File")
     }
+
+
+def from_disk() -> int:
+    """Bytes that disks gave this process so far, 0 where the system does not tell."""
+    path = Path("/proc/self/io")
+    found = re.search(r"^read_bytes: (\d+)", path.read_text() if path.exists() else "", re.M)
+    return int(found[1]) if found else 0
 
 
 def cached(arena: FileArena) -> int:
@@ -110,16 +119,19 @@ def measure(args: argparse.Namespace, of: int) -> dict[str, Any]:
         token = 1
         for _ in range(4):
             stored.step(token)
-        faults, times = resource.getrusage(resource.RUSAGE_SELF).ru_majflt, []
+        before, had, times = resource.getrusage(resource.RUSAGE_SELF), from_disk(), []
         for i in range(args.steps):
             if every and i % every == 0:
                 token = int(rng.integers(bound.n_vocab))
             times.append(stored.step(token))
-        missed = (resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults) / args.steps
+        after, kib = resource.getrusage(resource.RUSAGE_SELF), (from_disk() - had) / args.steps / 1024
+        missed = (after.ru_majflt - before.ru_majflt) / args.steps
+        cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / args.steps
         grown = {k: v - stored.before[k] for k, v in memory().items()}
         out["modes"][mode] = {
             "ms": 1e3 * statistics.median(times), "mean": 1e3 * statistics.mean(times), "missed": missed,
-            **grown, "cached": cached(stored.store.sealed_arena) if of > 1 else 0,
+            "read": kib, "cpu": 1e3 * cpu, **grown,
+            "cached": cached(stored.store.sealed_arena) if of > 1 else 0,
         }  # fmt: skip
     return out
 
@@ -137,7 +149,8 @@ def shown(found: list[dict[str, Any]]) -> str:
     body = [
         ["all" if f["of"] == 1 else f"1/{f['of']}", mode,
          *(f"{m[k] / (1 << 20):.0f}" for k in ("Anon", "File", "cached")),
-         f"{m['missed']:.0f}", f"{m['ms']:.2f}", f"{m['mean']:.2f}", f"{1e3 / m['mean']:.1f}"]
+         f"{m['missed']:.0f}", f"{m['read']:.0f}", f"{m['ms']:.2f}", f"{m['mean']:.2f}",
+         f"{1e3 / m['mean']:.1f}", f"{m['cpu']:.1f}"]
         for f in found for mode, m in f["modes"].items()
     ]  # fmt: skip
     heads = [
@@ -147,9 +160,11 @@ def shown(found: list[dict[str, Any]]) -> str:
         "file, MiB",
         "cached, MiB",
         "missed",
+        "read, KiB",
         "ms",
         "mean",
         "tokens/s",
+        "cpu",
     ]
     return table(heads, body)
 

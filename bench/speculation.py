@@ -43,6 +43,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         "--draft", "suffix", "--draft", "token-recycling",
         "--draft", "draft-model:model=pronghorn-tiny-draft",
     ),
+    "wide-batches": (
+        "WIDE", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "2", "--tokens", "48",
+        "--draft", "auto", "--draft", "prompt-lookup",
+    ),
     "tiny-peers": (
         "pronghorn-tiny", *ONE, "--prompts", "4", "--draft", "auto", "--against", PEERS, "--draft-model",
         "pronghorn-tiny-draft",

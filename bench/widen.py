@@ -18,13 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Bits = NDArray[np.uint16]  # of bfloat16
+from pronghorn.model.hf import read_safetensors
+from pronghorn.quantize.write import write_tensors
 
 
 def main() -> None:
@@ -43,9 +44,11 @@ def main() -> None:
 def widen(model: Path, to: Path, times: int, layers: int) -> None:
     """Raises `SystemExit` where the checkpoint is not a bfloat16 Llama, or cannot become so large."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    tensors = read(model / "model.safetensors")
+    tensors = {name: entry.read() for name, entry in read_safetensors(model / "model.safetensors").items()}
     if config["model_type"] != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
         raise SystemExit(f"{model} is a {config['model_type']}, or has biases: only plain Llamas are widened")
+    if others := [f"{name} is {x.dtype}" for name, x in tensors.items() if x.dtype.name != "bfloat16"]:
+        raise SystemExit(f"{others[0]}: only bfloat16 is widened")
     if times < 1 or layers < config["num_hidden_layers"]:
         raise SystemExit(f"--hidden is at least 1, --layers at least {config['num_hidden_layers']}")
     wide = {name: _wider(name, x, times) for name, x in tensors.items()}
@@ -61,10 +64,10 @@ def widen(model: Path, to: Path, times: int, layers: int) -> None:
         if file.is_file() and file.name != "model.safetensors":
             shutil.copyfile(file, to / file.name)
     (to / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}), encoding="utf-8")
-    write(to / "model.safetensors", wide)
+    write_tensors(to / "model.safetensors", wide, lambda done, of: None)
 
 
-def _wider(name: str, x: Bits, times: int) -> Bits:
+def _wider(name: str, x: NDArray[Any], times: int) -> NDArray[Any]:
     if name == "model.norm.weight":  # a tied head would add up the copies
         return np.pad(x, (0, (times - 1) * len(x)))
     if x.ndim == 1:
@@ -74,32 +77,6 @@ def _wider(name: str, x: Bits, times: int) -> Bits:
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         return np.pad(np.tile(x, (times, 1)), ((0, 0), (0, (times - 1) * x.shape[1])))
     return np.pad(x, [(0, (times - 1) * n) for n in x.shape])
-
-
-def read(path: Path) -> dict[str, Bits]:
-    data = path.read_bytes()
-    (n,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + n])
-    out = {}
-    for name, said in header.items():
-        if name != "__metadata__":
-            if said["dtype"] != "BF16":
-                raise SystemExit(f"{name} is {said['dtype']}: only bfloat16 is widened")
-            begin, end = (8 + n + at for at in said["data_offsets"])
-            out[name] = np.frombuffer(data[begin:end], np.uint16).reshape(said["shape"])
-    return out
-
-
-def write(path: Path, tensors: dict[str, Bits]) -> None:
-    at, header = 0, {}
-    for name, x in tensors.items():
-        header[name] = {"dtype": "BF16", "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
-        at += x.nbytes
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for x in tensors.values():
-            file.write(x.tobytes())
 
 
 if __name__ == "__main__":

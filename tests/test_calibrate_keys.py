@@ -201,6 +201,35 @@ def test_codes_find_the_best_rows(files: dict[str, str], seen: Seen) -> None:
     assert found["pages"] >= 0.8 > lot["pages"]
 
 
+def test_one_rotation_for_all_far_rows_finds_fewer(
+    looker: LLM, files: dict[str, str], seen: Seen
+) -> None:  # fmt: skip
+    """WRoPE as a score: keys before rotation, and queries as if all of them stood 64 rows before."""
+    freq = looker.engine.bound.kv_ropes[0].inv_freq(0)
+    n, table = seen.k.shape[2], codebooks.read(files["codebooks"])
+    far, asking, found = n - 128, np.arange(n - 64, n), []
+
+    def turned(x: Any, by: Any) -> Any:
+        a, b = np.split(x, 2, axis=-1)
+        cos, sin = np.cos(np.outer(by, freq)), np.sin(np.outer(by, freq))
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    for at in np.ndindex(seen.k.shape[:2]):
+        k, q, own = seen.k[at][:far], seen.q[at][:, -64:], A2ATS(table="x").of({"x": table}, *at)
+        flat = turned(k, -np.arange(far))
+        if at[0] == 0:  # a key of the first layer depends on its token alone
+            ids = np.array(texts(looker, 0, 1)[0][:far])
+            same = flat[ids == np.bincount(ids).argmax()]
+            assert np.abs(same - same[0]).max() < 0.01 * np.abs(same).max()
+        code = own.index(k[None], np.ones((1, far), bool), OPS)
+        logits = q @ k.T
+        for guess in (turned(q, 64 - asking) @ flat.T, q @ k_of_codes(own, code).T):
+            best, ours = (x >= np.sort(x, axis=-1)[..., -(far // 8), None] for x in (logits, guess))
+            found.append((best & ours).sum() / best.sum())
+    assert np.mean(found[::2]) < 0.5
+    assert np.mean(found[1::2]) > 0.85
+
+
 def test_the_metric_of_queries_beats_that_of_keys(looker: LLM, seen: Seen) -> None:
     """In logits, for one book and for several, on a text that was not calibrated on; it loses in keys, as it
     should. Eight books lose a tenth of what one does, or less."""

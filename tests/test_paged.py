@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -100,6 +101,42 @@ def test_dropping_what_the_disk_does_not_have_is_found(
     llm = opened(tmp_path, (QUEST,), True)
     assert tokens(llm.engine.run(requests(llm))) != plain((QUEST,))
     llm.close()
+
+
+def test_what_is_missing_is_asked_for_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who reads what nobody asked for has a major fault."""
+    faults, marks = [], paged.FileArena.marks
+    for told in (True, False):
+        if not told:
+            monkeypatch.setattr(paged.FileArena, "marks", lambda self, kv: 0 * marks(self, kv))
+        llm = opened(tmp_path, (QUEST,), True)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        assert tokens(llm.engine.run(requests(llm))) == plain((QUEST,))
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before)
+        llm.close()
+    if faults[1] < 100:
+        pytest.skip("files are memory here")
+    assert faults[0] < faults[1] / 3
+
+
+def test_marks_name_what_left_memory(tmp_path: Path):
+    made = compose(["quest", f'pages:folder="{tmp_path}",ram_gb=1'])
+    store = Store(Ops("float32"), 3, 2, 48, "bfloat16", made.kvfmt, made.select, made.rows, [None] * 3)
+    pages = made.reside.pages(store)
+    kv, arena = store.new(), store.sealed_arena
+    assert isinstance(arena, paged.FileArena)
+    store.reserve(kv, 64)
+    store.extend(kv, range(64))
+    store.seal(kv)
+    pages.settle()
+    assert arena.marks(kv).shape == (6, 4) and not arena.marks(kv).any()
+    unit = int(arena.first[3])  # pages of 3 KiB: some lie in two units
+    arena.give(np.array([int(kv.sealed[0].blocks[2]) * arena.per_block + unit]))
+    found = arena.marks(kv)
+    lie = [i for i in range(6) if arena.first[i] <= unit < arena.end[i]]
+    assert len(lie) > 1 and found[lie, 2].tolist() == [2] * len(lie) and found.sum() == 2 * len(lie)
+    kv.free()
+    pages.close()
 
 
 def test_from_stored_rows_among_others_that_leave(tmp_path: Path, given: list[int]):

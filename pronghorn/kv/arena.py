@@ -20,12 +20,7 @@ SLAB = 256 * 1024
 
 
 class Arena:
-    """Blocks of `block` bytes, `stride` apart, on the memory of `ops`. Block ids are stable until freed.
-
-    paged: who reads blocks by their addresses tells which (`kv.paged`).
-    """
-
-    paged = False
+    """Blocks of `block` bytes, `stride` apart, on the memory of `ops`. Block ids are stable until freed."""
 
     def __init__(self, ops: Ops, block: int, stride: int = 0, slab: int = SLAB) -> None:
         self.ops = ops

@@ -2,8 +2,10 @@
 
 Rows of sealed pages are written once and read where a query chooses them, so what nobody chose lately can
 lie on a disk. A block's address is that of memory as ever: who reads a page that is not there waits for the
-disk. Units are the system's own pages; those of rows come and go as the residency method says, those of a
-selector's index stay. After a step the units that it read and wrote count as used; where more than the
+disk. The native runner is told which are not (`FileArena.marks`), and once a row has chosen asks the system
+for all that are missing, so that attention waits for one of them and not for each. Units are the system's
+own pages; those of rows come and go as the residency method says, those of a selector's index stay. After a
+step the units that it read and wrote count as used; where more than the
 method's `room` are in memory then, its victims are given back to the system. A step itself may read more: a
 prompt's rows choose many pages. Where a group's rows take less than a unit of a block (small heads whose
 rows are kept apart), its pages stay.
@@ -57,9 +59,7 @@ class NoPages:
 
 
 class FileArena(Arena):
-    """Blocks in a file without a name in `folder`."""
-
-    paged = True
+    """Blocks in a file without a name in `folder`. Who reads by their addresses tells what, in `marks`."""
 
     def __init__(self, ops: Ops, layout: Layout, folder: str) -> None:
         super().__init__(ops, layout.block, -(-layout.block // UNIT) * UNIT, SLAB)
@@ -68,6 +68,11 @@ class FileArena(Arena):
         self.per_block = self.stride // UNIT
         rows = layout.block - layout.index * len(layout.rows)
         self.own = rows // UNIT if layout.index else self.per_block  # units of a block that come and go
+        begin = [more or at for at, more in zip(layout.rows, layout.more, strict=True)]
+        self.first = np.array(layout.rows) // UNIT  # of what is read for a member: also one that it lies on
+        self.end = np.minimum((np.array([*begin[1:], rows]) - 1) // UNIT + 1, self.own)
+        heads = 1 + max(head for group in layout.groups for _, head in group)
+        self.members = [np.array([layer * heads + head for layer, head in ms]) for ms in layout.groups]
         self.seen = np.zeros(0, bool)  # by unit: read or written since the last look
         self.inside = np.zeros(0, bool)  # in memory
         self.last = np.zeros(0, np.int64)  # number of the step that used it last, 0: nobody wants it
@@ -119,6 +124,17 @@ class FileArena(Arena):
         self.slabs[i] = self.maps[i] = None  # unmapped with the array over it
         self.inside[i * n : (i + 1) * n] = self.seen[i * n : (i + 1) * n] = False
 
+    def marks(self, kv: SeqKV) -> NDArray[np.uint8]:
+        """(layers * KV heads, pages): 2 for a sequence's sealed pages that are not in memory, else 0."""
+        pages = max(len(s.blocks) for s in kv.sealed)
+        out = np.zeros((sum(len(rows) for rows in self.members), pages), np.uint8)
+        for s, rows in zip(kv.sealed, self.members, strict=True):
+            away = 2 * (~self.inside).view(np.uint8).reshape(-1, self.per_block)[s.blocks]
+            for i in range(int((self.end - self.first).max())):
+                some = np.flatnonzero(self.first + i < self.end)
+                out[rows[some], : len(s.blocks)] |= away[:, self.first[some] + i].T
+        return out
+
     def touch(self, ids: Ints, offset: int, size: int) -> None:
         """So many bytes of these blocks are in memory now."""
         units = np.arange(offset // UNIT, min((offset + size - 1) // UNIT + 1, self.own))
@@ -132,14 +148,15 @@ class FileArena(Arena):
             self.fresh = False
         n = self.per_slab * self.per_block
         units = np.sort(units)
-        cut = np.flatnonzero((np.diff(units) != 1) | (units[1:] % n == 0)) + 1
-        for run in np.split(units, cut) if len(units) else ():
-            first, size = int(run[0]), len(run) * UNIT
+        starts = np.append(0, np.flatnonzero((np.diff(units) != 1) | (units[1:] % n == 0)) + 1)[: len(units)]
+        sizes = np.diff(starts, append=len(units)) * UNIT
+        file, cached = self._f.fileno(), hasattr(os, "posix_fadvise")
+        for first, size in zip(units[starts].tolist(), sizes.tolist(), strict=True):
             memory = self.maps[first // n]
             assert memory is not None
             memory.madvise(mmap.MADV_DONTNEED, first % n * UNIT, size)
-            if hasattr(os, "posix_fadvise"):  # of the system's cache too
-                os.posix_fadvise(self._f.fileno(), first * UNIT, size, os.POSIX_FADV_DONTNEED)
+            if cached:  # by the system too
+                os.posix_fadvise(file, first * UNIT, size, os.POSIX_FADV_DONTNEED)
         self.inside[units] = False
 
     def close(self) -> None:
@@ -154,24 +171,19 @@ class Pages:
             raise MethodError("stored rows go to a disk from this machine's own memory: use a CPU backend")
         self.store, self.method, self.room = store, method, max(room // UNIT, 1)
         self.arena = store.sealed_arena = FileArena(store.ops, store.sealed_layout, folder)
-        lay = store.sealed_layout
-        own = [more or rows for rows, more in zip(lay.rows, lay.more, strict=True)]
-        end = np.array([*own[1:], lay.block - lay.index * len(own)])
-        self._first = np.array(lay.rows) // UNIT  # of what is read for a member: also one that it lies on
-        self._end = np.minimum((end - 1) // UNIT + 1, self.arena.own)
-        self._rows = [np.array([layer * store.n_kv + head for layer, head in ms]) for ms in lay.groups]
         self._step = 0
         self._stuck = False  # the disk failed: nothing leaves memory any more
 
     def used(self, kvs: Sequence[SeqKV], seen: Sequence[NDArray[np.uint8]]) -> None:
-        """seen: of each sequence (layers * KV heads, pages), not 0 for the sealed pages that a step read."""
+        """seen: of each sequence (layers * KV heads, pages), 1 for the sealed pages that a step read."""
+        a = self.arena
         for kv, marks in zip(kvs, seen, strict=False):
-            for s, rows in zip(kv.sealed, self._rows, strict=True):
-                member, page = np.nonzero(marks[rows, : len(s.blocks)])
-                first, end = self._first[member], self._end[member]
-                block = s.blocks[page].astype(np.int64) * self.arena.per_block
+            for s, rows in zip(kv.sealed, a.members, strict=True):
+                member, page = np.nonzero(marks[rows, : len(s.blocks)] == 1)
+                first, end = a.first[member], a.end[member]
+                block = s.blocks[page].astype(np.int64) * a.per_block
                 for i in range(int((end - first).max(initial=0))):
-                    self.arena.seen[(block + first + i)[first + i < end]] = True
+                    a.seen[(block + first + i)[first + i < end]] = True
 
     def read_whole(self, kv: SeqKV) -> None:
         """Somebody reads all rows of a sequence."""

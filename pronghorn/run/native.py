@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pronghorn.errors import UnsupportedError
 from pronghorn.kv.layout import PAGE, Layout, coded_fields, itemsize, n_kept, n_spikes
 from pronghorn.kv.look import Look, room
+from pronghorn.kv.paged import FileArena
 from pronghorn.kv.store import SeqKV, Store
 from pronghorn.model.bind import Bound
 from pronghorn.model.tape import Op
@@ -251,9 +252,8 @@ class NativeRunner:
         views: list[NDArray[np.float32]] = []
         if taps and self._taps:
             out, views = self._tap_arrays(n)
-        heads = self.bound.n_layers * self.bound.n_kv
-        pages = [max(len(s.blocks) for s in kv.sealed) for kv in kvs] if self.store.sealed_arena.paged else []
-        self.seen = [np.zeros((heads, n), np.uint8) for n in pages]
+        arena = self.store.sealed_arena
+        self.seen = [arena.marks(kv) for kv in kvs] if isinstance(arena, FileArena) else []
         self.exe.run(
             rows.ids, rows.pos, rows.span, rows.seq, rows.parent, rows.want, list(kvs), freqs, which, logits,
             views, self._kept(kvs), self.seen,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pronghorn import rng
+from pronghorn.bench.lookups import CONTENT
 from pronghorn.errors import MethodError
 from pronghorn.kv.view import KVView
 from pronghorn.llm import LLM
@@ -28,6 +29,7 @@ from tests.conformance._oracle import _rotated
 from tests.conformance._rig import N_VOCAB, Small, small
 from tests.conformance.test_kvscores import IDS, N_PROMPT, digits, plans, watched
 from tests.engines import engine, prompt
+from tests.lookups import MODEL, tasks
 
 GROUP = 2  # query heads of a KV head in the small model
 TIGHT = {"every": 16, "prompt_every": 16}
@@ -262,6 +264,24 @@ def test_critic_without_its_own_terms_is_h2o() -> None:
     bare = Critic(24, focus=0.0, values=False, sinks=0, **TIGHT)
     assert plans(bare) == plans(H2O(24, **TIGHT))
     assert plans(Critic(24, focus=0.0, sinks=0, **TIGHT)) != plans(H2O(24, **TIGHT))
+
+
+def test_the_chance_of_an_answer_tells_what_the_text_has_not() -> None:
+    """What ATLAS asks (see `critic`): the AUROC of the first token's log-probability, for keys that are
+    missing against keys that are there. The card wants 0.7."""
+    pytest.importorskip("pronghorn.ops.cpu._native")
+    there, missing = [], []
+    for i, t in enumerate(tasks("kv", 24)):
+        there.append(f"{t.text} {t.questions[0][0]}")
+        others = sorted(set(CONTENT) - set(t.text.split()))
+        missing.append(f"{t.text} ? {others[i % len(others)]}")
+    llm = LLM(MODEL, threads=1, defaults=("match", "fcfs"))
+    said = llm.generate(there + missing, max_tokens=1, ignore_eos=True, logprobs=True)
+    llm.close()
+    assert isinstance(said, list)
+    surprise = -np.array([a.logprobs[0] for a in said])
+    pairs = surprise[24:, None] - surprise[None, :24]
+    assert ((pairs > 0) + 0.5 * (pairs == 0)).mean() >= 0.9
 
 
 @pytest.mark.parametrize(("focus", "values"), [(0.0, True), (0.3, True), (0.5, False), (1.0, False)])

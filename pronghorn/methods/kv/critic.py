@@ -11,6 +11,17 @@ and nothing here claims the paper's results. Of each KV head
 and a row's importance is (1 - `focus`) times the first and `focus` times the second. The first `sinks`
 rows and the later half of the budget stay. With `focus=0,values=false,sinks=0` it is H2O. Rows are dropped
 in batches at barriers; terms are averaged over the query heads of a KV head.
+
+ATLAS, the paper's other half, says when to retrieve more text: when attention and low confidence tell that
+the next token will be wrong. Nothing here retrieves, so all that could come of it is a number, and one that
+does is reported already, the `logprobs` of a request. Measured on the look-up model, with as many keys that
+the text has not as keys that it has: the log-probability of the answer's first token alone tells them apart
+with an AUROC of 0.98 (60 texts of 500 tokens; 0.96 where they have 900). Answers that this policy or `h2o`
+made wrong by what it dropped are told from right ones by the less likely of their two tokens, with 0.91; not
+so where rows were dropped by lot (0.41), as the model is sure of what it says then. What the entropy of the
+last query's attention tells depends on the head: in the mean of all 0.33, worse than a guess, and 1.00 by
+the largest weight in one layer, which nobody knows ahead. Times the log-probability it gains 0.001, and
+attention would have to keep its weights in every step. So ATLAS is no method here.
 """
 
 from __future__ import annotations

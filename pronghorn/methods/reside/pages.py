@@ -7,8 +7,10 @@ format lie in it, a selector's index and rows that are not sealed stay in memory
 that were chosen last, `ram_gb` of them: what leaves is what was read longest ago. Any selector will do, and
 the same tokens come as without it.
 
-Departures: a page that is missing is read when it is needed, not ahead (the papers fetch the next layer's
-while one is computed). Every row of a prompt chooses, so a prompt's steps read more than an answer's, and
+What a layer's rows chose and memory lacks is asked of the disk all together, as soon as it is known, and
+attention waits for it. Departures: nothing is fetched before it is chosen (the papers guess the next layer's
+while one is computed). What was chosen in the last step is what is in memory, so it does not tell what will
+be missing. Every row of a prompt chooses, so a prompt's steps read more than an answer's, and
 the budget is kept between steps, not inside them. `--kv-gb` counts rows wherever they lie. A folder in
 memory (tmpfs) saves nothing. Without a selector every page is read in every step: then this only costs
 time.

@@ -13,8 +13,18 @@ error of logits is 27 % less than with plain k-means of the same books, and an e
 of 256.
 
 Departures: WRoPE, which gives all far keys one rotation so that codebooks can be of keys before rotation, is
-left out: it changes the attention of the model, and stored keys are rotated. Codebooks are of rotated keys,
-so that a table is for contexts like those it was made with. The paper has one codebook for whole keys; here
+left out. As the model's own attention it would change what is said. As a score alone, with attention by true
+positions, it was measured on the rows that lie 64 or more before a query (texts of 900 tokens, the best
+eighth of those rows):
+
+    of the true best, and of their weight    codes as here     one rotation, keys themselves    and codes
+    look-up model                            91 and 99 %       39 and 60 % (distance 64)        39 and 60 %
+    the bundled model                        88 and 99 %       34 and 58 %                      34 and 57 %
+
+Distances of 256 and 512 find less, and a window of 256 changes little. Codes lose nothing there, the rotation
+does: what heads of these models look for depends on where it stands. So codebooks are of rotated keys, and a
+table is for contexts like those it was made with: of texts of 300 tokens it has 87 % of the best rows, and
+98 % of the weight, in texts of 900. The paper has one codebook for whole keys; here
 L is followed by a rotation to independent channels, dealt out to `codes` groups with a book of 256 centroids
 each, as a larger book does not fit 8 bits. Pages instead of rows are read, `tokens` rows in all. Nothing is
 offloaded, so memory rises by the codes. The centroids are read once for a query and a layer, which is not

@@ -307,7 +307,8 @@ class Executor:
     ) -> None:  # fmt: skip
         """One step; writes logits (n_want, n_vocab) and taps. kept: for each sequence `kept_ints` integers,
         zeros at first, or none; or an empty list. seen: for each sequence (n_layers * n_kv, its sealed
-        pages or more), where 1 is written for those that attention reads; or an empty list. Raises
+        pages or more), where 1 is written for those that attention reads, and 2 stands for those that are not
+        in memory: the system is asked for them where a row chooses them; or an empty list. Raises
         `ValueError` for rows out of range, `TypeError` for another dtype, `RuntimeError` while another call
         is at work."""
 

@@ -84,10 +84,17 @@ struct SeqView {
                                           // scores of sealed rows, 0: none
     int row0 = 0, row1 = 0;               // its rows in the step
     std::int32_t* kept = nullptr;         // the choice that it keeps: see Executor::kept_ints; null: nothing
-    std::uint8_t* seen = nullptr;         // (n_layers * n_kv, seen_ld): set where a sealed page is read; null: not told
+    std::uint8_t* seen = nullptr;         // (n_layers * n_kv, seen_ld), of sealed pages: MISSING before the step, 1
+                                          // once one is read; null: not told
     std::size_t seen_ld = 0;
     void see(int member, int page) const {  // by any thread
         if (seen) __atomic_store_n(seen + std::size_t(member) * seen_ld + page, 1, __ATOMIC_RELAXED);
+    }
+    static constexpr std::uint8_t MISSING = 2;
+    bool fetches(int member, int page) const {  // whether the page was missing so far; it is read then
+        std::uint8_t* mark = seen + std::size_t(member) * seen_ld + page;
+        return __atomic_load_n(mark, __ATOMIC_RELAXED) == MISSING &&
+               __atomic_exchange_n(mark, 1, __ATOMIC_RELAXED) == MISSING;
     }
 };
 

@@ -7,6 +7,9 @@
 // that the numbers of its keys, and with them its bits, do not depend on what others choose.
 #include "select.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -34,6 +37,13 @@ Scorer scorer_named(const std::string& isa_name) {
     PH_FOR_EACH_ISA(PH_SCORER_OF)
 #undef PH_SCORER_OF
     return baseline::score_pages;
+}
+
+// Ask the system for n bytes that a file has, without waiting for them.
+void ask_for(const char* at, std::size_t n) {
+    static const std::uintptr_t unit = std::uintptr_t(sysconf(_SC_PAGESIZE));
+    const std::uintptr_t from = reinterpret_cast<std::uintptr_t>(at) / unit * unit;
+    posix_madvise(reinterpret_cast<void*>(from), reinterpret_cast<std::uintptr_t>(at) + n - from, POSIX_MADV_WILLNEED);
 }
 
 // Scores to levels of 0 to 2 * STEPS, in place; what is not a number is somewhere among them.
@@ -222,9 +232,17 @@ void Executor::choose_item(int thread, const TapeOp& op, const Asked& asked, int
     if (asked.parts > 1) left_[number].store(asked.parts, std::memory_order_relaxed);
     choose(scores, level, n, asked.row, head);
     const SeqView& s = step_->seqs[asked.seq];
+    const std::size_t at = std::size_t(asked.row) * shape_.n_kv + head;
+    // All that is missing is asked for before attention, which would wait for one page after the other.
+    for (int i = layer; s.seen && i < shape_.n_layers; ++i) {
+        if (sources_[i] != layer) continue;
+        for (const std::int32_t *p = chosen_.data() + at * chooser_.pages, *end = p + n_chosen_[at]; p < end; ++p) {
+            if (!s.fetches(i * shape_.n_kv + head, *p)) continue;
+            ask_for(static_cast<const char*>(keys_of(s, i, head, *p).k), sealed_.member);
+        }
+    }
     if (!keeps(s, asked.row)) return;
     std::int32_t* kept = kept_pages(s, layer, head);
-    const std::size_t at = std::size_t(asked.row) * shape_.n_kv + head;
     kept[0] = n_chosen_[at];
     std::copy_n(chosen_.data() + at * chooser_.pages, kept[0], kept + 1);
 }
