@@ -34,18 +34,19 @@ ONE = ("--batch", "1", "--temperature", "0")
 RUNS: dict[str, tuple[str, ...]] = {
     "tiny": ("pronghorn-tiny", "--batch", "1", "--prompts", "8", "--rounds", "3"),
     "tiny-batches": (
-        "pronghorn-tiny", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "3",
-        "--draft", "auto", "--draft", "prompt-lookup", "--draft", "suffix",
+        "pronghorn-tiny", "--batch", "1", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "2",
+        "--draft", "auto", "--draft", "prompt-lookup",
     ),
     "wide": (
-        "WIDE", "--batch", "1", "--prompts", "3", "--rounds", "3", "--tokens", "64",
+        "WIDE", "--batch", "1", "--prompts", "3", "--rounds", "2", "--tokens", "64",
         "--draft", "auto", "--draft", "aggressive", "--draft", "copyspec", "--draft", "prompt-lookup",
         "--draft", "suffix", "--draft", "token-recycling",
         "--draft", "draft-model:model=pronghorn-tiny-draft",
     ),
     "wide-batches": (
         "WIDE", "--batch", "4", "--batch", "16", "--prompts", "16", "--rounds", "2", "--tokens", "48",
-        "--draft", "auto", "--draft", "prompt-lookup",
+        "--draft", "auto", "--draft", "prompt-lookup", "--category", "copying", "--category", "code",
+        "--category", "json", "--category", "free-text", "--category", "mt-bench", "--category", "rag",
     ),
     "tiny-peers": (
         "pronghorn-tiny", *ONE, "--prompts", "4", "--draft", "auto", "--against", PEERS, "--draft-model",
