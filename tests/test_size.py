@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "pronghorn"
 
-BUDGET = 7910  # lines of the core, docstrings included
+BUDGET = 7925  # lines of the core, docstrings included
 LARGEST = 600  # lines of its largest file
 METHOD = 220  # lines of a method's file
 ARCH = 80  # lines of an architecture's file

@@ -28,6 +28,7 @@ class Slabs:
         self.per_map = max(1, MAPPING // self.step) if LINUX else 1
         self.maps: dict[int, mmap.mmap] = {}
         self.live: set[int] = set()
+        self.huge = False  # some mapping lies in huge pages
 
     def take(self, i: int) -> NDArray[np.uint8]:
         """The bytes of slab i, which nobody has, zeroed."""
@@ -37,6 +38,7 @@ class Slabs:
             if LINUX and len(self.live) * self.step >= HUGE_FROM:
                 with contextlib.suppress(OSError):  # a system without them
                     self.maps[m].madvise(mmap.MADV_HUGEPAGE)
+                    self.huge = True
         self.live.add(i)
         return np.frombuffer(self.maps[m], np.uint8, self.size, at * self.step)
 
@@ -48,3 +50,14 @@ class Slabs:
             del self.maps[m]  # unmapped with the last array over it
         else:
             self.maps[m].madvise(mmap.MADV_DONTNEED, at * self.step, self.step)
+        if self.huge and len(self.live) * self.step < HUGE_FROM:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """What huge pages hold beside slabs in use goes back, and no more of them come."""
+        self.huge = False
+        for m, memory in self.maps.items():
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+            for at in range(self.per_map):
+                if m * self.per_map + at not in self.live:
+                    memory.madvise(mmap.MADV_DONTNEED, at * self.step, self.step)
