@@ -139,7 +139,7 @@ def keep_channels(x: Array, weight: Array, kept: int, ops: Any) -> tuple[Array, 
     """Of x (n, page, dim) the `kept` channels of most weight (n, dim), of equal ones the first: (n, kept,
     page) and a bit for each channel that is there (n, bytes)."""
     xp, n = ops.xp, len(x)
-    there = _order(_order(-weight, ops), ops) < kept
+    there = most(weight, kept, ops)
     pages, chosen = each(n, ops, x), _order(1 - ops.to(there, "int32"), ops)[:, :kept]
     return xp.permute_dims(x, (0, 2, 1))[pages, chosen], to_bits(there, ops)
 
@@ -150,6 +150,11 @@ def spread(x: Array, mask: Array | None, dim: int, ops: Any) -> Array:
     if mask is not None:
         x = placed(x, from_bits(mask, dim, ops), xp.zeros_like(x[:, :1]), ops)
     return xp.permute_dims(x, (0, 2, 1))
+
+
+def most(x: Array, n: int, ops: Any) -> Array:
+    """The n largest of each row of x (rows, m), of equal ones the first: bool."""
+    return _order(_order(-x, ops), ops) < n
 
 
 def to_bits(there: Array, ops: Any) -> Array:

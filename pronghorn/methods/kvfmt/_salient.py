@@ -15,11 +15,6 @@ def wide(c: Codes) -> Codes:
     return replace(c, bits=2 * c.bits, salient=0) if c.salient else c
 
 
-def chosen(said: Array, salient: int, ops: Any) -> Array:
-    """The `salient` rows of each page of which most is said (n, page), of equal ones the first: bool."""
-    return ops.xp.argsort(ops.xp.argsort(-said, axis=1, stable=True), axis=1, stable=True) < salient
-
-
 def fields_of(keys: tuple[Array, Array], values: tuple[Array, Array], rows: Array, codes: tuple[Codes, Codes],
               ops: Any) -> dict[str, Array]:  # fmt: skip
     """The arrays of `coded_fields` from (codes, factors) of keys and of values by `wide`: rows (n, page) bool

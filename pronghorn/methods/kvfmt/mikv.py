@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from pronghorn.errors import MethodError
 from pronghorn.kv.layout import PAGE, coded_fields
 from pronghorn.kv.view import KVView, rounded
-from pronghorn.methods.kvfmt import _codes, _salient
+from pronghorn.methods.kvfmt import _beside, _codes, _salient
 from pronghorn.types import Array, Codes, Field, Guarantee, Said, Traits
 
 GROUP = 64  # channels of a row with factors in common
@@ -89,7 +89,7 @@ class Mikv:
             packed = _salient.separated(k, _balance(k, channels, ops), keys, ops)
         else:
             packed = _codes.pack_rows(k, keys, ops, 0.0)
-        mask = _salient.chosen(rows, self.salient, ops)
+        mask = _beside.most(rows, self.salient, ops)
         return _salient.fields_of(packed, _codes.pack_rows(v, values, ops, 0.0), mask, self.codes, ops)
 
     def unpack(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:

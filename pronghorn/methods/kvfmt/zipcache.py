@@ -29,7 +29,7 @@ import numpy as np
 from pronghorn.errors import MethodError
 from pronghorn.kv.layout import PAGE, coded_fields
 from pronghorn.kv.view import Floats, KVView, rounded
-from pronghorn.methods.kvfmt import _codes, _salient
+from pronghorn.methods.kvfmt import _beside, _codes, _salient
 from pronghorn.types import ROW, Array, Codes, Field, Guarantee, Ints, Said, Traits
 
 PROBES = 0.05  # of queries, the last ones, and as many of the others
@@ -88,7 +88,7 @@ class ZipCache:
         packed = _codes.pack_channels(k, keys, ops), _salient.separated(v, by, values, ops)
         if not self.salient:
             return _codes.fields_of(*packed, self.codes, ops)
-        return _salient.fields_of(*packed, _salient.chosen(rows, self.salient, ops), self.codes, ops)
+        return _salient.fields_of(*packed, _beside.most(rows, self.salient, ops), self.codes, ops)
 
     def unpack(self, fields: dict[str, Array], dim: int, ops: Any) -> tuple[Array, Array]:
         return _codes.unpack(fields, self.codes, dim, ops)
