@@ -8,13 +8,13 @@ The model is attention and nothing else to speak of (16 wide), of the shape head
 --model a whole one of random weights, packed as --use says. Its store is filled with random rows, which are
 sealed as those of a prompt, and a policy drops what it drops at the end of one. A method is a policy, a
 format or a selector with its options, or several joined by "+"; @16 stands for a sixteenth of the rows.
-*bytes a row*: of all layers, from the store's arenas, with scales, index, positions' pages and padding;
-*held*: the share of the first method's; *process*: what the process grew by, of what the store says it
-holds, once as many rows had come and gone before and the C library gave back what was freed; *read*: bytes
-that attention read, likewise. *ms*: one token's step after so many rows, median of the
-rounds, the best of three calls in each; *faster*: than the first in the same round, median and range. All
-methods are measured in turn in every round. With several lengths, *even from* is the smallest from which on
-a method's median is no slower than the first's.
+*bytes a row*: of all layers, as a receipt says it: pages with scales, index and padding, and the tables
+that say where they are and which positions they have; *held*: the share of the first method's; *process*:
+what the process grew by, of what the store says it holds, once as many rows had come and gone before and
+the C library gave back what was freed; *read*: bytes that attention read, likewise. *ms*: one token's step
+after so many rows, median of the rounds, the best of three calls in each; *faster*: than the first in the
+same round, median and range. All methods are measured in turn in every round. With several lengths, *even
+from* is the smallest from which on a method's median is no slower than the first's.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Stored:
         self.kv.free()
         before = resident()
         self._store(n)
-        self.grown, self.held = resident() - before, self.store.held
+        self.grown, self.held = resident() - before, self.store.bytes_of(self.kv)
         one = np.ones(1, np.int32)
         at = np.int32(n) * one
         self.rows = Rows(one, at, at + one, 0 * one, -one, one)

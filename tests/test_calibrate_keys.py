@@ -342,7 +342,8 @@ SIZES = HEAD | {"kind": "pronghorn channels", "size": [[[0.5, 1.0]]]}
     [
         *((BOOKS, c) for c in (
             {"kind": "pronghorn heads"}, {"shape": [1, 1, 2]}, {"shape": [1, 1, 2, 3]},
-            {"shape": [1, 1, 2, True]}, {"shape": [10**9, 1, 2, 2]}, {"shape": [4096, 4096, 1024, 1024]},
+            {"shape": [1, 1, "2", 2]}, {"shape": [1, 1, 2, True]}, {"shape": [10**9, 1, 2, 2]},
+            {"shape": [4096, 4096, 1024, 1024]},
             {"shape": "1122"}, {"turn": 7}, {"turn": BOOKS["turn"][:-4]}, {"turn": "!" * len(BOOKS["turn"])},
             {"turn": b64(np.ones((2, 2), "<f4"))}, {"turn": b64(np.zeros((2, 2), "<f4"))},
             {"turn": b64(np.array([[np.nan, 0], [0, 1]], "<f4"))},

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.calibrate.table import HEADS_MOST, LAYERS_MOST, File
-
-DIM_MOST = 1024
+from pronghorn.calibrate.table import SIZES, File
 
 Sizes = tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -47,19 +45,8 @@ def read(path: str) -> Channels:
     """Raises `MethodError` for a file that cannot be read or is no table of channels."""
     file = File(path, "channels")
     found = file.read([f.name for f in fields(Channels)])
-    size = found["size"]
-    if not isinstance(size, list) or not 0 < len(size) <= LAYERS_MOST:
-        raise file.bad(f"size is not a list of 1 to {LAYERS_MOST} layers")
-    for layer in size:
-        if not isinstance(layer, list) or not 0 < len(layer) <= HEADS_MOST or len(layer) != len(size[0]):
-            raise file.bad(f"size does not have as many heads, 1 to {HEADS_MOST}, in each layer")
-        for head in layer:
-            if not isinstance(head, list) or not 0 < len(head) <= DIM_MOST or len(head) != len(size[0][0]):
-                raise file.bad(f"size does not have as many channels, 1 to {DIM_MOST}, in each head")
-            if any(type(x) not in (int, float) or not 0 <= x <= 1 for x in head):
-                raise file.bad("size holds something that is not a number from 0 to 1")
-    whole = tuple(tuple(tuple(map(float, head)) for head in layer) for layer in size)
-    return Channels(found["model"], found["fingerprint"], found["tokens"], whole)
+    size = file.numbers("size", found["size"], SIZES)
+    return Channels(found["model"], found["fingerprint"], found["tokens"], size)
 
 
 def found(total: NDArray[Any]) -> Sizes:

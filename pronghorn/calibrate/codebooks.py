@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pronghorn.calibrate.channels import DIM_MOST
-from pronghorn.calibrate.table import HEADS_MOST, LAYERS_MOST, File
+from pronghorn.calibrate.table import SIZES, File
 
 SIZE = 256  # centroids of a book
 TURNS = 12  # of k-means
@@ -84,10 +83,11 @@ def read(path: str) -> Codebooks:
     """Raises `MethodError` for a file that cannot be read or is no table of codebooks."""
     file = File(path, "codebooks")
     found = file.read(["model", "fingerprint", "tokens", "shape", "turn", "book"], BYTES_MOST)
-    shape, most = found["shape"], (LAYERS_MOST, HEADS_MOST, DIM_MOST, DIM_MOST)
+    shape, most = found["shape"], tuple(n for _, n in (*SIZES, SIZES[-1]))
     if (
-        not isinstance(shape, list) or len(shape) != 4 or shape[3] > shape[2]
+        not isinstance(shape, list) or len(shape) != 4
         or any(type(n) is not int or not 1 <= n <= m for n, m in zip(shape, most, strict=True))
+        or shape[3] > shape[2]
     ):  # fmt: skip
         raise file.bad("shape is not layers, heads, channels and groups of those")
     layers, heads, dim, groups = shape

@@ -23,7 +23,7 @@ from pronghorn.model.writing import replacing
 
 VERSION = 1
 BYTES_MOST = 16 << 20
-LAYERS_MOST = HEADS_MOST = 4096
+SIZES = (("layer", 4096), ("head", 4096), ("channel", 1024))  # that a table has at most
 NAME_MOST = 1024  # characters of a model's name
 
 Scores = tuple[tuple[float, ...], ...]
@@ -72,6 +72,20 @@ class File:
         if type(tokens) is not int or not 0 < tokens < 1 << 40:
             raise self.bad("tokens is not a number of tokens")
         return {name: found[name] for name in names}
+
+    def numbers(self, name: str, of: Any, what: Sequence[tuple[str, int]], each: str = "table") -> Any:
+        """Lists of numbers from 0 to 1 in lists, as tuples; those of one depth are as long. what: for each
+        depth, of what there is one each, and how many at most. Raises `MethodError` for anything else."""
+        if not what:
+            if type(of) not in (int, float) or not 0 <= of <= 1:
+                raise self.bad(f"{name} holds something that is not a number from 0 to 1")
+            return float(of)
+        (kind, most), *inner = what
+        if not isinstance(of, list) or not 0 < len(of) <= most:
+            raise self.bad(f"{name} is not a list of 1 to {most} {kind}s in each {each}")
+        if inner and any(not isinstance(x, list) or len(x) != len(of[0]) for x in of):
+            raise self.bad(f"{name} does not have as many {inner[0][0]}s in each {kind}")
+        return tuple(self.numbers(name, x, inner, kind) for x in of)
 
     def _bytes(self, most: int) -> bytes:
         try:
@@ -127,21 +141,10 @@ def read(path: str) -> Table:
     """Raises `MethodError` for a file that cannot be read or is no table of heads."""
     file = File(path, "heads")
     found = file.read([f.name for f in fields(Table)])
-    echo, induction = (_scores(file, name, found[name]) for name in ("echo", "induction"))
+    echo, induction = (file.numbers(name, found[name], SIZES[:2]) for name in ("echo", "induction"))
     if [len(x) for x in echo] != [len(x) for x in induction]:
         raise file.bad("echo and induction are not of the same heads")
     return Table(found["model"], found["fingerprint"], found["tokens"], echo, induction)
-
-
-def _scores(file: File, name: str, rows: Any) -> Scores:
-    if not isinstance(rows, list) or not 0 < len(rows) <= LAYERS_MOST:
-        raise file.bad(f"{name} is not a list of 1 to {LAYERS_MOST} layers")
-    for row in rows:
-        if not isinstance(row, list) or not 0 < len(row) <= HEADS_MOST or len(row) != len(rows[0]):
-            raise file.bad(f"{name} does not have as many heads, 1 to {HEADS_MOST}, in each layer")
-        if any(type(x) not in (int, float) or not 0 <= x <= 1 for x in row):
-            raise file.bad(f"{name} holds something that is not a number from 0 to 1")
-    return tuple(tuple(map(float, row)) for row in rows)
 
 
 def _without_waiting(path: str, flags: int) -> int:

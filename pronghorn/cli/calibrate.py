@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pronghorn.calibrate.trial import Material, Trial
     from pronghorn.llm import LLM
 
+Tick = Callable[[int, int], None]
 Model = Annotated[
     str, typer.Argument(help="Bundled model, folder, file or hub name; the bundled one without it.")
 ]
@@ -157,18 +158,11 @@ def heads(
       pronghorn run --use razor-attention:table=heads.json "Tell a story."
     """
     from pronghorn.calibrate.heads import find, text, watching
-    from pronghorn.cli.options import open_model, weight_first
-    from pronghorn.errors import RequestError
 
-    if not out:
-        raise RequestError("the table needs a file to go to: -o heads.json")
-    llm = open_model(model, [*map(weight_first, use), watching()], plain=True, threads=threads)
-    try:
-        with show.progress("looking") as bar:
-            found = find(llm, model, text(llm, tokens, repeats, seed), bar)
-    finally:
-        llm.close()
-    found.write(Path(out))
+    found = _found(
+        out, model, use, watching(), threads,
+        lambda llm, tick: find(llm, model, text(llm, tokens, repeats, seed), tick),
+    )  # fmt: skip
     _tell_heads(found, out, as_json)
 
 
@@ -221,8 +215,7 @@ def channels(
     """
     from pronghorn.calibrate.keys import find_channels
 
-    found = _of_texts(model, out, text, use, threads, find_channels)
-    found.write(Path(out))
+    found = _of_texts(out, model, text, use, threads, find_channels)
     if as_json:
         show.as_json({**asdict(found), "table": out})
         return
@@ -255,10 +248,9 @@ def codebooks(
     from pronghorn.calibrate.keys import find_codebooks
 
     found = _of_texts(
-        model, out, text, use, threads,
+        out, model, text, use, threads,
         lambda llm, name, texts, tick: find_codebooks(llm, name, texts, codes, tick),
     )  # fmt: skip
-    found.write(Path(out))
     layers, n_kv, _ = found.shape
     spec = f"a2ats:table={out},codes={found.groups}"
     if as_json:
@@ -272,21 +264,34 @@ def codebooks(
 
 
 def _of_texts(
-    model: str, out: str, text: str, use: list[str], threads: int,
-    find: Callable[[LLM, str, list[list[int]], Callable[[int, int], None]], Any],
+    out: str, model: str, text: str, use: list[str], threads: int,
+    find: Callable[[LLM, str, list[list[int]], Tick], Any],
 ) -> Any:  # fmt: skip
-    """What `find` finds of the model with its texts."""
+    """What `find` finds of the model with texts; it stands in `out` then."""
     from pronghorn.calibrate.keys import Watch
     from pronghorn.calibrate.trial import given, own
+
+    def with_texts(llm: LLM, tick: Tick) -> Any:
+        material = given(llm, Path(text)) if text else own(llm)
+        return find(llm, model, material.texts, tick)
+
+    return _found(out, model, use, Watch(), threads, with_texts)
+
+
+def _found(
+    out: str, model: str, use: list[str], watch: Any, threads: int, find: Callable[[LLM, Tick], Any]
+) -> Any:
+    """What `find` finds of the model that `watch` looks at; it stands in `out` then."""
     from pronghorn.cli.options import open_model, weight_first
     from pronghorn.errors import RequestError
 
     if not out:
         raise RequestError("the table needs a file to go to: -o table.json")
-    llm = open_model(model, [*map(weight_first, use), Watch()], plain=True, threads=threads)
+    llm = open_model(model, [*map(weight_first, use), watch], plain=True, threads=threads)
     try:
-        material = given(llm, Path(text)) if text else own(llm)
         with show.progress("looking") as bar:
-            return find(llm, model, material.texts, bar)
+            found = find(llm, bar)
     finally:
         llm.close()
+    found.write(Path(out))
+    return found
