@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,15 +19,16 @@ def said(facts: dict[str, str]) -> str:
 
 
 def into(path: Path, made: Mapping[str, str]) -> None:
-    """Put tables where a page wants them: between a line `<!-- table: NAME -->` and a line `<!-- end -->`.
-    Raises `SystemExit` for one that was not made."""
+    """Put tables where a page wants them: between a line `<!-- table: NAME -->` and a line `<!-- end -->`. Those
+    that were not made stay as they are, which is said on stderr."""
     if not path.exists():
         raise SystemExit(f"{path} is not there: it is written by hand around the tables")
     text = path.read_text(encoding="utf-8")
 
     def put(found: re.Match[str]) -> str:
         if found[1] not in made:
-            raise SystemExit(f"{path.name} wants the table {found[1]!r}, which was not measured")
+            print(f"{path.name}: the table {found[1]!r} stays, as it was not measured here", file=sys.stderr)
+            return found[0]
         return f"<!-- table: {found[1]} -->\n{made[found[1]]}\n<!-- end -->"
 
     path.write_text(

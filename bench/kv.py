@@ -5,8 +5,8 @@
 Runs `pronghorn bench kv` as RUNS says, all methods at four budgets, compares some with kvpress at equal
 budgets on the same tasks (`python bench/peers/build.py kvpress` first), and runs kv_speed.py as SPEED says,
 for which the machine should be quiet. Every run leaves a record in a folder
-(--to), and what is in it is not measured again unless `--again` says so. Figures need matplotlib, which the
-extra `bench` installs.
+(--to), and what is in it is not measured again unless `--again` says so; tables without a record stay as they
+are. Figures need matplotlib, which the extra `bench` installs.
 """
 
 from __future__ import annotations
