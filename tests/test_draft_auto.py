@@ -272,6 +272,27 @@ def test_who_pays_is_asked_whatever_attempts_took() -> None:
         assert panel.wake(answering(1), moods, [0], 0.0, 1e-3) == {}  # nothing may be drafted
 
 
+def test_who_pays_goes_on_unlooked_at() -> None:
+    """Until another wakes, a sequence comes or is nearly done, or it pays no more."""
+    panel, moods = asleep([[0, 9]])
+    moods[0].gain[0] = 0.5
+    seqs, other = answering(1), answering(2)
+    assert not panel.sleeps(seqs) and panel.goes_on(seqs, [4]) == {}
+    assert panel.wake(seqs, moods, [4], 0.0, 1e-3) == {0: [0]}
+    while panel.clock < 8:
+        moods[0].tree = 0
+        assert not panel.sleeps(list(seqs)) and panel.goes_on(list(seqs), [4]) == {0: [0]}
+        assert panel.asking and moods[0].tree == -1
+        assert panel.goes_on(other, [4]) == panel.goes_on([*seqs, *other], [4, 4]) == {}
+        assert panel.goes_on(seqs, [0]) == {}
+    assert not panel.sleeps(seqs) and panel.goes_on(seqs, [4]) == {}
+    panel.clock = 5
+    moods[0].gain[0] = 1e-9
+    assert panel.goes_on(seqs, [4])
+    panel.judge(moods[0], (), (), 0.0)
+    assert moods[0].gain[0] < 0 and panel.goes_on(seqs, [4]) == {}
+
+
 def test_what_stood_is_what_was_gained() -> None:
     """To the credit of the first that proposes it: the second adds 6 behind 5, and is surer of both."""
     odds, sure = Odds(2), np.array([0.95, 0.95])

@@ -14,6 +14,7 @@ RECENT = 0.05  # weight of the last asking
 IDLE = 0.2  # and of one in company whose drafts were not worth running: rows are dear there, and will be
 CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance in each sequence
 HOPE = 0.1  # of a token's time, which asking a drafter is thought to gain at first
+STEADY = 16  # steps in a row, at most, for which is not asked anew who is asked
 SAVED = 64  # steps whose share for attempts is kept
 FOREVER = 1 << 60
 
@@ -75,18 +76,31 @@ class Panel:
         self._shares = [spend / 2 ** min(d + 1, n - 1) if n > 1 else spend for d in range(n)]
         # by the number of sequences, in powers of two: who pays alone need not pay in company
         self._usual = {0: Mood([HOPE] * n, [0] * n, [0] * n)}
-        self._step = 0.0  # seconds of the last one that was looked at
+        self.step = 0.0  # seconds of the last one that was looked at, and what its sequences have taught
+        self.moods: list[Mood] = []
         self._purse = 0.0  # seconds that attempts may take
         self._filled = 0  # step up to which it has its share
-        self._asleep: Sequence[Seq] = ()  # of the last step, where nobody was asked for any
-        self._until = 0  # step in which that ends
+        self._same: Sequence[Seq] = ()  # of that step
+        self._asked: dict[int, list[int]] = {}  # and who was asked for which
+        self._until = 0  # step up to which nobody is asked for them
+        self._steady = 0  # and up to which the same are
 
     def sleeps(self, seqs: Sequence[Seq]) -> bool:
         """Whether nobody is asked in this step, of sequences that were all in the last one. Most steps are
         such where nothing can be foreseen, so it must cost next to nothing, however many they are."""
         self.clock += 1
         self.asking, self.n_seqs = False, len(seqs)
-        return self.clock < self._until and seqs == self._asleep
+        return self.clock < self._until and seqs == self._same
+
+    def goes_on(self, seqs: Sequence[Seq], k: Sequence[int]) -> dict[int, list[int]]:
+        """Who is asked as in the step before, for the same sequences, since they all pay and nobody else wakes;
+        {} where that has to be looked at."""
+        if self.clock >= self._steady or seqs != self._same or min(k) < 1:
+            return {}
+        for mood in self.moods:
+            mood.tree = -1
+        self.asking = True
+        return self._asked
 
     def wake(
         self, seqs: Sequence[Seq], moods: Sequence[Mood], k: Sequence[int], own: float, step: float
@@ -96,7 +110,7 @@ class Panel:
         seconds that an asking takes beside the drafter; step: that the step takes without drafts."""
         now, share = self.clock, self.spend * step
         self._purse = min(self._purse + (now - self._filled) * share, SAVED * share)
-        self._filled, self._step = now, step
+        self._filled, self.step, self.moods = now, step, list(moods)
         asked, tries = dict[int, list[int]](), dict[int, list[int]]()
         for i, mood in enumerate(moods):
             mood.asked, mood.tried, mood.tree = [], [], -1
@@ -117,15 +131,16 @@ class Panel:
                     moods[i].tried.append(d)
             else:
                 until = min(until, now + math.ceil((min(price, SAVED * share) - left) / share))
-        if not asked:
-            able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))
-            self._asleep, self._until = seqs, until if able else 0
+        able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))
+        self._same, self._asked = seqs, asked
+        self._until = until if able and not asked else 0
+        self._steady = min(until, now + STEADY) if able and asked and not any(m.tried for m in moods) else 0
         self.asking = bool(asked)
         return asked
 
     def begin(self) -> Mood:
         """Of a new sequence."""
-        cheap = [self._asks(d) < CHEAP * self._step for d in range(len(self.proposes))]
+        cheap = [self._asks(d) < CHEAP * self.step for d in range(len(self.proposes))]
         return self._of_size().again(self.clock, cheap)
 
     def _of_size(self) -> Mood:
@@ -141,7 +156,7 @@ class Panel:
 
         run, stood: nodes by the drafter that proposed them first, () where there are none at all; own:
         seconds that the asking took beside the drafters."""
-        step, usual = self._step, self._of_size()
+        step, usual = self.step, self._of_size()
         for d in mood.asked:
             seconds = min(self._asks(d) + own / len(mood.asked), step)  # one that was slow is no measure
             gain = (stood[d] * self.token - run[d] * self.row if run else 0.0) - seconds
@@ -151,6 +166,8 @@ class Panel:
             share = self._shares[d] * step / self.n_seqs
             weight = IDLE if self.n_seqs > 1 and run and not any(run) else RECENT
             mood.judge(d, gain, int(seconds / share) if share > 0 else 0, self.clock, weight)
+            if mood.gain[d] <= 0:
+                self._steady = 0
             usual.gain[d] += weight * (gain - usual.gain[d])
             usual.failed[d], usual.until[d] = mood.failed[d], mood.until[d]
 

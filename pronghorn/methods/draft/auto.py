@@ -111,9 +111,11 @@ class Auto:
         if panel.sleeps(seqs):
             return out
         start = time.perf_counter()
-        moods = [self._mood(s) for s in seqs]
-        step = room.cost.predict(room.base, room.read)
-        asked = panel.wake(seqs, moods, k, ledger.looks.seconds, step)
+        asked = panel.goes_on(seqs, k)
+        if not asked:
+            step = room.cost.predict(room.base, room.read)
+            asked = panel.wake(seqs, [self._mood(s) for s in seqs], k, ledger.looks.seconds, step)
+        moods, step = panel.moods, panel.step
         if not asked or ledger.abstains(room, len(seqs)):
             return out
         asking, found = 0.0, list[tuple[int, int, Draft]]()  # drafter, sequence, draft
