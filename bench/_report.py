@@ -19,8 +19,8 @@ def said(facts: dict[str, str]) -> str:
 
 
 def into(path: Path, made: Mapping[str, str]) -> None:
-    """Put tables where a page wants them: between a line `<!-- table: NAME -->` and a line `<!-- end -->`. Those
-    that were not made stay as they are, which is said on stderr."""
+    """Put tables where a page wants them: between a line `<!-- table: NAME -->` and a line `<!-- end -->`.
+    Those that were not made stay as they are, which is said on stderr."""
     if not path.exists():
         raise SystemExit(f"{path} is not there: it is written by hand around the tables")
     text = path.read_text(encoding="utf-8")

@@ -93,8 +93,8 @@ class Panel:
         return self.clock < self._until and seqs == self._same
 
     def goes_on(self, seqs: Sequence[Seq], k: Sequence[int]) -> dict[int, list[int]]:
-        """Who is asked as in the step before, for the same sequences, since they all pay and nobody else wakes;
-        {} where that has to be looked at."""
+        """Who is asked as in the step before, for the same sequences, since they all pay and nobody else
+        wakes; {} where that has to be looked at."""
         if self.clock >= self._steady or seqs != self._same or min(k) < 1:
             return {}
         for mood in self.moods:
