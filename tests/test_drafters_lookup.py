@@ -581,7 +581,7 @@ def test_same_tokens_where_memory_is_short(name: str) -> None:
         Request(t, 40, 0.8 * (i % 2), seed=i, ignore_eos=True, n=1 + (i == 3)) for i, t in enumerate(texts)
     ]
     alone = [[s.new for s in engine(["match"], "native").run([r])[0]] for r in asked]
-    e = engine(["match", "sarathi:reserve=1,least=5,tbt=0.0001", name], "native", kv_bytes=1)
+    e = engine(["match", "sarathi:reserve=1,least=5,tbt=0.01", name], "native", kv_bytes=1)
     e.kv_rows = e.memory.kv_rows = max(len(r.ids) + r.n * r.max_tokens for r in asked) + 64
     calibrate(e)
     together = e.run(asked)
