@@ -82,8 +82,11 @@ void Executor::attend_item(int thread, const TapeOp& op, const Dealt& d, const T
     a.own = t.own_keys.data();
     a.runs = t.runs.data();
     a.n_runs = int(t.runs.size());
+    KvPage coded{};  // pages in codes all have the same
+    coded.kind = CODED;
+    const std::size_t bytes = page_bytes(coded);
     for (const auto* pages : {&t.shared, &t.own_keys}) {
-        for (const KvPage& p : *pages) t.kv_bytes += page_bytes(p);
+        for (const KvPage& p : *pages) t.kv_bytes += p.kind == CODED ? bytes : page_bytes(p);
     }
     k_.attend(a);
 }

@@ -509,23 +509,33 @@ PH_INLINE __m512i four_rows(const char* at, size_t stride) {
     return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, x), bytes);
 }
 
+// The same of rows of 32 bytes, one behind the other, from channel c on: two loads have all four.
+PH_INLINE __m512i four_short_rows(const char* at, __m512i words) {
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
+    const __m512i x = _mm512_permutex2var_epi32(_mm512_loadu_si512(at), words, _mm512_loadu_si512(at + 64));
+    return _mm512_shuffle_epi8(x, bytes);
+}
+
 // sums[i][32 from c] += scale times weights times codes of pages [from, to), whose rows are `stride` bytes apart.
 // p: words of four weights, ldp apart; a query's scale is behind them. Asks for lines [line0, line1)
-// of pages that are read next.
-template <int Q>
+// of pages that are read next. SHORT: rows have 64 channels.
+template <int Q, bool SHORT>
 __attribute__((noinline)) void gather_fours(const int32_t* p, size_t ldp, const void* const* row, size_t stride,
                                             const void* const* ahead, int line0, int line1, int width, int from,
                                             int to, int c, float* sums) {
     const __m512i low = _mm512_set1_epi8(0x0f), middle = _mm512_set1_epi8(FOURS_MIDDLE);
+    const __m512i first = _mm512_set_epi32(27, 19, 11, 3, 26, 18, 10, 2, 25, 17, 9, 1, 24, 16, 8, 0);
+    const __m512i words = _mm512_add_epi32(first, _mm512_set1_epi32(c / 8));
     __m512i sum[Q][2];
     PH_UNROLL for (int i = 0; i < Q; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_si512();
     for (int page = from; page < to; ++page) {
-        const char* rows = static_cast<const char*>(row[page * PAGE]) + c / 2;
+        const char* rows = static_cast<const char*>(row[page * PAGE]);
         for (int line = line0 + c / 32; line < line1; line += width / 32) {
             ask_for(static_cast<const char*>(ahead[page]) + line * 64);
         }
         PH_UNROLL for (int four = 0; four < PAGE / 4; ++four) {
-            const __m512i x = four_rows(rows + four * 4 * stride, stride);
+            const char* at = rows + four * 4 * stride;
+            const __m512i x = SHORT ? four_short_rows(at, words) : four_rows(at + c / 2, stride);
             const __m512i a = _mm512_sub_epi8(_mm512_and_si512(x, low), middle);
             const __m512i b = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(x, 4), low), middle);
             const int32_t* by = p + four_at(page, four);

@@ -132,6 +132,8 @@ struct Span {
 Span within(const KvPage* pages, int n, int base) {
     const auto end = [](const KvPage& p) { return p.at + p.hi - p.lo; };
     int i = 0, m = n;  // the first page that ends past base
+    const int guess = n && base >= pages[0].at ? (base - pages[0].at) / PAGE : 0;  // where pages are full
+    if (guess < n && end(pages[guess]) > base && (!guess || end(pages[guess - 1]) <= base)) i = m = guess;
     while (i < m) {
         const int at = (i + m) / 2;
         if (end(pages[at]) > base) {
@@ -245,8 +247,10 @@ void ask_for_lines(const void* from, size_t bytes) {
 // Notes pages in the block's groups and, where lanes are not numbers or queries are many, packs keys.
 template <class A>
 void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
+    const bool lie_k = as_they_lie<A>(*w.a.k_codes), lie_v = as_they_lie<A>(*w.a.v_codes);
+    const size_t coded_row = code_row(*w.a.v_codes, w.a.dim);
     for (const KvPage* p = pages.from; p != pages.to; ++p) {
-        const size_t size = row_bytes(w.a, p->kind);
+        const size_t size = p->kind == CODED ? coded_row : row_bytes(w.a, p->kind);
         const bool direct = aligned(p, pages.to);
         int lane = p->lo, at = p->at - b.base;
         if (at < 0) {
@@ -263,7 +267,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
             b.kf[c] = p->kf;
             b.vf[c] = p->vf;
             b.turned |= p->kind == CODED && w.a.v_codes->turn;
-            b.fours |= p->kind == CODED && as_they_lie<A>(*w.a.v_codes);
+            b.fours |= p->kind == CODED && lie_v;
             float* packed = w.keys + size_t(c) * w.steps * 16;
             if (p->kind == CODED && w.a.k_codes->bits == 16) {
                 b.keys[c] = p->k;
@@ -272,7 +276,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
                     b.keys[c] = packed;
                 }
                 b.keys_kind[c] = BF16;
-            } else if (p->kind == CODED && !as_they_lie<A>(*w.a.k_codes)) {
+            } else if (p->kind == CODED && !lie_k) {
                 const Coding& v = *w.a.v_codes;
                 ask_for_lines(p->v, PAGE * size + code_more(v, PAGE * size) + code_beside(v, w.a.dim));
                 unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
@@ -297,7 +301,7 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
                 }
             }
             const char* v = static_cast<const char*>(p->v) + lane * size;
-            if (p->kind == CODED && as_they_lie<A>(*w.a.v_codes)) {
+            if (p->kind == CODED && lie_v) {
                 b.value[at] = v;  // its rows lie one behind the other
             } else {
                 for (int i = 0; i < n; ++i) b.value[at + i] = v + i * size;
@@ -337,10 +341,14 @@ void gather_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, i
     const int group = w.a.v_codes->group;
     const size_t stride = code_row(*w.a.v_codes, w.a.dim);
     by_rows(q0, q1, [&]<int Q>(int q) {
-        for (int c = 0; c < w.width; c += 32) {
-            gather_fours<Q>(w.p8 + (size_t(c / group) * w.n + q) * w.ldp8, w.ldp8, b.value, stride, b.ahead,
-                            w.asks.weigh, w.asks.all, w.width, c0, c1, c, w.sums + q * w.width);
-        }
+        const auto go = [&]<bool SHORT>() {
+            for (int c = 0; c < w.width; c += 32) {
+                const int32_t* p8 = w.p8 + (size_t(c / group) * w.n + q) * w.ldp8;
+                gather_fours<Q, SHORT>(p8, w.ldp8, b.value, stride, b.ahead, w.asks.weigh, w.asks.all, w.width, c0,
+                                       c1, c, w.sums + q * w.width);
+            }
+        };
+        stride == 32 ? go.template operator()<true>() : go.template operator()<false>();
     });
 }
 #endif
@@ -444,8 +452,9 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
 // Factors of 4-bit values of groups [0, n), group of channels by group: scales, and what the middle of codes means.
 template <class A>
 void spread_factors(const Work<A>& w, const Block& b, int n) {
+    const int each = code_groups(*w.a.v_codes, w.a.dim);
     for (int c = 0; c < n; ++c) {
-        for (int g = 0; b.vf[c] && g < code_groups(*w.a.v_codes, w.a.dim); ++g) {
+        for (int g = 0; b.vf[c] && g < each; ++g) {
             const uint16_t* from = b.vf[c] + g * 2 * PAGE;
             float* to = w.factors + g * 2 * KEYS + c * PAGE;
             const V by = vld(from);
@@ -518,42 +527,69 @@ float raise_fours(const Work<A>& w, const Block& b, int query, int groups, const
     const __m512 zero = _mm512_setzero_ps();
     const int each = (w.asks.weigh - w.asks.score + w.n - 1) / w.n, line0 = w.asks.score + query * each;
     const int line1 = line0 + each < w.asks.weigh ? line0 + each : w.asks.weigh;
-    __m512 sum = zero;
+    bool even = w.a.softcap <= 0;  // whether all groups have values' factors, and nothing bends their scores
+    for (int c = 0; c < groups; ++c) even &= b.vf[c] && !b.ks[c] && !b.bias[c];
+    // One accumulator for every fourth group: a long chain of sums would wait for each of them.
+    __m512 sum[4] = {zero, zero, zero, zero};
     alignas(64) float x[KEYS];
     for (int g = 0; g * group < w.width; ++g) {
         const size_t row = size_t(g) * w.n + query;
         float* p = w.p + row * w.ldp;
         int32_t* p8 = w.p8 + row * w.ldp8;
         const float *by = w.factors + g * 2 * KEYS, *middle = by + KEYS;
-        __m512 middles = zero, top = zero;
-        for (int c = 0; c < groups; ++c) {
+        __m512 middles[4] = {zero, zero, zero, zero}, top[4] = {zero, zero, zero, zero};
+        const auto page = [&]<bool FIRST, bool EVEN, int I>(int c) __attribute__((always_inline)) {
             const __m512 y = _mm512_loadu_ps(s + c * PAGE);
-            __m512 e = g ? y : bent(w.a, b, c) ? finished(y) : scaled(y), weight = zero;
-            if (b.vf[c]) {
+            __m512 e = !FIRST ? y : !EVEN && bent(w.a, b, c) ? finished(y) : scaled(y), weight = zero;
+            if (EVEN || b.vf[c]) {
                 weight = _mm512_mul_ps(e, _mm512_loadu_ps(by + c * PAGE));
-                top = _mm512_max_ps(top, weight);
-                middles = _mm512_fmadd_ps(e, _mm512_loadu_ps(middle + c * PAGE), middles);
+                top[I] = _mm512_max_ps(top[I], weight);
+                middles[I] = _mm512_fmadd_ps(e, _mm512_loadu_ps(middle + c * PAGE), middles[I]);
             } else {
                 const __m256i h = (__m256i)_mm512_cvtneps_pbh(e);
                 e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE / 2), h);
             }
             _mm512_store_ps(x + c * PAGE, weight);
-            if (g) continue;
-            for (int i = line0; i < line1; ++i) ask_for(static_cast<const char*>(b.ahead[c]) + i * 64);
-            sum = _mm512_add_ps(sum, e);
+            if (!FIRST) return;
+            sum[I] = _mm512_add_ps(sum[I], e);
             if (group < w.width) _mm512_storeu_ps(s + c * PAGE, e);
+        };
+        const auto pages = [&]<bool FIRST, bool EVEN>() __attribute__((always_inline)) {
+            int c = 0;
+            for (; c + 4 <= groups; c += 4) {
+                for (int i = line0; FIRST && i < line1; ++i) {
+                    PH_UNROLL for (int j = 0; j < 4; ++j) {
+                        ask_for(static_cast<const char*>(b.ahead[c + j]) + i * 64);
+                    }
+                }
+                page.template operator()<FIRST, EVEN, 0>(c);
+                page.template operator()<FIRST, EVEN, 1>(c + 1);
+                page.template operator()<FIRST, EVEN, 2>(c + 2);
+                page.template operator()<FIRST, EVEN, 3>(c + 3);
+            }
+            if (c < groups) page.template operator()<FIRST, EVEN, 0>(c);
+            if (c + 1 < groups) page.template operator()<FIRST, EVEN, 1>(c + 1);
+            if (c + 2 < groups) page.template operator()<FIRST, EVEN, 2>(c + 2);
+        };
+        if (g) {
+            even ? pages.template operator()<false, true>() : pages.template operator()<false, false>();
+        } else {
+            even ? pages.template operator()<true, true>() : pages.template operator()<true, false>();
         }
         for (int c = groups; c % 4; ++c) _mm512_store_ps(x + c * PAGE, zero);
-        const float most = _mm512_reduce_max_ps(top), scale = most / FOURS_TOP;
+        const float most = _mm512_reduce_max_ps(
+            _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3])));
+        const float scale = most / FOURS_TOP;
         const __m512 to = _mm512_set1_ps(most > 0 ? FOURS_TOP / most : 0.0f);
         for (int c = 0; c < groups; c += 4) _mm512_storeu_si512(p8 + c * PAGE / 4, pack_weights(x + c * PAGE, to));
         memcpy(p8 + KEYS / 4, &scale, 4);
-        const V begin = vall(_mm512_reduce_add_ps(middles));
+        const V begin = vall(_mm512_reduce_add_ps(
+            _mm512_add_ps(_mm512_add_ps(middles[0], middles[1]), _mm512_add_ps(middles[2], middles[3]))));
         const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
         for (int c = g * group; c < stop; c += 16) vst(w.sums + size_t(query) * w.width + c, begin);
     }
-    return _mm512_reduce_add_ps(sum);
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 #endif
 
@@ -603,9 +639,10 @@ float raise(const Work<A>& w, const Block& b, int query, int groups, float top) 
     return summed(sum);
 }
 
-// Scores [0, end) to weights, those up to the next group becoming 0; their maximum and their sum.
+// The maximum of scores [0, end), which are finished where more than a factor bends them; those up to the next
+// group are hidden.
 template <class A>
-void weigh(const Work<A>& w, const Block& b, int query, int end, int stop) {
+void crest(const Work<A>& w, const Block& b, int query, int end, int stop) {
     const AttendItem& a = w.a;
     float* s = w.s + query * w.lds;
     for (int i = end < 0 ? 0 : end; i < stop; ++i) s[i] = NONE;
@@ -626,9 +663,18 @@ void weigh(const Work<A>& w, const Block& b, int query, int end, int stop) {
         vst(s + c * PAGE, y);
         top = vmax(top, y);
     }
-    const float m = highest(vmax(top, vmul(plain, scale)));
-    w.top[query] = m;
-    w.total[query] = raise(w, b, query, groups, m == NONE ? 0.0f : m);
+    w.top[query] = highest(vmax(top, vmul(plain, scale)));
+}
+
+// Scores of queries [q0, q1), a chain whose last row sees `last` keys, to weights; their maxima and their sums.
+// The maxima are found first: a query's weights need not wait for its own then.
+template <class A>
+void weigh(const Work<A>& w, const Block& b, int q0, int q1, int last, int stop) {
+    for (int q = q0; q < q1; ++q) crest(w, b, q, last - (q1 - 1) / w.a.g + q / w.a.g, stop);
+    for (int q = q0; q < q1; ++q) {
+        const float m = w.top[q];
+        w.total[q] = raise(w, b, q, stop / PAGE, m == NONE ? 0.0f : m);
+    }
 }
 
 // ------------------------------------------------------------------------------ joining
@@ -781,10 +827,7 @@ void run_block(const Work<A>& w, int number) {
             score(w, b, q0, q1, common, stop);
             hide(w, b.base, pages, run.row0, run.row1, false);
         }
-        for (int q = q0; q < q1; ++q) {
-            const int end = run.n_keys - (run.row1 - 1 - q / a.g) - b.base;
-            weigh(w, b, q, end, stop * PAGE);
-        }
+        weigh(w, b, q0, q1, run.n_keys - b.base, stop * PAGE);
     }
     gather(w, b, 0, w.n, 0, common);
     for (int i = 0; i < a.n_runs; ++i) {
