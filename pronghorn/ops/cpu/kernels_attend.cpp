@@ -41,6 +41,8 @@ struct Work {
     int n;         // queries
     int steps;     // of a score
     int width;     // words of a query's sums and of packed values
+    bool lie_k, lie_v;     // whether pages' keys and values in codes are multiplied as they lie
+    size_t coded_row;      // bytes of a row of values in codes
     size_t ldq, lds, ldp;  // words from query to query
     float *q, *s, *p;      // queries; scores; weights as left operands, for each group of channels of 4-bit values
     float *q_turned, *turned;  // queries for turned keys, and sums of turned values
@@ -63,6 +65,9 @@ struct Work {
         n = a.n_rows * a.g;
         steps = (a.dim + A::STEP - 1) / A::STEP;
         width = (a.dim + 16 * A::GROUP - 1) / (16 * A::GROUP) * 16 * A::GROUP;
+        lie_k = as_they_lie<A>(*a.k_codes);
+        lie_v = as_they_lie<A>(*a.v_codes);
+        coded_row = code_row(*a.v_codes, a.dim);
         const size_t padded = size_t(a.dim + 31) / 32 * 32, n16 = (n + 15) / 16 * 16;
         ldq = padded;
         lds = KEYS + 16;
@@ -98,15 +103,20 @@ struct Work {
         memset(const_cast<float*>(zero), 0, sizeof(float) * padded);
         const Coding &k = *a.k_codes, &v = *a.v_codes;
         size_t bytes = code_keys(k, a.dim) + code_beside(k, a.dim);
-        if (as_they_lie<A>(k)) bytes += PAGE * code_row(v, a.dim) + code_beside(v, a.dim);
+        if (lie_k) bytes += PAGE * coded_row + code_beside(v, a.dim);
         asks.all = int((bytes + 63) / 64);
-        asks.score = as_they_lie<A>(k) ? asks.all / 3 : 0;  // else values are asked for as keys are unpacked
+        asks.score = lie_k ? asks.all / 3 : 0;  // else values are asked for as keys are unpacked
         asks.weigh = asks.score * 2;
     }
 };
 
+template <class A>
+PH_INLINE size_t row_bytes(const Work<A>& w, Kind kind) {  // of values
+    return kind == CODED ? w.coded_row : w.a.dim * size_t(kind == F32 ? 4 : kind == BF16 ? 2 : 1);
+}
+
 // What of a block's keys lies where. Sixteen keys of a group are of one kind, or absent.
-struct Block {
+struct alignas(64) Block {
     int base;  // number of the first key
     const void* keys[GROUPS];
     int keys_kind[GROUPS];
@@ -120,23 +130,15 @@ struct Block {
     const void* ahead[GROUPS];  // keys of the next block
 };
 
-size_t row_bytes(const AttendItem& a, Kind kind) {
-    if (kind == CODED) return code_row(*a.v_codes, a.dim);
-    return a.dim * size_t(kind == F32 ? 4 : kind == BF16 ? 2 : 1);
-}
-
 // Pages of a list, in rising order of their keys, that have keys in [base, base + KEYS).
 struct Span {
     const KvPage *from, *to;
 };
 Span within(const KvPage* pages, int n, int base) {
-    const auto end = [](const KvPage& p) { return p.at + p.hi - p.lo; };
     int i = 0, m = n;  // the first page that ends past base
-    const int guess = n && base >= pages[0].at ? (base - pages[0].at) / PAGE : 0;  // where pages are full
-    if (guess < n && end(pages[guess]) > base && (!guess || end(pages[guess - 1]) <= base)) i = m = guess;
     while (i < m) {
         const int at = (i + m) / 2;
-        if (end(pages[at]) > base) {
+        if (pages[at].at + pages[at].hi - pages[at].lo > base) {
             m = at;
         } else {
             i = at + 1;
@@ -244,13 +246,88 @@ void ask_for_lines(const void* from, size_t bytes) {
 
 // ------------------------------------------------------------------------------ a block
 
-// Notes pages in the block's groups and, where lanes are not numbers or queries are many, packs keys.
+// Notes keys [lane, lane + n) of a page as the block's keys from `at` on, all in one group, and packs them where
+// lanes are not numbers or queries are many. direct: lanes are numbers modulo 16, and the page is alone in its group.
 template <class A>
-void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
-    const bool lie_k = as_they_lie<A>(*w.a.k_codes), lie_v = as_they_lie<A>(*w.a.v_codes);
-    const size_t coded_row = code_row(*w.a.v_codes, w.a.dim);
+PH_INLINE void place(const Work<A>& w, Block& b, const KvPage& p, int lane, int at, int n, bool direct,
+                     int n_queries) {
+    const int c = at / PAGE, to = at % PAGE, dim = w.a.dim;
+    const Coding &k = *w.a.k_codes, &v = *w.a.v_codes;
+    const bool coded = p.kind == CODED;
+    const size_t size = row_bytes(w, p.kind);
+    b.kind[c] = coded && v.bits == 16 ? BF16 : p.kind;
+    b.ks[c] = p.ks;
+    b.vs[c] = p.vs;
+    b.bias[c] = p.bias;
+    b.kf[c] = p.kf;
+    b.vf[c] = p.vf;
+    b.turned |= coded && v.turn;
+    b.fours |= coded && w.lie_v;
+    float* packed = w.keys + size_t(c) * w.steps * 16;
+    if (coded && k.bits == 16) {
+        b.keys[c] = p.k;
+        if (k.kept < dim) {
+            spread_keys(k, p, dim, reinterpret_cast<uint16_t*>(packed));
+            b.keys[c] = packed;
+        }
+        b.keys_kind[c] = BF16;
+    } else if (coded && !w.lie_k) {
+        ask_for_lines(p.v, PAGE * size + code_more(v, PAGE * size) + code_beside(v, dim));
+        unpack_keys<A>(k, p, dim, packed);
+        b.keys[c] = packed;
+        b.keys_kind[c] = k.turn ? TURNED : PACKED;
+    } else if (p.other) {  // a sealed page, lanes of which are numbers
+        place_others(p, n, dim, reinterpret_cast<uint16_t*>(packed));
+        b.keys[c] = packed;
+        b.keys_kind[c] = BF16;
+    } else if (direct && !packs_keys<A>(p.kind, n_queries)) {
+        b.keys[c] = p.k;
+        b.keys_kind[c] = p.kind;
+    } else {
+        pack_keys(w, p, packed, direct ? 0 : lane, direct ? 0 : to, direct ? PAGE : n);
+        b.keys[c] = packed;
+        b.keys_kind[c] = PACKED;
+    }
+    if (!b.there[c] && n < PAGE) {
+        for (int i = 0; i < PAGE; ++i) b.value[c * PAGE + i] = w.zero;
+    }
+    b.there[c] = true;
+    const char* row = static_cast<const char*>(p.v) + lane * size;
+    if (coded && w.lie_v) {
+        b.value[at] = row;  // the others lie behind it
+        return;
+    }
+    for (int i = 0; i < n; ++i) b.value[at + i] = row + i * size;
+    if (p.other) {
+        each_other(p, p.vs, p.other + size_t(p.n_other) * dim, n, dim,
+                   [&](int i, const uint16_t* row) { b.value[at + i] = row; });
+    }
+}
+
+// Calls f(table, i, group) for the block's pages that every row sees.
+template <typename F>
+PH_INLINE void each_shared(const AttendItem& a, int number, F f) {
+    const KvTable* const tables[] = {&a.sealed, &a.open};
+    for (const KvTable* t : tables) {
+        const int base = number * GROUPS - t->at / PAGE;  // where the block begins in the table
+        const int from = base > 0 ? base : 0, to = base + GROUPS < t->n ? base + GROUPS : t->n;
+        for (int i = from; i < to; ++i) f(*t, i, i - base);
+    }
+}
+
+template <class A>
+void lay_out_shared(const Work<A>& w, Block& b, int number) {
+    each_shared(w.a, number, [&](const KvTable& t, int i, int c) __attribute__((always_inline)) {
+        if (const int n = t.lanes(i)) place(w, b, t.page(i, n), 0, c * PAGE, n, true, w.n);
+    });
+    for (const void*& next : b.ahead) next = w.zero;
+    if (number + 1 == w.a.block1) return;
+    each_shared(w.a, number + 1, [&](const KvTable& t, int i, int c) { b.ahead[c] = t.keys(i); });
+}
+
+template <class A>
+void lay_out_own(const Work<A>& w, Block& b, Span pages, int n_queries) {
     for (const KvPage* p = pages.from; p != pages.to; ++p) {
-        const size_t size = p->kind == CODED ? coded_row : row_bytes(w.a, p->kind);
         const bool direct = aligned(p, pages.to);
         int lane = p->lo, at = p->at - b.base;
         if (at < 0) {
@@ -258,58 +335,8 @@ void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
             at = 0;
         }
         while (lane < p->hi && at < KEYS) {
-            const int c = at / PAGE, to = at % PAGE;
-            const int rest = PAGE - to, n = p->hi - lane < rest ? p->hi - lane : rest;
-            b.kind[c] = p->kind == CODED && w.a.v_codes->bits == 16 ? BF16 : p->kind;
-            b.ks[c] = p->ks;
-            b.vs[c] = p->vs;
-            b.bias[c] = p->bias;
-            b.kf[c] = p->kf;
-            b.vf[c] = p->vf;
-            b.turned |= p->kind == CODED && w.a.v_codes->turn;
-            b.fours |= p->kind == CODED && lie_v;
-            float* packed = w.keys + size_t(c) * w.steps * 16;
-            if (p->kind == CODED && w.a.k_codes->bits == 16) {
-                b.keys[c] = p->k;
-                if (w.a.k_codes->kept < w.a.dim) {
-                    spread_keys(*w.a.k_codes, *p, w.a.dim, reinterpret_cast<uint16_t*>(packed));
-                    b.keys[c] = packed;
-                }
-                b.keys_kind[c] = BF16;
-            } else if (p->kind == CODED && !lie_k) {
-                const Coding& v = *w.a.v_codes;
-                ask_for_lines(p->v, PAGE * size + code_more(v, PAGE * size) + code_beside(v, w.a.dim));
-                unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
-                b.keys[c] = packed;
-                b.keys_kind[c] = w.a.k_codes->turn ? TURNED : PACKED;
-            } else if (p->other) {  // a sealed page, lanes of which are numbers
-                place_others(*p, n, w.a.dim, reinterpret_cast<uint16_t*>(packed));
-                b.keys[c] = packed;
-                b.keys_kind[c] = BF16;
-            } else if (direct && !packs_keys<A>(p->kind, n_queries)) {
-                b.keys[c] = p->k;
-                b.keys_kind[c] = p->kind;
-            } else {
-                pack_keys(w, *p, packed, direct ? 0 : lane, direct ? 0 : to, direct ? PAGE : n);
-                b.keys[c] = packed;
-                b.keys_kind[c] = PACKED;
-            }
-            if (!b.there[c]) {
-                b.there[c] = true;
-                if (n < PAGE) {
-                    for (int i = 0; i < PAGE; ++i) b.value[c * PAGE + i] = w.zero;
-                }
-            }
-            const char* v = static_cast<const char*>(p->v) + lane * size;
-            if (p->kind == CODED && lie_v) {
-                b.value[at] = v;  // its rows lie one behind the other
-            } else {
-                for (int i = 0; i < n; ++i) b.value[at + i] = v + i * size;
-            }
-            if (p->other) {
-                each_other(*p, p->vs, p->other + size_t(p->n_other) * w.a.dim, n, w.a.dim,
-                           [&](int i, const uint16_t* row) { b.value[at + i] = row; });
-            }
+            const int rest = PAGE - at % PAGE, n = p->hi - lane < rest ? p->hi - lane : rest;
+            place(w, b, *p, lane, at, n, direct, n_queries);
             lane += n;
             at += n;
         }
@@ -339,7 +366,7 @@ void score_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, in
 template <class A>
 void gather_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
     const int group = w.a.v_codes->group;
-    const size_t stride = code_row(*w.a.v_codes, w.a.dim);
+    const size_t stride = w.coded_row;
     by_rows(q0, q1, [&]<int Q>(int q) {
         const auto go = [&]<bool SHORT>() {
             for (int c = 0; c < w.width; c += 32) {
@@ -408,7 +435,7 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
         int kind = b.kind[i];
         float* sums = kind == CODED && w.a.v_codes->turn ? w.turned : w.sums;
 #if PH_PACKS
-        if (kind == CODED && as_they_lie<A>(*w.a.v_codes)) {
+        if (kind == CODED && w.lie_v) {
             gather_as_fours(w, b, q0, q1, i, j);
             i = j;
             continue;
@@ -465,29 +492,34 @@ void spread_factors(const Work<A>& w, const Block& b, int n) {
 }
 #endif
 
-// Hides keys that are behind a row's window, and lanes of shared pages that hold none. Rows [r0, r1), pages
-// of the block.
+// Hides keys of a page that are behind the window of rows [r0, r1), and lanes of a shared page that hold none.
 template <class A>
-void hide(const Work<A>& w, int base, Span pages, int r0, int r1, bool shared) {
+void hide(const Work<A>& w, int base, const KvPage& p, int r0, int r1, bool shared) {
     const AttendItem& a = w.a;
-    for (const KvPage* p = pages.from; p != pages.to; ++p) {
-        int least = 0x7fffffff;
-        if (a.window) {
-            for (int i = p->lo; i < p->hi; ++i) least = p->pos[i] < least ? p->pos[i] : least;
-        }
-        const bool gaps = shared && p->hi < PAGE;
-        for (int r = r0; r < r1; ++r) {
-            const int limit = a.pos[r] - a.window;
-            const bool behind = a.window && least <= limit;
-            if (!behind && !gaps) continue;
-            for (int i = p->lo; i < (gaps ? PAGE : p->hi); ++i) {
-                const int at = p->at - base + i - p->lo;
-                if (at < 0 || at >= KEYS) continue;
-                if (i < p->hi && !(behind && p->pos[i] <= limit)) continue;
-                for (int h = 0; h < a.g; ++h) w.s[(r * a.g + h) * w.lds + at] = NONE;
-            }
+    int least = 0x7fffffff;
+    if (a.window) {
+        for (int i = p.lo; i < p.hi; ++i) least = p.pos[i] < least ? p.pos[i] : least;
+    }
+    const bool gaps = shared && p.hi < PAGE;
+    for (int r = r0; r < r1; ++r) {
+        const int limit = a.pos[r] - a.window;
+        const bool behind = a.window && least <= limit;
+        if (!behind && !gaps) continue;
+        for (int i = p.lo; i < (gaps ? PAGE : p.hi); ++i) {
+            const int at = p.at - base + i - p.lo;
+            if (at < 0 || at >= KEYS) continue;
+            if (i < p.hi && !(behind && p.pos[i] <= limit)) continue;
+            for (int h = 0; h < a.g; ++h) w.s[(r * a.g + h) * w.lds + at] = NONE;
         }
     }
+}
+
+template <class A>
+void hide_shared(const Work<A>& w, int number) {
+    each_shared(w.a, number, [&](const KvTable& t, int i, int) {
+        const int n = t.lanes(i);
+        if (n && (n < PAGE || w.a.window)) hide(w, number * KEYS, t.page(i, n), 0, w.a.n_rows, true);
+    });
 }
 
 #if PH_PACKS
@@ -757,7 +789,7 @@ void load_queries(const Work<A>& w) {
             }
         }
 #if PH_PACKS
-        if (as_they_lie<A>(*a.k_codes)) {
+        if (w.lie_k) {
             narrow_query(from, *a.k_codes, a.dim, w.q8 + q * w.ldq8, w.side + q * w.ld_side);
         }
 #endif
@@ -796,12 +828,9 @@ void run_block(const Work<A>& w, int number) {
     memset(w.sums, 0, sizeof(float) * w.n * w.width);
     int common = (a.n_shared_keys - b.base) / PAGE;  // groups that all rows see
     common = common < 0 ? 0 : common > GROUPS ? GROUPS : common;
-    const Span shared = within(a.shared, a.n_shared, b.base);
-    lay_out(w, b, shared, w.n);
-    const KvPage* after = a.shared + a.n_shared;
-    for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
+    lay_out_shared(w, b, number);
     score(w, b, 0, w.n, 0, common);
-    hide(w, b.base, shared, 0, a.n_rows, true);
+    hide_shared(w, number);
 #if PH_PACKS
     if (b.fours) spread_factors(w, b, common);
 #endif
@@ -812,7 +841,7 @@ void run_block(const Work<A>& w, int number) {
             b.kf[c] = b.vf[c] = nullptr;
         }
         const Span pages = within(a.own + run.page0, run.page1 - run.page0, b.base);
-        lay_out(w, b, pages, (run.row1 - run.row0) * a.g);
+        lay_out_own(w, b, pages, (run.row1 - run.row0) * a.g);
         return pages;
     };
     const auto stop_of = [&](const KvRun& run) {  // of its groups
@@ -825,7 +854,7 @@ void run_block(const Work<A>& w, int number) {
         if (common < stop) {
             const Span pages = own(run);
             score(w, b, q0, q1, common, stop);
-            hide(w, b.base, pages, run.row0, run.row1, false);
+            for (const KvPage* p = pages.from; p != pages.to; ++p) hide(w, b.base, *p, run.row0, run.row1, false);
         }
         weigh(w, b, q0, q1, run.n_keys - b.base, stop * PAGE);
     }
