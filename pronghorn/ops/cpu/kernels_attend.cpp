@@ -489,6 +489,9 @@ void spread_factors(const Work<A>& w, const Block& b, int n) {
             vst(to + KEYS, vfma(by, vall(float(FOURS_MIDDLE)), vld(from + PAGE)));
         }
     }
+    for (int c = n; c % 4; ++c) {  // weights are made four groups at a time
+        for (int g = 0; g < 2 * each; ++g) vst(w.factors + g * KEYS + c * PAGE, vall(0.0f));
+    }
 }
 #endif
 
@@ -549,79 +552,95 @@ struct RoughExp {
 PH_INLINE bool bent(const AttendItem& a, const Block& b, int c) { return b.ks[c] || b.bias[c] || a.softcap > 0; }
 
 #if PH_PACKS
-// As `raise`, where some values are 4-bit numbers, of which each group of channels has its own factors: weights
-// times scales become numbers of 8 bits. The sums begin with what the middles of codes make.
-template <class A>
-float raise_fours(const Work<A>& w, const Block& b, int query, int groups, const RoughExp& finished,
-                  const RoughExp& scaled) {
-    float* s = w.s + query * w.lds;
+// Weights of a query, in the making: numbers of 8 bits wait for the largest.
+constexpr int FOURS_QUERIES = 8;  // that are made together
+
+// The first half: weights, and those times scales of values for the g-th group of channels, to x; the largest of
+// these. The sums begin with what the middles of codes make. EVEN: all groups have values' factors, and nothing bends
+// their scores. FIRST: of groups of channels; `sum` is theirs.
+template <bool FIRST, bool EVEN, class A>
+float scale_fours(const Work<A>& w, const Block& b, int query, int groups, int g, float* x, const RoughExp& finished,
+                  const RoughExp& scaled, float& sum) {
     const int group = w.a.v_codes->group;
-    const __m512 zero = _mm512_setzero_ps();
+    float* s = w.s + query * w.lds;
+    float* p = w.p + (size_t(g) * w.n + query) * w.ldp;
+    const float *by = w.factors + g * 2 * KEYS, *middle = by + KEYS;
     const int each = (w.asks.weigh - w.asks.score + w.n - 1) / w.n, line0 = w.asks.score + query * each;
     const int line1 = line0 + each < w.asks.weigh ? line0 + each : w.asks.weigh;
-    bool even = w.a.softcap <= 0;  // whether all groups have values' factors, and nothing bends their scores
-    for (int c = 0; c < groups; ++c) even &= b.vf[c] && !b.ks[c] && !b.bias[c];
     // One accumulator for every fourth group: a long chain of sums would wait for each of them.
-    __m512 sum[4] = {zero, zero, zero, zero};
-    alignas(64) float x[KEYS];
-    for (int g = 0; g * group < w.width; ++g) {
-        const size_t row = size_t(g) * w.n + query;
-        float* p = w.p + row * w.ldp;
-        int32_t* p8 = w.p8 + row * w.ldp8;
-        const float *by = w.factors + g * 2 * KEYS, *middle = by + KEYS;
-        __m512 middles[4] = {zero, zero, zero, zero}, top[4] = {zero, zero, zero, zero};
-        const auto page = [&]<bool FIRST, bool EVEN, int I>(int c) __attribute__((always_inline)) {
-            const __m512 y = _mm512_loadu_ps(s + c * PAGE);
-            __m512 e = !FIRST ? y : !EVEN && bent(w.a, b, c) ? finished(y) : scaled(y), weight = zero;
-            if (EVEN || b.vf[c]) {
-                weight = _mm512_mul_ps(e, _mm512_loadu_ps(by + c * PAGE));
-                top[I] = _mm512_max_ps(top[I], weight);
-                middles[I] = _mm512_fmadd_ps(e, _mm512_loadu_ps(middle + c * PAGE), middles[I]);
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 sums[4] = {zero, zero, zero, zero}, middles[4] = {zero, zero, zero, zero}, top[4] = {zero, zero, zero, zero};
+    for (int c = 0; c < groups; c += 4) {
+        for (int i = line0; FIRST && i < line1; ++i) {
+            PH_UNROLL for (int j = 0; j < 4; ++j) ask_for(static_cast<const char*>(b.ahead[c + j]) + i * 64);
+        }
+        PH_UNROLL for (int j = 0; j < 4; ++j) {
+            const int at = (c + j) * PAGE;
+            const __m512 y = _mm512_loadu_ps(s + at);
+            __m512 e = !FIRST ? y : !EVEN && bent(w.a, b, c + j) ? finished(y) : scaled(y), weight = zero;
+            if (EVEN || b.vf[c + j]) {
+                weight = _mm512_mul_ps(e, _mm512_loadu_ps(by + at));
+                top[j] = _mm512_max_ps(top[j], weight);
+                middles[j] = _mm512_fmadd_ps(e, _mm512_loadu_ps(middle + at), middles[j]);
             } else {
                 const __m256i h = (__m256i)_mm512_cvtneps_pbh(e);
                 e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE / 2), h);
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + at / 2), h);
             }
-            _mm512_store_ps(x + c * PAGE, weight);
-            if (!FIRST) return;
-            sum[I] = _mm512_add_ps(sum[I], e);
-            if (group < w.width) _mm512_storeu_ps(s + c * PAGE, e);
-        };
-        const auto pages = [&]<bool FIRST, bool EVEN>() __attribute__((always_inline)) {
-            int c = 0;
-            for (; c + 4 <= groups; c += 4) {
-                for (int i = line0; FIRST && i < line1; ++i) {
-                    PH_UNROLL for (int j = 0; j < 4; ++j) {
-                        ask_for(static_cast<const char*>(b.ahead[c + j]) + i * 64);
-                    }
-                }
-                page.template operator()<FIRST, EVEN, 0>(c);
-                page.template operator()<FIRST, EVEN, 1>(c + 1);
-                page.template operator()<FIRST, EVEN, 2>(c + 2);
-                page.template operator()<FIRST, EVEN, 3>(c + 3);
-            }
-            if (c < groups) page.template operator()<FIRST, EVEN, 0>(c);
-            if (c + 1 < groups) page.template operator()<FIRST, EVEN, 1>(c + 1);
-            if (c + 2 < groups) page.template operator()<FIRST, EVEN, 2>(c + 2);
-        };
-        if (g) {
-            even ? pages.template operator()<false, true>() : pages.template operator()<false, false>();
-        } else {
-            even ? pages.template operator()<true, true>() : pages.template operator()<true, false>();
+            _mm512_storeu_ps(x + at, weight);
+            if (!FIRST) continue;
+            sums[j] = _mm512_add_ps(sums[j], e);
+            if (group < w.width) _mm512_storeu_ps(s + at, e);
         }
-        for (int c = groups; c % 4; ++c) _mm512_store_ps(x + c * PAGE, zero);
-        const float most = _mm512_reduce_max_ps(
-            _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3])));
-        const float scale = most / FOURS_TOP;
-        const __m512 to = _mm512_set1_ps(most > 0 ? FOURS_TOP / most : 0.0f);
-        for (int c = 0; c < groups; c += 4) _mm512_storeu_si512(p8 + c * PAGE / 4, pack_weights(x + c * PAGE, to));
-        memcpy(p8 + KEYS / 4, &scale, 4);
-        const V begin = vall(_mm512_reduce_add_ps(
-            _mm512_add_ps(_mm512_add_ps(middles[0], middles[1]), _mm512_add_ps(middles[2], middles[3]))));
-        const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
-        for (int c = g * group; c < stop; c += 16) vst(w.sums + size_t(query) * w.width + c, begin);
     }
-    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
+    const auto both = [](const __m512 (&v)[4], auto f) { return f(f(v[0], v[1]), f(v[2], v[3])); };
+    const auto add = [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); };
+    const auto max = [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); };
+    const V begin = vall(_mm512_reduce_add_ps(both(middles, add)));
+    const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
+    for (int c = g * group; c < stop; c += 16) vst(w.sums + size_t(query) * w.width + c, begin);
+    if (FIRST) sum = _mm512_reduce_add_ps(both(sums, add));
+    return _mm512_reduce_max_ps(both(top, max));
+}
+
+// As `raise`, for queries [q0, q1) where some values are 4-bit numbers, of which each group of channels has its own
+// factors: weights times scales become numbers of 8 bits.
+template <bool EVEN, class A>
+void raise_fours(const Work<A>& w, const Block& b, int q0, int q1, int groups) {
+    const int group = w.a.v_codes->group;
+    float most[FOURS_QUERIES];
+    for (int from = q0; from < q1; from += FOURS_QUERIES) {
+        const int to = from + FOURS_QUERIES < q1 ? from + FOURS_QUERIES : q1;
+        for (int q = from; q < to; ++q) {  // scores of no page, up to whole fours
+            for (int c = groups; c % 4; ++c) vst(w.s + q * w.lds + c * PAGE, vall(NONE));
+        }
+        for (int g = 0; g * group < w.width; ++g) {
+            const auto x = [&](int q) { return w.keys + size_t(q - from) * KEYS; };  // no keys are packed any more
+            for (int q = from; q < to; ++q) {
+                const float top = w.top[q] == NONE ? 0.0f : w.top[q];
+                const RoughExp finished(1.0f, top), scaled(w.a.scale, top);
+                most[q - from] =
+                    g ? scale_fours<false, EVEN>(w, b, q, groups, g, x(q), finished, scaled, w.total[q])
+                      : scale_fours<true, EVEN>(w, b, q, groups, g, x(q), finished, scaled, w.total[q]);
+            }
+            for (int q = from; q < to; ++q) {
+                const float scale = most[q - from] / FOURS_TOP;
+                const __m512 by = _mm512_set1_ps(most[q - from] > 0 ? FOURS_TOP / most[q - from] : 0.0f);
+                int32_t* p8 = w.p8 + (size_t(g) * w.n + q) * w.ldp8;
+                for (int c = 0; c < groups; c += 4) {
+                    _mm512_storeu_si512(p8 + c * PAGE / 4, pack_weights(x(q) + c * PAGE, by));
+                }
+                memcpy(p8 + KEYS / 4, &scale, 4);
+            }
+        }
+    }
+}
+
+// Whether all groups have values' factors, and nothing bends their scores.
+PH_INLINE bool even_fours(const AttendItem& a, const Block& b, int groups) {
+    bool even = a.softcap <= 0;
+    for (int c = 0; c < groups; ++c) even &= b.vf[c] && !b.ks[c] && !b.bias[c];
+    return even;
 }
 #endif
 
@@ -636,7 +655,6 @@ float raise(const Work<A>& w, const Block& b, int query, int groups, float top) 
     if constexpr (A::STEP == 2) {
         const RoughExp finished(1.0f, top), scaled(a.scale, top);
         uint16_t* p = reinterpret_cast<uint16_t*>(w.p + query * w.ldp);
-        if (b.fours) return raise_fours(w, b, query, groups, finished, scaled);
         if (!a.factors && !a.bias && a.softcap <= 0) {
             const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
             if (groups % 2) vst(s + groups * PAGE, vall(NONE));
@@ -703,6 +721,13 @@ void crest(const Work<A>& w, const Block& b, int query, int end, int stop) {
 template <class A>
 void weigh(const Work<A>& w, const Block& b, int q0, int q1, int last, int stop) {
     for (int q = q0; q < q1; ++q) crest(w, b, q, last - (q1 - 1) / w.a.g + q / w.a.g, stop);
+#if PH_PACKS
+    if constexpr (A::STEP == 2) {
+        const int groups = stop / PAGE;
+        if (b.fours && even_fours(w.a, b, groups)) return raise_fours<true>(w, b, q0, q1, groups);
+        if (b.fours) return raise_fours<false>(w, b, q0, q1, groups);
+    }
+#endif
     for (int q = q0; q < q1; ++q) {
         const float m = w.top[q];
         w.total[q] = raise(w, b, q, stop / PAGE, m == NONE ? 0.0f : m);
