@@ -121,7 +121,6 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
                              ThreadScratch& t, AttendItem& a) {
     const SeqView& s = step_->seqs[item.seq];
     const int member = op.ints[0] * shape_.n_kv + head, window = op.ints[1];
-    constexpr int PAGES = KEYS / PAGE;
     a.sealed = sealed_of(s, member);
     if (const Pages read = chosen_by(op, head, item); read.at) {
         a.sealed.chosen = read.at;
@@ -135,13 +134,12 @@ void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& tas
         a.sealed.behind = a.open.behind = std::max(least - window, -1);
     }
     for (const KvTable* table : {&a.sealed, &a.open}) {
-        const int first = table->at / PAGE;
         std::size_t n = 0;
-        for (int i = std::max(task.block0 * PAGES - first, 0); i < std::min(task.block1 * PAGES - first, table->n); ++i) {
-            if (!table->lanes(i)) continue;
+        table->each(task.block0, task.block1, [&](int i) {
+            if (!table->lanes(i)) return;
             if (table == &a.sealed) s.see(member, table->entry(i));
             ++n;
-        }
+        });
         t.kv_bytes += n * page_bytes(table->layout);
     }
 }

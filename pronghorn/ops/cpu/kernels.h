@@ -238,6 +238,13 @@ struct KvTable {
     const std::int32_t* chosen = nullptr;  // which of the table's pages, or null: all
     int behind = -1;  // keys at positions up to it are behind the window of every row
 
+    // Calls f(i) for the pages of blocks [block0, block1).
+    template <typename F>
+    [[gnu::always_inline]] void each(int block0, int block1, F f) const {
+        constexpr int PAGES = KEYS / PAGE;
+        const int first = at / PAGE, from = block0 * PAGES - first, to = block1 * PAGES - first;
+        for (int i = from > 0 ? from : 0; i < (to < n ? to : n); ++i) f(i);
+    }
     int entry(int i) const { return chosen ? chosen[i] : i; }
     // Keys of the i-th page; 0 where no row sees one.
     int lanes(int i) const {

@@ -304,14 +304,14 @@ PH_INLINE void place(const Work<A>& w, Block& b, const KvPage& p, int lane, int 
     }
 }
 
-// Calls f(table, i, group) for the block's pages that every row sees.
+// Calls f(table, i, group) for a block's pages that every row may see.
 template <typename F>
 PH_INLINE void each_shared(const AttendItem& a, int number, F f) {
     const KvTable* const tables[] = {&a.sealed, &a.open};
     for (const KvTable* t : tables) {
-        const int base = number * GROUPS - t->at / PAGE;  // where the block begins in the table
-        const int from = base > 0 ? base : 0, to = base + GROUPS < t->n ? base + GROUPS : t->n;
-        for (int i = from; i < to; ++i) f(*t, i, i - base);
+        t->each(number, number + 1, [&](int i) __attribute__((always_inline)) {
+            f(*t, i, t->at / PAGE + i - number * GROUPS);
+        });
     }
 }
 
@@ -552,16 +552,16 @@ struct RoughExp {
 PH_INLINE bool bent(const AttendItem& a, const Block& b, int c) { return b.ks[c] || b.bias[c] || a.softcap > 0; }
 
 #if PH_PACKS
-// Weights of a query, in the making: numbers of 8 bits wait for the largest.
-constexpr int FOURS_QUERIES = 8;  // that are made together
+constexpr int FOURS_QUERIES = 8;  // whose weights are made together: numbers of 8 bits wait for a query's largest
 
-// The first half: weights, and those times scales of values for the g-th group of channels, to x; the largest of
-// these. The sums begin with what the middles of codes make. EVEN: all groups have values' factors, and nothing bends
-// their scores. FIRST: of groups of channels; `sum` is theirs.
+// Weights of a query times scales of values of the g-th group of channels, to x; the largest of them. The sums
+// begin with what the middles of codes make. EVEN: all groups of keys have values' factors, and nothing bends
+// their scores. FIRST: g is 0: scores become weights, and `sum` theirs.
 template <bool FIRST, bool EVEN, class A>
 float scale_fours(const Work<A>& w, const Block& b, int query, int groups, int g, float* x, const RoughExp& finished,
                   const RoughExp& scaled, float& sum) {
     const int group = w.a.v_codes->group;
+    const bool again = FIRST && group < w.width;  // whether other groups of channels want the weights
     float* s = w.s + query * w.lds;
     float* p = w.p + (size_t(g) * w.n + query) * w.ldp;
     const float *by = w.factors + g * 2 * KEYS, *middle = by + KEYS;
@@ -569,7 +569,8 @@ float scale_fours(const Work<A>& w, const Block& b, int query, int groups, int g
     const int line1 = line0 + each < w.asks.weigh ? line0 + each : w.asks.weigh;
     // One accumulator for every fourth group: a long chain of sums would wait for each of them.
     const __m512 zero = _mm512_setzero_ps();
-    __m512 sums[4] = {zero, zero, zero, zero}, middles[4] = {zero, zero, zero, zero}, top[4] = {zero, zero, zero, zero};
+    __m512 sums[4], middles[4], top[4];
+    PH_UNROLL for (int j = 0; j < 4; ++j) sums[j] = middles[j] = top[j] = zero;
     for (int c = 0; c < groups; c += 4) {
         for (int i = line0; FIRST && i < line1; ++i) {
             PH_UNROLL for (int j = 0; j < 4; ++j) ask_for(static_cast<const char*>(b.ahead[c + j]) + i * 64);
@@ -588,9 +589,8 @@ float scale_fours(const Work<A>& w, const Block& b, int query, int groups, int g
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + at / 2), h);
             }
             _mm512_storeu_ps(x + at, weight);
-            if (!FIRST) continue;
-            sums[j] = _mm512_add_ps(sums[j], e);
-            if (group < w.width) _mm512_storeu_ps(s + at, e);
+            if (FIRST) sums[j] = _mm512_add_ps(sums[j], e);
+            if (again) _mm512_storeu_ps(s + at, e);
         }
     }
     const auto both = [](const __m512 (&v)[4], auto f) { return f(f(v[0], v[1]), f(v[2], v[3])); };
