@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pronghorn.kv.slabs import HUGE_FROM, MAPPING, Slabs
+from pronghorn.kv.slabs import HUGE_FROM, Slabs
 
 SMAPS = Path("/proc/self/smaps_rollup")
 SIZE = 255 * 1024 + 100  # no multiple of a page: slabs still share none
@@ -44,11 +44,16 @@ def test_slabs_leave_one_by_one():
 def test_huge_pages_cost_less_than_one_of_them():
     slabs = Slabs(SIZE)
     before = told()
-    n = (HUGE_FROM + MAPPING) // slabs.step + 1
+    n = (HUGE_FROM + 1) * slabs.per_map + 1
+    kept = []
     for i in range(n):
-        slabs.take(i)[:] = 1
+        kept.append(slabs.take(i))
+        kept[i][:] = i % 251
         if i > n - 20:
             assert told() - before < (i + 1) * slabs.step * 1.005 + HUGE
+    assert slabs.huge
+    assert all((slab == i % 251).all() for i, slab in enumerate(kept))  # what has moved too
+    del kept
     for i in range(n - 9):  # few are left, in a mapping of huge pages
         slabs.give(i)
     assert told() - before == pytest.approx(9 * slabs.step, rel=0.1)

@@ -1,8 +1,8 @@
 """Memory for slabs: side by side in mappings, in huge pages once there are many.
 
 With pages of 4 KiB, attention waits for addresses of what it reads as well as for the memory. A huge page
-is there as a whole as soon as a part of it is written, so only what comes when 96 MiB are in use lies in one:
-what is held stays what is used, to a fiftieth.
+is there as a whole as soon as a part of it is written, so slabs lie in such ones only when three mappings are
+full: what is held stays what is used, to a fiftieth. Then those three move there too, once (8 ms each).
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAPPING = 32 << 20  # of addresses; memory is taken as slabs are written
-HUGE_FROM = 96 << 20  # bytes in use: 48 huge pages of 2 MiB
+HUGE_FROM = 3  # mappings that are full: 48 huge pages of 2 MiB
+COLLAPSE = 25  # MADV_COLLAPSE, which `mmap` does not name: Linux 6.1
 LINUX = sys.platform == "linux"
 
 
@@ -35,10 +37,8 @@ class Slabs:
         m, at = divmod(i, self.per_map)
         if m not in self.maps:
             self.maps[m] = mmap.mmap(-1, self.per_map * self.step, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if LINUX and len(self.live) * self.step >= HUGE_FROM:
-                with contextlib.suppress(OSError):  # a system without them
-                    self.maps[m].madvise(mmap.MADV_HUGEPAGE)
-                    self.huge = True
+            if LINUX and len(self.live) >= HUGE_FROM * self.per_map:
+                self._grow([self.maps[m]] if self.huge else list(self.maps.values()))
         self.live.add(i)
         return np.frombuffer(self.maps[m], np.uint8, self.size, at * self.step)
 
@@ -50,8 +50,17 @@ class Slabs:
             del self.maps[m]  # unmapped with the last array over it
         else:
             self.maps[m].madvise(mmap.MADV_DONTNEED, at * self.step, self.step)
-        if self.huge and len(self.live) * self.step < HUGE_FROM:
+        if self.huge and len(self.live) < HUGE_FROM * self.per_map:
             self._shrink()
+
+    def _grow(self, maps: Sequence[mmap.mmap]) -> None:
+        """Huge pages for what comes into mappings, of which the last is new, and for what is in them."""
+        with contextlib.suppress(OSError):  # a system without them
+            for memory in maps:
+                memory.madvise(mmap.MADV_HUGEPAGE)
+                self.huge = True
+            for memory in maps[:-1]:
+                memory.madvise(COLLAPSE)
 
     def _shrink(self) -> None:
         """What huge pages hold beside slabs in use goes back, and no more of them come."""
