@@ -36,7 +36,9 @@ class Drafting:
         stores: Mapping[str, Datastore],
     ) -> None:  # fmt: skip
         self.runner, self.cost, self.clip, self.models, self.stores = runner, cost, clip, models, stores
-        self.seconds = 0.0  # that the drafts of the last step took: no part of what its rows cost
+        # of the last step: seconds for drafting and for learning from it, no part of what its rows cost; and
+        # KV rows that the drafts' rows read
+        self.seconds, self.read = 0.0, 0
 
     def forget(self, seq: Seq) -> None:
         """Free what companions hold of a sequence that ends or waits again."""
@@ -57,6 +59,7 @@ class Drafting:
         rows that the step reads without drafts."""
         start = time.perf_counter()
         self._draft(works, seconds, most, read)
+        self.read = sum(w.draft.n * (w.seq.kv.length + w.take) for w in works if w.draft.n)
         self.seconds = time.perf_counter() - start
 
     def _draft(self, works: Sequence[Work], seconds: float, most: int, read: int) -> None:
@@ -97,11 +100,13 @@ class Drafting:
 
     def observe(self, works: Sequence[Work], accepts: Sequence[Accept], logits: NDArray[Any]) -> None:
         """Tell the drafters what became of their drafts."""
+        start = time.perf_counter()
         done = [(w, a) for w, a in zip(works, accepts, strict=True) if a.bonus >= 0]
         for drafter, at in _by_drafter([w for w, _ in done]):
             mine = [done[i][0] for i in at]
             taps = _Each(self.runner, mine, logits)
             drafter.observe([w.seq for w in mine], [w.draft for w in mine], [done[i][1] for i in at], taps)
+        self.seconds += time.perf_counter() - start
 
 
 class _Each(Sequence[dict[str, NDArray[Any]]]):

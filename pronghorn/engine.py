@@ -114,7 +114,7 @@ class Engine:
         self.drafting = Drafting(runner, self.cost, clip, companions, stores)
         self._seconds = math.inf  # what the step under way may last
         self._ended = math.inf  # when the last step did, if another followed at once
-        self._tried = 0.0  # seconds that policies had rows run in the step under way
+        self._aside = 0.0  # seconds of the step under way that are not for its rows
         self.last = StepInfo(0, 0, 0.0)
         self.prompt_rows = 0  # of all steps so far
         self.hidden = any(t.startswith("hidden.") for t in methods.taps)
@@ -228,8 +228,9 @@ class Engine:
         # what a caller does between two steps delays the next one, whatever its rows
         between = start - self._ended
         late = between if 0 < between < 2 * seconds else 0.0
-        self.cost.observe(rows, read, seconds - self.drafting.seconds - self._tried + late)
-        self._tried = 0.0
+        own = seconds - self.drafting.seconds - self._aside
+        self.cost.observe(rows, read + self.drafting.read, own + late)
+        self._aside = 0.0
         self._ended = time.perf_counter() if self.running else math.inf
         return events
 
@@ -279,10 +280,12 @@ class Engine:
         for s in [*(w.seq for w in works), *joined]:
             if s.error and not any(e.seq is s and e.finish for e in events):
                 events.append(Event(s, [], [], "", "error"))
+        ending = time.perf_counter()
         for e in events:
             if e.finish:
                 self._end(e.seq, e.finish)
         self.memory.pages.settle()
+        self._aside += time.perf_counter() - ending
         return events
 
     def _schedule(self) -> list[Work]:
@@ -403,7 +406,7 @@ class Engine:
         places = _Places()
         places.add(self.store, kv, 0, list(range(n)))
         self.runner.commit(*places.take())
-        self._tried += time.perf_counter() - start
+        self._aside += time.perf_counter() - start
         return {"q": q.transpose(0, 2, 1, 3), "q_pos": pos, "q_at": at}
 
     def _branch(self, leader: Seq, s: Seq) -> None:

@@ -214,6 +214,7 @@ class LLM:
         kv_bytes: int = 0,
         defaults: Sequence[str | Any] = DEFAULT_USE,
     ) -> None:
+        from pronghorn.cost import calibrate_drafts
         from pronghorn.model.arch import build_tape
         from pronghorn.model.checkpoint import load_checkpoint, validate
         from pronghorn.model.tokenizer import load_tokenizer
@@ -235,6 +236,8 @@ class LLM:
         self.engine: Engine = make_engine(
             self.checkpoint, tape, self.methods, self.tokenizer, backend, threads, kv_bytes
         )
+        if self.methods.draft.traits.prices:
+            calibrate_drafts(self.engine)
         self.backend = backend
         self._active: list[_Run] = []
 

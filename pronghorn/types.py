@@ -62,6 +62,7 @@ class Traits:
     stores:    files of tokens (`pronghorn.datastore`) that it reads.
     tables:    files of what a model was found to be (`pronghorn.calibrate`) that it reads, of kind `table`.
     greedy:    works only at temperature 0.
+    prices:    plans by what steps of a few rows cost (`DraftRoom.cost`), which is measured beforehand.
     """
 
     guarantee: Guarantee
@@ -76,6 +77,7 @@ class Traits:
     tables: tuple[str, ...] = ()
     table: str = "heads"
     greedy: bool = False
+    prices: bool = False
 
 
 class Rows(NamedTuple):

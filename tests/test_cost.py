@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pronghorn.cost import KNOTS, StepCost, calibrate, reads
+from pronghorn.cost import KNOTS, StepCost, calibrate, calibrate_drafts, reads
+from pronghorn.engine import Engine
+from pronghorn.llm import LLM
 from pronghorn.ops.cpu import _native
+from pronghorn.seq import Request
 from tests.cost_by_numpy import fit
 from tests.engines import engine, prompt
 
@@ -152,40 +158,88 @@ def test_reads_counts_each_row_and_what_is_before_it() -> None:
     assert reads(0, 50) == 0
 
 
+@pytest.mark.parametrize("measure", [calibrate, calibrate_drafts])
 @pytest.mark.parametrize("use", [[], ["kvfmt.int8"], ["quest:tokens=48,dense_layers=0"]])
-def test_calibration_leaves_nothing_and_changes_no_answer(use: list[str]) -> None:
-    from pronghorn.seq import Request
-
+def test_calibration_leaves_nothing_and_changes_no_answer(
+    use: list[str], measure: Callable[[Engine], None]
+) -> None:
     plain = engine(use, "native")
     ((want, *_),) = plain.run([Request(prompt(80, 5), 12)])
     e = engine(use, "native")
     e.cost = StepCost()
-    calibrate(e)
+    measure(e)
     assert e.store.held == 0
     assert 0 < e.cost.predict(1, 1) < e.cost.predict(256, reads(256)) < 60
     ((got, *_),) = e.run([Request(prompt(80, 5), 12)])
     assert got.new == want.new
 
 
-def test_calibration_ends_early_where_steps_are_slow() -> None:
+@pytest.mark.parametrize("measure", [calibrate, calibrate_drafts])
+def test_calibration_ends_early_where_steps_are_slow(measure: Callable[[Engine], None]) -> None:
     e = engine([], "native")
     e.cost = StepCost()
     ran: list[int] = []
     run = e.runner.run
 
     def slow(rows: object, kvs: object, taps: bool) -> object:
-        import time
-
         ran.append(rows.n)  # type: ignore[attr-defined]
         time.sleep(0.3)
         return run(rows, kvs, taps)  # type: ignore[arg-type]
 
     e.runner.run = slow  # type: ignore[method-assign,assignment]
-    calibrate(e)
+    measure(e)
     assert len(ran) <= 3
     assert set(ran) == {1}
     assert e.cost.predict(1, 1) > 0.25
     assert e.store.held == 0
+
+
+def test_rows_of_drafts_are_booked_with_what_they_read_and_without_what_is_not_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A plan takes a draft's row to read the text before it: steps that the price is learned from must too.
+    Drafting, learning from drafts and ending a sequence take a second each here."""
+    e = engine(["prompt-lookup"], "native")
+    now, late, seen, steps = time.perf_counter, 0.0, list[tuple[int, int, float]](), list[tuple[int, int]]()
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + late)
+
+    def slowly(owner: Any, name: str) -> None:
+        does = getattr(owner, name)
+
+        def slow(*args: Any) -> Any:
+            nonlocal late
+            late += 1.0
+            return does(*args)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    drafter = type(e.methods.draft)
+    for owner, name in ((drafter, "propose"), (drafter, "observe"), (e, "_end")):
+        slowly(owner, name)
+    monkeypatch.setattr(e.cost, "observe", lambda *step: seen.append(step))
+    run = e.runner.run
+
+    def noted(rows: Any, kvs: Any, taps: bool) -> Any:
+        steps.append((rows.n, kvs[0].length))
+        return run(rows, kvs, taps)
+
+    monkeypatch.setattr(e.runner, "run", noted)
+    e.run([Request((1, 2, 3, 4) * 8, 24, ignore_eos=True)])
+    assert late >= 2 * len(seen) and max(rows for rows, *_ in seen[1:]) > 4
+    assert all(seconds < 1.0 for *_, seconds in seen)
+    for (n, had), (rows, read, _) in zip(steps, seen, strict=True):
+        known = 1 if had else 32
+        assert n == rows and read == reads(known, had) + (n - known) * (had + known)
+
+
+@pytest.mark.parametrize(("draft", "known"), [("auto", True), ("prompt-lookup", False)])
+def test_who_plans_by_costs_finds_them_known(draft: str, known: bool) -> None:
+    llm = LLM(use=[f"draft.{draft}"])
+    line = llm.engine.cost.line(1, 100, 15, 100)
+    assert (line[0] > 0) == known
+    assert not known or line[0] < line[15] < 15 * line[0]
+    assert llm.engine.store.held == 0
+    llm.close()
 
 
 def test_one_slow_step_of_a_size_is_not_believed() -> None:

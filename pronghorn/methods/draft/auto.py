@@ -72,7 +72,7 @@ class Auto:
         return Traits(
             Guarantee.EXACT, taps=tuple(sorted({t for x in own for t in x.taps})),
             models=tuple(sorted({m for x in own for m in x.models})),
-            stores=tuple(sorted({m for x in own for m in x.stores})),
+            stores=tuple(sorted({m for x in own for m in x.stores})), prices=True,
         )  # fmt: skip
 
     @cached_property
