@@ -214,7 +214,7 @@ class LLM:
         kv_bytes: int = 0,
         defaults: Sequence[str | Any] = DEFAULT_USE,
     ) -> None:
-        from pronghorn.cost import calibrate_drafts
+        from pronghorn.calibrate.steps import calibrate_drafts
         from pronghorn.model.arch import build_tape
         from pronghorn.model.checkpoint import load_checkpoint, validate
         from pronghorn.model.tokenizer import load_tokenizer

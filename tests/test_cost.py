@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pronghorn.cost import KNOTS, StepCost, calibrate, calibrate_drafts, reads
+from pronghorn.calibrate.steps import calibrate, calibrate_drafts
+from pronghorn.cost import KNOTS, StepCost, reads
 from pronghorn.engine import Engine
 from pronghorn.llm import LLM
 from pronghorn.ops.cpu import _native

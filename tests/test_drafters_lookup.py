@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pronghorn.cost import calibrate
+from pronghorn.calibrate.steps import calibrate
 from pronghorn.errors import MethodError
 from pronghorn.llm import LLM
 from pronghorn.methods.draft._trail import Trail

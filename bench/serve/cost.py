@@ -24,7 +24,8 @@ import numpy as np
 
 from pronghorn.bench.limits import machine
 from pronghorn.bench.shapes import SHAPES, cache, find_shape, make
-from pronghorn.cost import StepCost, calibrate, reads
+from pronghorn.calibrate.steps import calibrate
+from pronghorn.cost import StepCost, reads
 from pronghorn.llm import LLM
 from pronghorn.types import Rows
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from pronghorn.cost import calibrate
+from pronghorn.calibrate.steps import calibrate
 from pronghorn.errors import EngineError, PronghornError, RequestError, UnavailableError
 from pronghorn.serve.live import Live
 from pronghorn.serve.metrics import Metrics

@@ -1,0 +1,104 @@
+"""What steps cost here, measured before the first one that counts.
+
+Synthetic steps are run and observed by the engine's `StepCost`; steps that follow correct it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pronghorn.cost import reads
+from pronghorn.types import Rows
+
+if TYPE_CHECKING:
+    from pronghorn.engine import Engine
+    from pronghorn.kv.store import SeqKV
+
+SIZES = (1, 4, 16, 64, 256)  # rows of the synthetic steps
+CONTEXT = 1024  # KV rows that the last ones read
+LONG = (1, 64)  # rows of those
+SECONDS = 0.4  # calibration begins nothing that would take it beyond this
+DRAFTS, DRAFTS_CONTEXT, DRAFTS_LONG = (1, 4, 8, 16), 256, (1, 8)  # the same for steps with drafts
+DRAFTS_SECONDS = 0.1  # somebody waits for the first word
+REPEATS = 9  # of one size at most
+
+
+def calibrate(engine: Engine) -> None:
+    """Run a few steps of made-up rows and observe them, so that a plan is sensible from the first step on.
+    Nothing of it stays in the store. Ends early where steps take long."""
+    most = min(engine.bound.context, engine.kv_rows)
+    with _trial(engine, SECONDS, SECONDS / (len(SIZES) + len(LONG))) as trial:
+        if all(trial.repeated(n) for n in SIZES if n <= most):
+            trial.lengthen(min(CONTEXT, most - SIZES[-1]), SIZES[-1])
+            for n in LONG:
+                trial.repeated(n)
+
+
+def calibrate_drafts(engine: Engine) -> None:
+    """The same for steps with drafts alone, which have few rows. Else the first one, if something holds it
+    up, says for long that drafts do not pay: nobody tries again what is dear."""
+    most = min(engine.bound.context, engine.kv_rows)
+    with _trial(engine, DRAFTS_SECONDS, DRAFTS_SECONDS / (len(DRAFTS) + len(DRAFTS_LONG))) as trial:
+        if all(trial.repeated(n) for n in DRAFTS if n <= most):
+            trial.lengthen(min(DRAFTS_CONTEXT, most - DRAFTS[-1]), DRAFTS[-1])
+            all(trial.repeated(n) for n in DRAFTS_LONG)
+
+
+@contextmanager
+def _trial(engine: Engine, seconds: float, share: float) -> Iterator[_Trial]:
+    kv = engine.store.new()
+    try:
+        yield _Trial(engine, kv, time.monotonic() + seconds, share)
+    finally:
+        engine.store.free(kv)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Made-up rows of one sequence. end: when it must be over; share: seconds for steps of one size."""
+
+    engine: Engine
+    kv: SeqKV
+    end: float
+    share: float
+
+    def repeated(self, n: int) -> bool:
+        """Observe some steps of n rows, after one that warms up; False where there is no time for more."""
+        cost, begin = self.engine.cost, time.monotonic()
+        last = cost.predict(n, 0)
+        for i in range(REPEATS + 1):
+            now = time.monotonic()
+            if now + last > self.end or (i > 2 and now - begin > self.share):
+                return i > 1
+            last = self._timed(n)
+            if i or last > self.share:  # where the first is slow it is not for want of warmth
+                cost.observe(n, reads(n, self.kv.length), last)
+        return True
+
+    def _timed(self, n: int) -> float:
+        engine = self.engine
+        pos = self.kv.next_pos + np.arange(n, dtype=np.int32)
+        ids = np.arange(1, n + 1, dtype=np.int32) % min(engine.bound.n_vocab, engine.tokenizer.n_vocab)
+        want = np.zeros(n, np.int32)
+        want[-1] = 1
+        rows = Rows(ids, pos, pos + 1, np.zeros(n, np.int32), np.arange(-1, n - 1, dtype=np.int32), want)
+        begin = time.perf_counter()
+        engine.runner.run(rows, [self.kv], False)
+        return time.perf_counter() - begin
+
+    def lengthen(self, n: int, have: int) -> None:
+        """Commit the last step's `have` rows again and again: what they hold does not matter, only that they
+        are numbers."""
+        store = self.engine.store
+        while n > 0:
+            take = min(n, have)
+            addr, block, slot = store.reserve(self.kv, take)
+            self.engine.runner.commit(np.arange(take, dtype=np.int32), addr, block, slot)
+            store.extend(self.kv, range(self.kv.next_pos, self.kv.next_pos + take))
+            n -= take
