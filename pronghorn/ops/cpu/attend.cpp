@@ -68,6 +68,7 @@ void Executor::attend_item(int thread, const TapeOp& op, const Dealt& d, const T
     a.block0 = task.block0;
     a.block1 = task.block1;
     if (item.parts) a.parts = part_of(item, head, task.block0);
+    t.shared.clear();
     t.own_keys.clear();
     t.runs.clear();
     gather_shared(op, item, task, head, t, a);
@@ -76,23 +77,30 @@ void Executor::attend_item(int thread, const TapeOp& op, const Dealt& d, const T
     } else {
         gather_own(op, item, head, t, a);
     }
+    a.shared = t.shared.data();
+    a.n_shared = int(t.shared.size());
     a.own = t.own_keys.data();
     a.runs = t.runs.data();
     a.n_runs = int(t.runs.size());
-    t.kv_bytes += t.own_keys.size() * page_bytes(layout_of(open_));
+    KvPage coded{};  // pages in codes all have the same
+    coded.kind = CODED;
+    const std::size_t bytes = page_bytes(coded);
+    for (const auto* pages : {&t.shared, &t.own_keys}) {
+        for (const KvPage& p : *pages) t.kv_bytes += p.kind == CODED ? bytes : page_bytes(p);
+    }
     k_.attend(a);
 }
 
 // Of the keys and values of a page.
-std::size_t Executor::page_bytes(const KvLayout& l) const {
-    if (l.kind == CODED) {
+std::size_t Executor::page_bytes(const KvPage& p) const {
+    if (p.kind == CODED) {
         const Coding &k = sealed_.k_codes, &v = sealed_.v_codes;
         const int dim = shape_.head_dim;
         const std::size_t keys = code_keys(k, dim), values = PAGE * code_row(v, dim);
         return keys + code_more(k, keys) + code_beside(k, dim) + values + code_more(v, values) + code_beside(v, dim);
     }
-    const std::size_t row = shape_.head_dim * size_of(l.kind) + (l.factors ? sizeof(float) : 0);
-    return 2 * (PAGE * row + l.n_other * shape_.head_dim * sizeof(std::uint16_t));
+    const std::size_t row = shape_.head_dim * size_of(p.kind) + (p.ks ? sizeof(float) : 0);
+    return 2 * (PAGE * row + p.n_other * shape_.head_dim * sizeof(std::uint16_t));
 }
 
 void Executor::merge_item(int thread, const TapeOp& op, const Dealt& d, const Merge& merge, int head) {
@@ -120,28 +128,44 @@ void Executor::merge_item(int thread, const TapeOp& op, const Dealt& d, const Me
 void Executor::gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
                              ThreadScratch& t, AttendItem& a) {
     const SeqView& s = step_->seqs[item.seq];
-    const int member = op.ints[0] * shape_.n_kv + head, window = op.ints[1];
-    a.sealed = sealed_of(s, member);
-    if (const Pages read = chosen_by(op, head, item); read.at) {
-        a.sealed.chosen = read.at;
-        a.sealed.n = read.n;
-    }
-    a.open = open_of(s, member, a.sealed.n * PAGE);
-    a.n_shared_keys = a.open.at + a.open.n * PAGE;
-    if (s.n_open % PAGE) t.partial = a.open.page(a.open.n, s.n_open % PAGE);
+    const int layer = op.ints[0], window = op.ints[1];
+    const int member = layer * shape_.n_kv + head;
+    int limit = -1;  // keys at or below it are behind every row's window
     if (window) {
-        const int least = *std::min_element(step_->pos + item.row0, step_->pos + item.row1);
-        a.sealed.behind = a.open.behind = std::max(least - window, -1);
+        limit = *std::min_element(step_->pos + item.row0, step_->pos + item.row1) - window;
     }
-    for (const KvTable* table : {&a.sealed, &a.open}) {
-        std::size_t n = 0;
-        table->each(task.block0, task.block1, [&](int i) {
-            if (!table->lanes(i)) return;
-            if (table == &a.sealed) s.see(member, table->entry(i));
-            ++n;
-        });
-        t.kv_bytes += n * page_bytes(table->layout);
+    const auto visible = [&](const std::int32_t* pos, int n) {
+        return !window || *std::max_element(pos, pos + n) > limit;
+    };
+    const std::int64_t* row = s.table + 4 * group_[member];
+    const auto* addr = reinterpret_cast<const std::uint64_t*>(row[0]);
+    const auto* fill = reinterpret_cast<const std::int32_t*>(row[1]);
+    const auto* pos = reinterpret_cast<const std::int32_t*>(row[2]);
+    const Pages read = chosen_by(op, head, item);
+    const std::int32_t* chosen = read.at;
+    const int n_sealed = chosen ? read.n : int(row[3]), n_open = s.n_open / PAGE;
+    const float* bias = bias_of(s, member);
+    constexpr int PAGES = KEYS / PAGE;
+    for (int i = task.block0 * PAGES; i < std::min(task.block1 * PAGES, n_sealed); ++i) {
+        const int j = chosen ? chosen[i] : i, n = std::clamp(fill[j], 0, PAGE);
+        if (!n || !visible(pos + j * PAGE, n)) continue;
+        KvPage& p = t.shared.emplace_back();
+        sealed_page(addr[j], member, pos + j * PAGE, n, i * PAGE, p);
+        s.see(member, j);
+        if (bias) p.bias = bias + j * PAGE;
     }
+    const auto open_page = [&](int i, int n) {
+        const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
+        KvPage p;
+        zone_page(open_, base, s.open_pos + i * PAGE, n, (n_sealed + i) * PAGE, p);
+        return p;
+    };
+    for (int i = std::max(0, task.block0 * PAGES - n_sealed);
+         i < std::min(task.block1 * PAGES - n_sealed, n_open); ++i) {
+        if (visible(s.open_pos + i * PAGE, PAGE)) t.shared.push_back(open_page(i, PAGE));
+    }
+    a.n_shared_keys = (n_sealed + n_open) * PAGE;
+    if (s.n_open % PAGE) t.partial = open_page(n_open, s.n_open % PAGE);
 }
 
 // A partly filled open page, and ancestors within the step as stretches of rows: a row's own chain, then

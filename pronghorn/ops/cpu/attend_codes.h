@@ -490,7 +490,7 @@ PH_INLINE int four_at(int page, int four) { return page / 4 * PAGE + four * 4 + 
 // Weights of four pages, times `by`, in 8 bits.
 PH_INLINE __m512i pack_weights(const float* x, __m512 by) {
     const auto page = [&](int i) __attribute__((always_inline)) {
-        return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i * PAGE), by));
+        return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(x + i * PAGE), by));
     };
     return _mm512_packus_epi16(_mm512_packs_epi32(page(0), page(1)), _mm512_packs_epi32(page(2), page(3)));
 }

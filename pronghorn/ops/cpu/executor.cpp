@@ -158,33 +158,15 @@ void Executor::set_upon(Upon upon, std::size_t block) {
     upon_ = std::move(upon);
 }
 
-// Of a head's sealed pages; their base is where a block begins.
-KvLayout Executor::sealed_layout(int member) const {
-    if (upon_.rows.empty()) return layout_of(sealed_, index_[member] * sealed_.member);
-    KvLayout l = layout_of(sealed_, upon_.rows[member]);
-    if (!upon_.beside[member]) return l;
-    l.factors = true;
-    l.ks = upon_.beside[member];
-    l.vs = l.ks + PAGE * sizeof(float);
-    l.other = l.vs + PAGE * sizeof(float);
-    l.n_other = upon_.n_other;
-    return l;
-}
-
-// All sealed pages of a head, and the open ones that are full: one that is partly filled comes behind these.
-KvTable Executor::sealed_of(const SeqView& s, int member) const {
-    const std::int64_t* row = s.table + 4 * group_[member];
-    return {reinterpret_cast<const std::uint64_t*>(row[0]),
-            reinterpret_cast<const std::int32_t*>(row[2]),
-            reinterpret_cast<const std::int32_t*>(row[1]),
-            bias_of(s, member),
-            sealed_layout(member),
-            int(row[3]),
-            0};
-}
-
-KvTable Executor::open_of(const SeqView& s, int member, int at) const {
-    return {s.open, s.open_pos, nullptr, nullptr, layout_of(open_, member * open_.member), s.n_open / PAGE, at};
+void Executor::sealed_page(std::uint64_t addr, int member, const std::int32_t* pos, int n, int at, KvPage& p) const {
+    const char* block = reinterpret_cast<const char*>(addr);
+    const bool own = upon_.rows.empty();
+    zone_page(sealed_, block + (own ? index_[member] * sealed_.member : upon_.rows[member]), pos, n, at, p);
+    if (own || !upon_.beside[member]) return;
+    p.ks = reinterpret_cast<const float*>(block + upon_.beside[member]);
+    p.vs = p.ks + PAGE;
+    p.other = reinterpret_cast<const std::uint16_t*>(p.vs + PAGE);
+    p.n_other = upon_.n_other;
 }
 
 int Executor::tap_width(int i) const { return widths_[tap_reg_[i]]; }

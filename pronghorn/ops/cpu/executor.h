@@ -51,9 +51,16 @@ struct Zone {
     }
 };
 
-// Of a zone's pages that begin `from` bytes behind their bases.
-inline KvLayout layout_of(const Zone& z, std::size_t from = 0) {
-    return {z.kind, from + z.k, from + z.v, z.kind == I8 || z.kind == CODED, from + z.ks, from + z.vs};
+// p: the page of a zone that lies at `base`, with n keys from number `at` on.
+inline void zone_page(const Zone& zone, const char* base, const std::int32_t* pos, int n, int at, KvPage& p) {
+    p = {base + zone.k, base + zone.v, nullptr, nullptr, pos, zone.kind, 0, n, at};
+    if (zone.kind == I8) {
+        p.ks = reinterpret_cast<const float*>(base + zone.ks);
+        p.vs = reinterpret_cast<const float*>(base + zone.vs);
+    } else if (zone.kind == CODED) {
+        p.kf = reinterpret_cast<const std::uint16_t*>(base + zone.ks);
+        p.vf = reinterpret_cast<const std::uint16_t*>(base + zone.vs);
+    }
 }
 
 // Of pages of bfloat16 that lie on another head's, with factors (two, 16) of keys and of values in float32 beside
@@ -247,7 +254,7 @@ private:
     struct ThreadScratch {
         Bytes bytes, own_bytes;
         std::size_t size = 0, own_size = 0;
-        std::vector<KvPage> looked, own_keys;
+        std::vector<KvPage> shared, own_keys;
         std::vector<KvRun> runs;
         std::vector<KvPart> parts;
         KvPage partial{};  // the open page that is not full
@@ -316,7 +323,7 @@ private:
     void cut_blocks(Dealt& d, int n_own);
     AttendItem asked(int thread, const TapeOp& op, const Item& item, int head) const;
     float* part_of(const Item& item, int head, int block) const;
-    std::size_t page_bytes(const KvLayout& l) const;
+    std::size_t page_bytes(const KvPage& p) const;
     void attend_item(int thread, const TapeOp& op, const Dealt& d, const Task& task, int head);
     void merge_item(int thread, const TapeOp& op, const Dealt& d, const Merge& merge, int head);
     void gather_shared(const TapeOp& op, const Item& item, const Task& task, int head,
@@ -361,9 +368,7 @@ private:
                std::size_t(layer) * shape_.n_heads * shape_.head_dim;
     }
     KvPage keys_of(const SeqView& s, int layer, int head, int page) const;
-    KvLayout sealed_layout(int member) const;
-    KvTable sealed_of(const SeqView& s, int member) const;
-    KvTable open_of(const SeqView& s, int member, int at) const;
+    void sealed_page(std::uint64_t addr, int member, const std::int32_t* pos, int n, int at, KvPage& p) const;
 
     float* reg(int r) const {
         return arena_floats_.load(std::memory_order_relaxed) + slot_at_[slot_[r]] * n_rows();

@@ -204,67 +204,6 @@ struct KvPage {
     int n_other = 0;
 };
 
-// Where pages have their parts, in bytes from a page's base: the same for all that a head has sealed.
-struct KvLayout {
-    Kind kind;
-    std::size_t k, v;
-    bool factors = false;         // whether there are some: I8, CODED, and BF16 where rows stand beside
-    std::size_t ks = 0, vs = 0;   // where
-    std::size_t other = 0;        // KvPage::other
-    int n_other = 0;
-    // The page at `base`, with n keys from number `at` on.
-    [[gnu::always_inline]] KvPage page(const char* base, const std::int32_t* pos, int n, int at) const {
-        KvPage p{base + k, base + v, nullptr, nullptr, pos, kind, 0, n, at};
-        if (kind == CODED) {
-            p.kf = reinterpret_cast<const std::uint16_t*>(base + ks);
-            p.vf = reinterpret_cast<const std::uint16_t*>(base + vs);
-        } else if (factors) {
-            p.ks = reinterpret_cast<const float*>(base + ks);
-            p.vs = reinterpret_cast<const float*>(base + vs);
-            p.n_other = n_other;
-            if (n_other) p.other = reinterpret_cast<const std::uint16_t*>(base + other);
-        }
-        return p;
-    }
-};
-
-// Pages of a head as a table has them, all or some in an order: the i-th has keys from number at + i * PAGE on.
-struct KvTable {
-    const std::uint64_t* addr;
-    const std::int32_t *pos, *fill;  // fill: null: they are full
-    const float* bias;               // or null
-    KvLayout layout;
-    int n, at;
-    const std::int32_t* chosen = nullptr;  // which of the table's pages, or null: all
-    int behind = -1;  // keys at positions up to it are behind the window of every row
-
-    // Calls f(i) for the pages of blocks [block0, block1).
-    template <typename F>
-    [[gnu::always_inline]] void each(int block0, int block1, F f) const {
-        constexpr int PAGES = KEYS / PAGE;
-        const int first = at / PAGE, from = block0 * PAGES - first, to = block1 * PAGES - first;
-        for (int i = from > 0 ? from : 0; i < (to < n ? to : n); ++i) f(i);
-    }
-    int entry(int i) const { return chosen ? chosen[i] : i; }
-    // Keys of the i-th page; 0 where no row sees one.
-    int lanes(int i) const {
-        const int j = entry(i), n = !fill ? PAGE : fill[j] < 0 ? 0 : fill[j] < PAGE ? fill[j] : PAGE;
-        if (behind < 0) return n;
-        for (int k = j * PAGE; k < j * PAGE + n; ++k) {
-            if (pos[k] > behind) return n;
-        }
-        return 0;
-    }
-    const char* keys(int i) const { return reinterpret_cast<const char*>(addr[entry(i)]) + layout.k; }
-    // The i-th page, with n keys.
-    [[gnu::always_inline]] KvPage page(int i, int n) const {
-        const int j = entry(i);
-        KvPage p = layout.page(reinterpret_cast<const char*>(addr[j]), pos + j * PAGE, n, at + i * PAGE);
-        if (bias) p.bias = bias + j * PAGE;
-        return p;
-    }
-};
-
 // Rows [row0, row1) of an item, a chain: the last key of row r is number n_keys - (row1 - r).
 struct KvRun {
     int row0, row1;
@@ -291,8 +230,9 @@ struct AttendItem {
     bool factors;             // whether some pages may be I8
     bool bias;                // whether some pages have one
     const Coding *k_codes, *v_codes;  // of CODED pages
-    KvTable sealed, open;     // pages that every row sees, one table's keys behind the other's
-    int n_shared_keys;  // of both, a multiple of 16; keys of pages that are left out count
+    const KvPage* shared;     // pages that every row sees, `at` rising, multiples of 16
+    int n_shared;
+    int n_shared_keys;  // a multiple of 16; keys of pages that are left out count
     const KvPage* own;
     const KvRun* runs;
     int n_runs;

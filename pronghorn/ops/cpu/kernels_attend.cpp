@@ -41,8 +41,6 @@ struct Work {
     int n;         // queries
     int steps;     // of a score
     int width;     // words of a query's sums and of packed values
-    bool lie_k, lie_v;     // whether pages' keys and values in codes are multiplied as they lie
-    size_t coded_row;      // bytes of a row of values in codes
     size_t ldq, lds, ldp;  // words from query to query
     float *q, *s, *p;      // queries; scores; weights as left operands, for each group of channels of 4-bit values
     float *q_turned, *turned;  // queries for turned keys, and sums of turned values
@@ -65,9 +63,6 @@ struct Work {
         n = a.n_rows * a.g;
         steps = (a.dim + A::STEP - 1) / A::STEP;
         width = (a.dim + 16 * A::GROUP - 1) / (16 * A::GROUP) * 16 * A::GROUP;
-        lie_k = as_they_lie<A>(*a.k_codes);
-        lie_v = as_they_lie<A>(*a.v_codes);
-        coded_row = code_row(*a.v_codes, a.dim);
         const size_t padded = size_t(a.dim + 31) / 32 * 32, n16 = (n + 15) / 16 * 16;
         ldq = padded;
         lds = KEYS + 16;
@@ -103,20 +98,15 @@ struct Work {
         memset(const_cast<float*>(zero), 0, sizeof(float) * padded);
         const Coding &k = *a.k_codes, &v = *a.v_codes;
         size_t bytes = code_keys(k, a.dim) + code_beside(k, a.dim);
-        if (lie_k) bytes += PAGE * coded_row + code_beside(v, a.dim);
+        if (as_they_lie<A>(k)) bytes += PAGE * code_row(v, a.dim) + code_beside(v, a.dim);
         asks.all = int((bytes + 63) / 64);
-        asks.score = lie_k ? asks.all / 3 : 0;  // else values are asked for as keys are unpacked
+        asks.score = as_they_lie<A>(k) ? asks.all / 3 : 0;  // else values are asked for as keys are unpacked
         asks.weigh = asks.score * 2;
     }
 };
 
-template <class A>
-PH_INLINE size_t row_bytes(const Work<A>& w, Kind kind) {  // of values
-    return kind == CODED ? w.coded_row : w.a.dim * size_t(kind == F32 ? 4 : kind == BF16 ? 2 : 1);
-}
-
 // What of a block's keys lies where. Sixteen keys of a group are of one kind, or absent.
-struct alignas(64) Block {
+struct Block {
     int base;  // number of the first key
     const void* keys[GROUPS];
     int keys_kind[GROUPS];
@@ -130,15 +120,23 @@ struct alignas(64) Block {
     const void* ahead[GROUPS];  // keys of the next block
 };
 
+size_t row_bytes(const AttendItem& a, Kind kind) {
+    if (kind == CODED) return code_row(*a.v_codes, a.dim);
+    return a.dim * size_t(kind == F32 ? 4 : kind == BF16 ? 2 : 1);
+}
+
 // Pages of a list, in rising order of their keys, that have keys in [base, base + KEYS).
 struct Span {
     const KvPage *from, *to;
 };
 Span within(const KvPage* pages, int n, int base) {
+    const auto end = [](const KvPage& p) { return p.at + p.hi - p.lo; };
     int i = 0, m = n;  // the first page that ends past base
+    const int guess = n && base >= pages[0].at ? (base - pages[0].at) / PAGE : 0;  // where pages are full
+    if (guess < n && end(pages[guess]) > base && (!guess || end(pages[guess - 1]) <= base)) i = m = guess;
     while (i < m) {
         const int at = (i + m) / 2;
-        if (pages[at].at + pages[at].hi - pages[at].lo > base) {
+        if (end(pages[at]) > base) {
             m = at;
         } else {
             i = at + 1;
@@ -246,88 +244,13 @@ void ask_for_lines(const void* from, size_t bytes) {
 
 // ------------------------------------------------------------------------------ a block
 
-// Notes keys [lane, lane + n) of a page as the block's keys from `at` on, all in one group, and packs them where
-// lanes are not numbers or queries are many. direct: lanes are numbers modulo 16, and the page is alone in its group.
+// Notes pages in the block's groups and, where lanes are not numbers or queries are many, packs keys.
 template <class A>
-PH_INLINE void place(const Work<A>& w, Block& b, const KvPage& p, int lane, int at, int n, bool direct,
-                     int n_queries) {
-    const int c = at / PAGE, to = at % PAGE, dim = w.a.dim;
-    const Coding &k = *w.a.k_codes, &v = *w.a.v_codes;
-    const bool coded = p.kind == CODED;
-    const size_t size = row_bytes(w, p.kind);
-    b.kind[c] = coded && v.bits == 16 ? BF16 : p.kind;
-    b.ks[c] = p.ks;
-    b.vs[c] = p.vs;
-    b.bias[c] = p.bias;
-    b.kf[c] = p.kf;
-    b.vf[c] = p.vf;
-    b.turned |= coded && v.turn;
-    b.fours |= coded && w.lie_v;
-    float* packed = w.keys + size_t(c) * w.steps * 16;
-    if (coded && k.bits == 16) {
-        b.keys[c] = p.k;
-        if (k.kept < dim) {
-            spread_keys(k, p, dim, reinterpret_cast<uint16_t*>(packed));
-            b.keys[c] = packed;
-        }
-        b.keys_kind[c] = BF16;
-    } else if (coded && !w.lie_k) {
-        ask_for_lines(p.v, PAGE * size + code_more(v, PAGE * size) + code_beside(v, dim));
-        unpack_keys<A>(k, p, dim, packed);
-        b.keys[c] = packed;
-        b.keys_kind[c] = k.turn ? TURNED : PACKED;
-    } else if (p.other) {  // a sealed page, lanes of which are numbers
-        place_others(p, n, dim, reinterpret_cast<uint16_t*>(packed));
-        b.keys[c] = packed;
-        b.keys_kind[c] = BF16;
-    } else if (direct && !packs_keys<A>(p.kind, n_queries)) {
-        b.keys[c] = p.k;
-        b.keys_kind[c] = p.kind;
-    } else {
-        pack_keys(w, p, packed, direct ? 0 : lane, direct ? 0 : to, direct ? PAGE : n);
-        b.keys[c] = packed;
-        b.keys_kind[c] = PACKED;
-    }
-    if (!b.there[c] && n < PAGE) {
-        for (int i = 0; i < PAGE; ++i) b.value[c * PAGE + i] = w.zero;
-    }
-    b.there[c] = true;
-    const char* row = static_cast<const char*>(p.v) + lane * size;
-    if (coded && w.lie_v) {
-        b.value[at] = row;  // the others lie behind it
-        return;
-    }
-    for (int i = 0; i < n; ++i) b.value[at + i] = row + i * size;
-    if (p.other) {
-        each_other(p, p.vs, p.other + size_t(p.n_other) * dim, n, dim,
-                   [&](int i, const uint16_t* row) { b.value[at + i] = row; });
-    }
-}
-
-// Calls f(table, i, group) for a block's pages that every row may see.
-template <typename F>
-PH_INLINE void each_shared(const AttendItem& a, int number, F f) {
-    const KvTable* const tables[] = {&a.sealed, &a.open};
-    for (const KvTable* t : tables) {
-        t->each(number, number + 1, [&](int i) __attribute__((always_inline)) {
-            f(*t, i, t->at / PAGE + i - number * GROUPS);
-        });
-    }
-}
-
-template <class A>
-void lay_out_shared(const Work<A>& w, Block& b, int number) {
-    each_shared(w.a, number, [&](const KvTable& t, int i, int c) __attribute__((always_inline)) {
-        if (const int n = t.lanes(i)) place(w, b, t.page(i, n), 0, c * PAGE, n, true, w.n);
-    });
-    for (const void*& next : b.ahead) next = w.zero;
-    if (number + 1 == w.a.block1) return;
-    each_shared(w.a, number + 1, [&](const KvTable& t, int i, int c) { b.ahead[c] = t.keys(i); });
-}
-
-template <class A>
-void lay_out_own(const Work<A>& w, Block& b, Span pages, int n_queries) {
+void lay_out(const Work<A>& w, Block& b, Span pages, int n_queries) {
+    const bool lie_k = as_they_lie<A>(*w.a.k_codes), lie_v = as_they_lie<A>(*w.a.v_codes);
+    const size_t coded_row = code_row(*w.a.v_codes, w.a.dim);
     for (const KvPage* p = pages.from; p != pages.to; ++p) {
+        const size_t size = p->kind == CODED ? coded_row : row_bytes(w.a, p->kind);
         const bool direct = aligned(p, pages.to);
         int lane = p->lo, at = p->at - b.base;
         if (at < 0) {
@@ -335,8 +258,58 @@ void lay_out_own(const Work<A>& w, Block& b, Span pages, int n_queries) {
             at = 0;
         }
         while (lane < p->hi && at < KEYS) {
-            const int rest = PAGE - at % PAGE, n = p->hi - lane < rest ? p->hi - lane : rest;
-            place(w, b, *p, lane, at, n, direct, n_queries);
+            const int c = at / PAGE, to = at % PAGE;
+            const int rest = PAGE - to, n = p->hi - lane < rest ? p->hi - lane : rest;
+            b.kind[c] = p->kind == CODED && w.a.v_codes->bits == 16 ? BF16 : p->kind;
+            b.ks[c] = p->ks;
+            b.vs[c] = p->vs;
+            b.bias[c] = p->bias;
+            b.kf[c] = p->kf;
+            b.vf[c] = p->vf;
+            b.turned |= p->kind == CODED && w.a.v_codes->turn;
+            b.fours |= p->kind == CODED && lie_v;
+            float* packed = w.keys + size_t(c) * w.steps * 16;
+            if (p->kind == CODED && w.a.k_codes->bits == 16) {
+                b.keys[c] = p->k;
+                if (w.a.k_codes->kept < w.a.dim) {
+                    spread_keys(*w.a.k_codes, *p, w.a.dim, reinterpret_cast<uint16_t*>(packed));
+                    b.keys[c] = packed;
+                }
+                b.keys_kind[c] = BF16;
+            } else if (p->kind == CODED && !lie_k) {
+                const Coding& v = *w.a.v_codes;
+                ask_for_lines(p->v, PAGE * size + code_more(v, PAGE * size) + code_beside(v, w.a.dim));
+                unpack_keys<A>(*w.a.k_codes, *p, w.a.dim, packed);
+                b.keys[c] = packed;
+                b.keys_kind[c] = w.a.k_codes->turn ? TURNED : PACKED;
+            } else if (p->other) {  // a sealed page, lanes of which are numbers
+                place_others(*p, n, w.a.dim, reinterpret_cast<uint16_t*>(packed));
+                b.keys[c] = packed;
+                b.keys_kind[c] = BF16;
+            } else if (direct && !packs_keys<A>(p->kind, n_queries)) {
+                b.keys[c] = p->k;
+                b.keys_kind[c] = p->kind;
+            } else {
+                pack_keys(w, *p, packed, direct ? 0 : lane, direct ? 0 : to, direct ? PAGE : n);
+                b.keys[c] = packed;
+                b.keys_kind[c] = PACKED;
+            }
+            if (!b.there[c]) {
+                b.there[c] = true;
+                if (n < PAGE) {
+                    for (int i = 0; i < PAGE; ++i) b.value[c * PAGE + i] = w.zero;
+                }
+            }
+            const char* v = static_cast<const char*>(p->v) + lane * size;
+            if (p->kind == CODED && lie_v) {
+                b.value[at] = v;  // its rows lie one behind the other
+            } else {
+                for (int i = 0; i < n; ++i) b.value[at + i] = v + i * size;
+            }
+            if (p->other) {
+                each_other(*p, p->vs, p->other + size_t(p->n_other) * w.a.dim, n, w.a.dim,
+                           [&](int i, const uint16_t* row) { b.value[at + i] = row; });
+            }
             lane += n;
             at += n;
         }
@@ -366,7 +339,7 @@ void score_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, in
 template <class A>
 void gather_as_fours(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
     const int group = w.a.v_codes->group;
-    const size_t stride = w.coded_row;
+    const size_t stride = code_row(*w.a.v_codes, w.a.dim);
     by_rows(q0, q1, [&]<int Q>(int q) {
         const auto go = [&]<bool SHORT>() {
             for (int c = 0; c < w.width; c += 32) {
@@ -435,7 +408,7 @@ void gather(const Work<A>& w, const Block& b, int q0, int q1, int c0, int c1) {
         int kind = b.kind[i];
         float* sums = kind == CODED && w.a.v_codes->turn ? w.turned : w.sums;
 #if PH_PACKS
-        if (kind == CODED && w.lie_v) {
+        if (kind == CODED && as_they_lie<A>(*w.a.v_codes)) {
             gather_as_fours(w, b, q0, q1, i, j);
             i = j;
             continue;
@@ -489,40 +462,32 @@ void spread_factors(const Work<A>& w, const Block& b, int n) {
             vst(to + KEYS, vfma(by, vall(float(FOURS_MIDDLE)), vld(from + PAGE)));
         }
     }
-    for (int c = n; c % 4; ++c) {  // weights are made four groups at a time
-        for (int g = 0; g < 2 * each; ++g) vst(w.factors + g * KEYS + c * PAGE, vall(0.0f));
-    }
 }
 #endif
 
-// Hides keys of a page that are behind the window of rows [r0, r1), and lanes of a shared page that hold none.
+// Hides keys that are behind a row's window, and lanes of shared pages that hold none. Rows [r0, r1), pages
+// of the block.
 template <class A>
-void hide(const Work<A>& w, int base, const KvPage& p, int r0, int r1, bool shared) {
+void hide(const Work<A>& w, int base, Span pages, int r0, int r1, bool shared) {
     const AttendItem& a = w.a;
-    int least = 0x7fffffff;
-    if (a.window) {
-        for (int i = p.lo; i < p.hi; ++i) least = p.pos[i] < least ? p.pos[i] : least;
-    }
-    const bool gaps = shared && p.hi < PAGE;
-    for (int r = r0; r < r1; ++r) {
-        const int limit = a.pos[r] - a.window;
-        const bool behind = a.window && least <= limit;
-        if (!behind && !gaps) continue;
-        for (int i = p.lo; i < (gaps ? PAGE : p.hi); ++i) {
-            const int at = p.at - base + i - p.lo;
-            if (at < 0 || at >= KEYS) continue;
-            if (i < p.hi && !(behind && p.pos[i] <= limit)) continue;
-            for (int h = 0; h < a.g; ++h) w.s[(r * a.g + h) * w.lds + at] = NONE;
+    for (const KvPage* p = pages.from; p != pages.to; ++p) {
+        int least = 0x7fffffff;
+        if (a.window) {
+            for (int i = p->lo; i < p->hi; ++i) least = p->pos[i] < least ? p->pos[i] : least;
+        }
+        const bool gaps = shared && p->hi < PAGE;
+        for (int r = r0; r < r1; ++r) {
+            const int limit = a.pos[r] - a.window;
+            const bool behind = a.window && least <= limit;
+            if (!behind && !gaps) continue;
+            for (int i = p->lo; i < (gaps ? PAGE : p->hi); ++i) {
+                const int at = p->at - base + i - p->lo;
+                if (at < 0 || at >= KEYS) continue;
+                if (i < p->hi && !(behind && p->pos[i] <= limit)) continue;
+                for (int h = 0; h < a.g; ++h) w.s[(r * a.g + h) * w.lds + at] = NONE;
+            }
         }
     }
-}
-
-template <class A>
-void hide_shared(const Work<A>& w, int number) {
-    each_shared(w.a, number, [&](const KvTable& t, int i, int) {
-        const int n = t.lanes(i);
-        if (n && (n < PAGE || w.a.window)) hide(w, number * KEYS, t.page(i, n), 0, w.a.n_rows, true);
-    });
 }
 
 #if PH_PACKS
@@ -552,95 +517,79 @@ struct RoughExp {
 PH_INLINE bool bent(const AttendItem& a, const Block& b, int c) { return b.ks[c] || b.bias[c] || a.softcap > 0; }
 
 #if PH_PACKS
-constexpr int FOURS_QUERIES = 8;  // whose weights are made together: numbers of 8 bits wait for a query's largest
-
-// Weights of a query times scales of values of the g-th group of channels, to x; the largest of them. The sums
-// begin with what the middles of codes make. EVEN: all groups of keys have values' factors, and nothing bends
-// their scores. FIRST: g is 0: scores become weights, and `sum` theirs.
-template <bool FIRST, bool EVEN, class A>
-float scale_fours(const Work<A>& w, const Block& b, int query, int groups, int g, float* x, const RoughExp& finished,
-                  const RoughExp& scaled, float& sum) {
-    const int group = w.a.v_codes->group;
-    const bool again = FIRST && group < w.width;  // whether other groups of channels want the weights
+// As `raise`, where some values are 4-bit numbers, of which each group of channels has its own factors: weights
+// times scales become numbers of 8 bits. The sums begin with what the middles of codes make.
+template <class A>
+float raise_fours(const Work<A>& w, const Block& b, int query, int groups, const RoughExp& finished,
+                  const RoughExp& scaled) {
     float* s = w.s + query * w.lds;
-    float* p = w.p + (size_t(g) * w.n + query) * w.ldp;
-    const float *by = w.factors + g * 2 * KEYS, *middle = by + KEYS;
+    const int group = w.a.v_codes->group;
+    const __m512 zero = _mm512_setzero_ps();
     const int each = (w.asks.weigh - w.asks.score + w.n - 1) / w.n, line0 = w.asks.score + query * each;
     const int line1 = line0 + each < w.asks.weigh ? line0 + each : w.asks.weigh;
+    bool even = w.a.softcap <= 0;  // whether all groups have values' factors, and nothing bends their scores
+    for (int c = 0; c < groups; ++c) even &= b.vf[c] && !b.ks[c] && !b.bias[c];
     // One accumulator for every fourth group: a long chain of sums would wait for each of them.
-    const __m512 zero = _mm512_setzero_ps();
-    __m512 sums[4], middles[4], top[4];
-    PH_UNROLL for (int j = 0; j < 4; ++j) sums[j] = middles[j] = top[j] = zero;
-    for (int c = 0; c < groups; c += 4) {
-        for (int i = line0; FIRST && i < line1; ++i) {
-            PH_UNROLL for (int j = 0; j < 4; ++j) ask_for(static_cast<const char*>(b.ahead[c + j]) + i * 64);
-        }
-        PH_UNROLL for (int j = 0; j < 4; ++j) {
-            const int at = (c + j) * PAGE;
-            const __m512 y = _mm512_loadu_ps(s + at);
-            __m512 e = !FIRST ? y : !EVEN && bent(w.a, b, c + j) ? finished(y) : scaled(y), weight = zero;
-            if (EVEN || b.vf[c + j]) {
-                weight = _mm512_mul_ps(e, _mm512_loadu_ps(by + at));
-                top[j] = _mm512_max_ps(top[j], weight);
-                middles[j] = _mm512_fmadd_ps(e, _mm512_loadu_ps(middle + at), middles[j]);
+    __m512 sum[4] = {zero, zero, zero, zero};
+    alignas(64) float x[KEYS];
+    for (int g = 0; g * group < w.width; ++g) {
+        const size_t row = size_t(g) * w.n + query;
+        float* p = w.p + row * w.ldp;
+        int32_t* p8 = w.p8 + row * w.ldp8;
+        const float *by = w.factors + g * 2 * KEYS, *middle = by + KEYS;
+        __m512 middles[4] = {zero, zero, zero, zero}, top[4] = {zero, zero, zero, zero};
+        const auto page = [&]<bool FIRST, bool EVEN, int I>(int c) __attribute__((always_inline)) {
+            const __m512 y = _mm512_loadu_ps(s + c * PAGE);
+            __m512 e = !FIRST ? y : !EVEN && bent(w.a, b, c) ? finished(y) : scaled(y), weight = zero;
+            if (EVEN || b.vf[c]) {
+                weight = _mm512_mul_ps(e, _mm512_loadu_ps(by + c * PAGE));
+                top[I] = _mm512_max_ps(top[I], weight);
+                middles[I] = _mm512_fmadd_ps(e, _mm512_loadu_ps(middle + c * PAGE), middles[I]);
             } else {
                 const __m256i h = (__m256i)_mm512_cvtneps_pbh(e);
                 e = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + at / 2), h);
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c * PAGE / 2), h);
             }
-            _mm512_storeu_ps(x + at, weight);
-            if (FIRST) sums[j] = _mm512_add_ps(sums[j], e);
-            if (again) _mm512_storeu_ps(s + at, e);
-        }
-    }
-    const auto both = [](const __m512 (&v)[4], auto f) { return f(f(v[0], v[1]), f(v[2], v[3])); };
-    const auto add = [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); };
-    const auto max = [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); };
-    const V begin = vall(_mm512_reduce_add_ps(both(middles, add)));
-    const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
-    for (int c = g * group; c < stop; c += 16) vst(w.sums + size_t(query) * w.width + c, begin);
-    if (FIRST) sum = _mm512_reduce_add_ps(both(sums, add));
-    return _mm512_reduce_max_ps(both(top, max));
-}
-
-// As `raise`, for queries [q0, q1) where some values are 4-bit numbers, of which each group of channels has its own
-// factors: weights times scales become numbers of 8 bits.
-template <bool EVEN, class A>
-void raise_fours(const Work<A>& w, const Block& b, int q0, int q1, int groups) {
-    const int group = w.a.v_codes->group;
-    float most[FOURS_QUERIES];
-    for (int from = q0; from < q1; from += FOURS_QUERIES) {
-        const int to = from + FOURS_QUERIES < q1 ? from + FOURS_QUERIES : q1;
-        for (int q = from; q < to; ++q) {  // scores of no page, up to whole fours
-            for (int c = groups; c % 4; ++c) vst(w.s + q * w.lds + c * PAGE, vall(NONE));
-        }
-        for (int g = 0; g * group < w.width; ++g) {
-            const auto x = [&](int q) { return w.keys + size_t(q - from) * KEYS; };  // no keys are packed any more
-            for (int q = from; q < to; ++q) {
-                const float top = w.top[q] == NONE ? 0.0f : w.top[q];
-                const RoughExp finished(1.0f, top), scaled(w.a.scale, top);
-                most[q - from] =
-                    g ? scale_fours<false, EVEN>(w, b, q, groups, g, x(q), finished, scaled, w.total[q])
-                      : scale_fours<true, EVEN>(w, b, q, groups, g, x(q), finished, scaled, w.total[q]);
-            }
-            for (int q = from; q < to; ++q) {
-                const float scale = most[q - from] / FOURS_TOP;
-                const __m512 by = _mm512_set1_ps(most[q - from] > 0 ? FOURS_TOP / most[q - from] : 0.0f);
-                int32_t* p8 = w.p8 + (size_t(g) * w.n + q) * w.ldp8;
-                for (int c = 0; c < groups; c += 4) {
-                    _mm512_storeu_si512(p8 + c * PAGE / 4, pack_weights(x(q) + c * PAGE, by));
+            _mm512_store_ps(x + c * PAGE, weight);
+            if (!FIRST) return;
+            sum[I] = _mm512_add_ps(sum[I], e);
+            if (group < w.width) _mm512_storeu_ps(s + c * PAGE, e);
+        };
+        const auto pages = [&]<bool FIRST, bool EVEN>() __attribute__((always_inline)) {
+            int c = 0;
+            for (; c + 4 <= groups; c += 4) {
+                for (int i = line0; FIRST && i < line1; ++i) {
+                    PH_UNROLL for (int j = 0; j < 4; ++j) {
+                        ask_for(static_cast<const char*>(b.ahead[c + j]) + i * 64);
+                    }
                 }
-                memcpy(p8 + KEYS / 4, &scale, 4);
+                page.template operator()<FIRST, EVEN, 0>(c);
+                page.template operator()<FIRST, EVEN, 1>(c + 1);
+                page.template operator()<FIRST, EVEN, 2>(c + 2);
+                page.template operator()<FIRST, EVEN, 3>(c + 3);
             }
+            if (c < groups) page.template operator()<FIRST, EVEN, 0>(c);
+            if (c + 1 < groups) page.template operator()<FIRST, EVEN, 1>(c + 1);
+            if (c + 2 < groups) page.template operator()<FIRST, EVEN, 2>(c + 2);
+        };
+        if (g) {
+            even ? pages.template operator()<false, true>() : pages.template operator()<false, false>();
+        } else {
+            even ? pages.template operator()<true, true>() : pages.template operator()<true, false>();
         }
+        for (int c = groups; c % 4; ++c) _mm512_store_ps(x + c * PAGE, zero);
+        const float most = _mm512_reduce_max_ps(
+            _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3])));
+        const float scale = most / FOURS_TOP;
+        const __m512 to = _mm512_set1_ps(most > 0 ? FOURS_TOP / most : 0.0f);
+        for (int c = 0; c < groups; c += 4) _mm512_storeu_si512(p8 + c * PAGE / 4, pack_weights(x + c * PAGE, to));
+        memcpy(p8 + KEYS / 4, &scale, 4);
+        const V begin = vall(_mm512_reduce_add_ps(
+            _mm512_add_ps(_mm512_add_ps(middles[0], middles[1]), _mm512_add_ps(middles[2], middles[3]))));
+        const int stop = (g + 1) * group < w.width ? (g + 1) * group : w.width;
+        for (int c = g * group; c < stop; c += 16) vst(w.sums + size_t(query) * w.width + c, begin);
     }
-}
-
-// Whether all groups have values' factors, and nothing bends their scores.
-PH_INLINE bool even_fours(const AttendItem& a, const Block& b, int groups) {
-    bool even = a.softcap <= 0;
-    for (int c = 0; c < groups; ++c) even &= b.vf[c] && !b.ks[c] && !b.bias[c];
-    return even;
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 #endif
 
@@ -655,6 +604,7 @@ float raise(const Work<A>& w, const Block& b, int query, int groups, float top) 
     if constexpr (A::STEP == 2) {
         const RoughExp finished(1.0f, top), scaled(a.scale, top);
         uint16_t* p = reinterpret_cast<uint16_t*>(w.p + query * w.ldp);
+        if (b.fours) return raise_fours(w, b, query, groups, finished, scaled);
         if (!a.factors && !a.bias && a.softcap <= 0) {
             const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
             if (groups % 2) vst(s + groups * PAGE, vall(NONE));
@@ -721,13 +671,6 @@ void crest(const Work<A>& w, const Block& b, int query, int end, int stop) {
 template <class A>
 void weigh(const Work<A>& w, const Block& b, int q0, int q1, int last, int stop) {
     for (int q = q0; q < q1; ++q) crest(w, b, q, last - (q1 - 1) / w.a.g + q / w.a.g, stop);
-#if PH_PACKS
-    if constexpr (A::STEP == 2) {
-        const int groups = stop / PAGE;
-        if (b.fours && even_fours(w.a, b, groups)) return raise_fours<true>(w, b, q0, q1, groups);
-        if (b.fours) return raise_fours<false>(w, b, q0, q1, groups);
-    }
-#endif
     for (int q = q0; q < q1; ++q) {
         const float m = w.top[q];
         w.total[q] = raise(w, b, q, stop / PAGE, m == NONE ? 0.0f : m);
@@ -814,7 +757,7 @@ void load_queries(const Work<A>& w) {
             }
         }
 #if PH_PACKS
-        if (w.lie_k) {
+        if (as_they_lie<A>(*a.k_codes)) {
             narrow_query(from, *a.k_codes, a.dim, w.q8 + q * w.ldq8, w.side + q * w.ld_side);
         }
 #endif
@@ -853,9 +796,12 @@ void run_block(const Work<A>& w, int number) {
     memset(w.sums, 0, sizeof(float) * w.n * w.width);
     int common = (a.n_shared_keys - b.base) / PAGE;  // groups that all rows see
     common = common < 0 ? 0 : common > GROUPS ? GROUPS : common;
-    lay_out_shared(w, b, number);
+    const Span shared = within(a.shared, a.n_shared, b.base);
+    lay_out(w, b, shared, w.n);
+    const KvPage* after = a.shared + a.n_shared;
+    for (int c = 0; c < GROUPS; ++c) b.ahead[c] = shared.to + c < after ? shared.to[c].k : w.zero;
     score(w, b, 0, w.n, 0, common);
-    hide_shared(w, number);
+    hide(w, b.base, shared, 0, a.n_rows, true);
 #if PH_PACKS
     if (b.fours) spread_factors(w, b, common);
 #endif
@@ -866,7 +812,7 @@ void run_block(const Work<A>& w, int number) {
             b.kf[c] = b.vf[c] = nullptr;
         }
         const Span pages = within(a.own + run.page0, run.page1 - run.page0, b.base);
-        lay_out_own(w, b, pages, (run.row1 - run.row0) * a.g);
+        lay_out(w, b, pages, (run.row1 - run.row0) * a.g);
         return pages;
     };
     const auto stop_of = [&](const KvRun& run) {  // of its groups
@@ -879,7 +825,7 @@ void run_block(const Work<A>& w, int number) {
         if (common < stop) {
             const Span pages = own(run);
             score(w, b, q0, q1, common, stop);
-            for (const KvPage* p = pages.from; p != pages.to; ++p) hide(w, b.base, *p, run.row0, run.row1, false);
+            hide(w, b.base, pages, run.row0, run.row1, false);
         }
         weigh(w, b, q0, q1, run.n_keys - b.base, stop * PAGE);
     }

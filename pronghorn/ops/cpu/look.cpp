@@ -20,8 +20,15 @@ Looks looks_named(const std::string& isa_name) {
 
 // A sealed page, to be looked at.
 KvPage Executor::keys_of(const SeqView& s, int layer, int head, int page) const {
-    const KvTable sealed = sealed_of(s, layer * shape_.n_kv + head);
-    return sealed.page(page, sealed.lanes(page));
+    const int member = layer * shape_.n_kv + head;
+    const std::int64_t* row = s.table + 4 * group_[member];
+    const std::uint64_t addr = reinterpret_cast<const std::uint64_t*>(row[0])[page];
+    const float* bias = bias_of(s, member);
+    const auto* where = reinterpret_cast<const std::int32_t*>(row[2]) + page * PAGE;
+    KvPage p{};
+    sealed_page(addr, member, where, std::clamp(reinterpret_cast<const std::int32_t*>(row[1])[page], 0, PAGE), page * PAGE, p);
+    if (bias) p.bias = bias + page * PAGE;
+    return p;
 }
 
 int Executor::stored(const SeqView& s, int layer, int head) const {
@@ -51,13 +58,17 @@ void Executor::look_head(int thread, int head) {
     const SeqView& s = in.seq;
     ThreadScratch& t = scratch_[thread];
     const int kv_head = head / (shape_.n_heads / shape_.n_kv), member = in.layer * shape_.n_kv + kv_head;
-    const KvTable sealed = sealed_of(s, member), open = open_of(s, member, sealed.n * PAGE);
-    t.looked.clear();
-    for (int i = 0; i < sealed.n; ++i) t.looked.push_back(sealed.page(i, sealed.lanes(i)));
-    for (int i = 0; i * PAGE < s.n_open; ++i) t.looked.push_back(open.page(i, std::min(s.n_open - i * PAGE, PAGE)));
+    const std::int64_t* row = s.table + 4 * group_[member];
+    t.shared.clear();
+    for (int i = 0; i < int(row[3]); ++i) t.shared.push_back(keys_of(s, in.layer, kv_head, i));
+    for (int i = 0; i * PAGE < s.n_open; ++i) {
+        const char* base = reinterpret_cast<const char*>(s.open[i]) + member * open_.member;
+        const int at = int(t.shared.size()) * PAGE;
+        zone_page(open_, base, s.open_pos + i * PAGE, std::min(s.n_open - i * PAGE, PAGE), at, t.shared.emplace_back());
+    }
     const std::size_t queries = std::size_t(in.n_rows) * shape_.head_dim;
     const LookItem item{shape_.head_dim, in.n_rows, in.window, in.scale, in.softcap, in.q + queries * head, in.pos,
-                        t.looked.data(), int(t.looked.size()), &sealed_.k_codes, Look(in.what), in.n,
+                        t.shared.data(), int(t.shared.size()), &sealed_.k_codes, Look(in.what), in.n,
                         in.out + std::size_t(head) * (in.what == SUMS ? 1 : in.n_rows) * in.n,
                         static_cast<float*>(t.bytes.get())};
     looks_named(isa_)(item);

@@ -282,13 +282,13 @@ void Executor::score_keys(ThreadScratch& t, const TapeOp& op, const Asked& asked
     const float* q = reg(op.in[0]) + stride(op.in[0]) * asked.row + std::size_t(head) * g * dim;
     const Looks look = looks_named(isa_);
     for (int i = from; i < to; i += TURN) {
-        t.looked.clear();
+        t.shared.clear();
         for (int j = i; j < std::min(i + TURN, to); ++j) {
-            t.looked.push_back(keys_of(step_->seqs[asked.seq], op.ints[0], head, j));
+            t.shared.push_back(keys_of(step_->seqs[asked.seq], op.ints[0], head, j));
             step_->seqs[asked.seq].see(op.ints[0] * shape_.n_kv + head, j);
-            t.kv_bytes += page_bytes(sealed_layout(op.ints[0] * shape_.n_kv + head)) / 2;
+            t.kv_bytes += page_bytes(t.shared.back()) / 2;
         }
-        look({dim, g, 0, op.floats[0], 0.0f, q, nullptr, t.looked.data(), int(t.looked.size()), &sealed_.k_codes,
+        look({dim, g, 0, op.floats[0], 0.0f, q, nullptr, t.shared.data(), int(t.shared.size()), &sealed_.k_codes,
               TOPS, int(ld), scores + (i - from), static_cast<float*>(t.bytes.get())});
     }
 }
