@@ -6,8 +6,6 @@ Synthetic steps are run and observed by the engine's `StepCost`; steps that foll
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,43 +18,43 @@ if TYPE_CHECKING:
     from pronghorn.engine import Engine
     from pronghorn.kv.store import SeqKV
 
-SIZES = (1, 4, 16, 64, 256)  # rows of the synthetic steps
-CONTEXT = 1024  # KV rows that the last ones read
-LONG = (1, 64)  # rows of those
-SECONDS = 0.4  # calibration begins nothing that would take it beyond this
-DRAFTS, DRAFTS_CONTEXT, DRAFTS_LONG = (1, 4, 8, 16), 256, (1, 8)  # the same for steps with drafts
-DRAFTS_SECONDS = 0.1  # somebody waits for the first word
 REPEATS = 9  # of one size at most
 
 
-def calibrate(engine: Engine) -> None:
+@dataclass(frozen=True)
+class Trials:
+    """sizes: rows of the synthetic steps, rising; long: of those behind `context` KV rows; seconds: nothing
+    is begun that would take it beyond this."""
+
+    sizes: tuple[int, ...]
+    context: int
+    long: tuple[int, ...]
+    seconds: float
+
+
+SERVING = Trials((1, 4, 16, 64, 256), 1024, (1, 64), 0.4)
+DRAFTS = Trials((1, 4, 8, 16), 256, (1, 8), 0.1)  # somebody waits for the first word
+
+
+def calibrate(engine: Engine, trials: Trials = SERVING) -> None:
     """Run a few steps of made-up rows and observe them, so that a plan is sensible from the first step on.
     Nothing of it stays in the store. Ends early where steps take long."""
-    most = min(engine.bound.context, engine.kv_rows)
-    with _trial(engine, SECONDS, SECONDS / (len(SIZES) + len(LONG))) as trial:
-        if all(trial.repeated(n) for n in SIZES if n <= most):
-            trial.lengthen(min(CONTEXT, most - SIZES[-1]), SIZES[-1])
-            for n in LONG:
+    kv, most = engine.store.new(), min(engine.bound.context, engine.kv_rows)
+    share = trials.seconds / (len(trials.sizes) + len(trials.long))
+    trial = _Trial(engine, kv, time.monotonic() + trials.seconds, share)
+    try:
+        if all(trial.repeated(n) for n in trials.sizes if n <= most):
+            trial.lengthen(min(trials.context, most - trials.sizes[-1]), trials.sizes[-1])
+            for n in trials.long:
                 trial.repeated(n)
+    finally:
+        engine.store.free(kv)
 
 
 def calibrate_drafts(engine: Engine) -> None:
     """The same for steps with drafts alone, which have few rows. Else the first one, if something holds it
     up, says for long that drafts do not pay: nobody tries again what is dear."""
-    most = min(engine.bound.context, engine.kv_rows)
-    with _trial(engine, DRAFTS_SECONDS, DRAFTS_SECONDS / (len(DRAFTS) + len(DRAFTS_LONG))) as trial:
-        if all(trial.repeated(n) for n in DRAFTS if n <= most):
-            trial.lengthen(min(DRAFTS_CONTEXT, most - DRAFTS[-1]), DRAFTS[-1])
-            all(trial.repeated(n) for n in DRAFTS_LONG)
-
-
-@contextmanager
-def _trial(engine: Engine, seconds: float, share: float) -> Iterator[_Trial]:
-    kv = engine.store.new()
-    try:
-        yield _Trial(engine, kv, time.monotonic() + seconds, share)
-    finally:
-        engine.store.free(kv)
+    calibrate(engine, DRAFTS)
 
 
 @dataclass(frozen=True)
