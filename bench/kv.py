@@ -43,14 +43,16 @@ RUNS: dict[str, tuple[str, ...]] = {
         "kvfmt.int8", "--task", "needle", "--task", "registry", "--task", "gsm8k", "--task", "wikitext",
     ),
 }  # fmt: skip
+WHOLE = (
+    "--rows", "1024", "4096", "32768", "--method", "kvfmt.bf16", "kvfmt.int8", "kvfmt.int4",
+    "quest:tokens=@16", "lserve:tokens=@16", "knorm:budget=@8", "snapkv:budget=@8",
+    "adakv:policy=snapkv:budget=@8", "knorm:budget=@8+kvfmt.int4",
+)  # fmt: skip
 SPEED: dict[str, tuple[str, ...]] = {
     "speed-attention": ("--rows", "512", "1024", "2048", "4096", "32768"),
-    "speed-model": (
-        "--model", "qwen2.5-0.5b", "--use", "weight.int8", "--rows", "1024", "4096", "32768", "--method",
-        "kvfmt.bf16", "kvfmt.int8", "kvfmt.int4", "quest:tokens=@16", "lserve:tokens=@16", "knorm:budget=@8",
-        "snapkv:budget=@8", "adakv:policy=snapkv:budget=@8", "knorm:budget=@8+kvfmt.int4",
-    ),
-}  # fmt: skip
+    "speed-model": ("--model", "qwen2.5-0.5b", "--use", "weight.int8", *WHOLE),
+    "speed-model-int4": ("--model", "qwen2.5-0.5b", "--use", "weight.int4", *WHOLE),
+}
 
 
 def main() -> None:
