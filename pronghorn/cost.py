@@ -19,8 +19,10 @@ from pronghorn.ops.cpu import _native
 
 KNOTS = tuple(1 << i for i in range(13))  # rows between which time is a straight line: 1, 2, 4, ... 4096
 KEEP = 12  # steps of one kind that are remembered
+ENOUGH = 4  # steps of a number of rows (by powers of two) after which trials of it are forgotten
 EVERY = 64  # observations between two fits, once there are many
-SHARE = 0.005  # of the time of steps that fits may take from then on
+SHARE = 0.005  # of the time of steps that fits may take
+GRACE = 3e-3  # seconds that they may take besides: what is known of a few steps changes fast
 
 
 class StepCost:
@@ -28,10 +30,12 @@ class StepCost:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, int], deque[tuple[int, int, float]]] = {}
+        self._trials: dict[int, list[tuple[int, int, float]]] = {}
         self._at = [0.0] * len(KNOTS)  # seconds of so many rows that read nothing
         self._read = 0.0  # seconds for each KV row read
         self._n = 0  # observations
         self._fresh = 0  # of them since the last fit
+        self._due = False  # for a fit, whatever fits took so far
         self._seconds = 0.0  # that all steps took
         self._fits = 0.0  # that fits took
 
@@ -44,9 +48,19 @@ class StepCost:
             self._seen[kind] = deque(maxlen=KEEP)
             self._fresh = EVERY  # a step of a new kind says most
         self._seen[kind].append((rows, read, seconds))
+        if kind[0] in self._trials and self.seen(rows) >= ENOUGH:
+            del self._trials[kind[0]]
+            self._due = True
         self._n += 1
         self._fresh += 1
         self._seconds += seconds
+
+    def suppose(self, rows: int, read: int, seconds: float) -> None:
+        """What a step took in the middle of some trials, which had the processor's caches for themselves and
+        nobody to answer: it stands in for steps of about so many rows until there are more than its three."""
+        self._trials.setdefault((rows - 1).bit_length(), []).extend([(rows, read, seconds)] * (ENOUGH - 1))
+        self._n += 1
+        self._fresh = EVERY
 
     def seen(self, rows: int) -> int:
         """Steps of about so many rows that are remembered."""
@@ -54,20 +68,21 @@ class StepCost:
         return sum(len(steps) for (rows_, _), steps in self._seen.items() if rows_ == size)
 
     def _ask(self) -> None:
-        """Fit anew where enough has been seen since, and, after the first ones, fits have not taken too much
-        of the time."""
-        if self._fresh < min(EVERY, max(1, self._n // 4)):
-            return
-        if self._n > EVERY and self._fits > SHARE * self._seconds:
-            return
+        """Fit anew where enough has been seen since, and fits have not taken too much of the time."""
+        if not self._due:
+            if self._fresh < min(EVERY, max(1, self._n // 4)):
+                return
+            if self._fits > GRACE + SHARE * self._seconds:
+                return
         start = time.perf_counter()
-        self._fresh = 0
+        self._fresh, self._due = 0, False
         for _ in range(1 if self._fits else 3):  # what sizes in between take depends on the price of reads
             price = self._read
             self._fit()
             if self._read == price:
                 break
-        self._fits += time.perf_counter() - start
+        if self._seen:  # before the first step nobody waits
+            self._fits += time.perf_counter() - start
 
     def predict(self, rows: int, read: int) -> float:
         """Seconds of a step. Never falls as rows or reads grow."""
@@ -121,7 +136,7 @@ class StepCost:
 
     def _fit(self) -> None:
         self._at, self._read = _native.fit_steps(
-            [s for kind in self._seen.values() for s in kind], self._read
+            [s for kind in (*self._seen.values(), *self._trials.values()) for s in kind], self._read
         )
 
 

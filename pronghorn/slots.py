@@ -336,6 +336,16 @@ class Drafter(Protocol):
         ...
 
 
+@runtime_checkable
+class Hindsight(Drafter, Protocol):
+    """A drafter that can say, for next to nothing, what it would have drafted."""
+
+    def right(self, seq: Seq, n: int) -> int:
+        """How many of the text's last n tokens, 64 at most, were the first of the draft that it would have
+        proposed just before."""
+        ...
+
+
 class Target(Protocol):
     """The target's view of a draft: row 0 is the pending token, row i + 1 is node i. Everything is
     shaped, masked and normalised on first use, so rows that a walk does not visit cost nothing."""

@@ -243,6 +243,22 @@ def test_who_plans_by_costs_finds_them_known(draft: str, known: bool) -> None:
     llm.close()
 
 
+def test_steps_take_the_place_of_trials_of_their_size() -> None:
+    """At once, whatever fits to trials took; what no step had the size of is still as tried."""
+    cost = StepCost()
+    for n, seconds in ((1, 1e-4), (8, 3e-4), (16, 5e-4)):
+        cost.suppose(n, n * 100, seconds)
+        assert cost.predict(n, n * 100) == pytest.approx(seconds, rel=0.05)
+    for i in range(4):
+        assert cost.seen(1) == i and cost.predict(1, 100) < 1.5e-4
+        cost.observe(1, 100, 2e-4)
+    assert cost.predict(1, 100) == pytest.approx(2e-4, rel=0.05)
+    assert cost.predict(16, 1600) == pytest.approx(5e-4, rel=0.05)
+    for _ in range(4):
+        cost.observe(8, 800, 6e-4)
+    assert cost.predict(8, 800) == pytest.approx(6e-4, rel=0.05)
+
+
 def test_one_slow_step_of_a_size_is_not_believed() -> None:
     """Nothing else would show the mistake: who plans by it never runs that size again."""
     cost = StepCost()

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import HOPE, IDLE, RECENT, Mood, Panel
+from pronghorn.methods.draft._mood import HOPE, IDLE, LOOK, RECENT, Mood, Panel
 from pronghorn.methods.draft._value import TRIALS, Ledger, Price, Worth, worth
 from pronghorn.methods.draft.auto import Auto
+from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.seq import Seq
 from pronghorn.slots import DraftRoom
@@ -261,6 +262,39 @@ def test_one_that_waits_for_its_first_token_is_not_passed_over_for_good() -> Non
         assert not panel.sleeps([seq])
         assert bool(panel.wake([seq], moods, [4], 0.0, 1e-3)) == bool(n)
         seq.tokens.append(3)
+
+
+class Telling(PromptLookup):
+    """In hindsight it had this many of the last tokens right."""
+
+    had = 0
+
+    def right(self, seq: Seq, n: int) -> int:
+        return self.had
+
+
+def test_who_would_have_been_right_is_tried_at_once_and_others_not_at_all() -> None:
+    """And is lent the time, as much as can be saved, after which it waits for that too."""
+    panel, moods = asleep([[100, 100]], spend=1e-3)
+    seqs, telling = answering(1), Telling()
+    assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
+    telling.had = LOOK
+    panel.look_back(seqs, moods, {0: telling})
+    tries = 0
+    for _ in range(40):
+        if not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3):
+            assert moods[0].tried == [0]
+            panel.judge(moods[0], (), (), 0.0)
+            moods[0].until[0] = 0
+            tries += 1
+    assert 64e-6 / 1e-5 <= tries <= 12  # 64 steps' share, and that of these 40
+    panel.clock, moods[0].until = 1000, [0, 1 << 40]
+    telling.had = 1
+    panel.look_back(seqs, moods, {0: telling})
+    for _ in range(200):
+        assert panel.sleeps(seqs) or panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
+    moods[0].gain[0] = 0.5  # it pays as it is
+    assert not panel.sleeps([]) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {0: [0]}
 
 
 def test_who_pays_is_asked_whatever_attempts_took() -> None:

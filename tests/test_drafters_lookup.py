@@ -194,12 +194,30 @@ def test_copyspec_reads_in_pieces_as_at_once() -> None:
     assert copied > 10
 
 
+def test_hindsight_is_what_would_have_been_drafted() -> None:
+    """Asked before every token, or of the whole text at once."""
+    text = words(5, 300, 16)
+    told = []
+    for n in range(1, 300):
+        before = Ngrams(3, 2)
+        before.extend(text[:n])
+        told.append(before.onward(1).tolist() == [text[n]])
+    assert 10 < sum(told) < 290
+    drafter, seq = PromptLookup(), sequence(text[:200])
+    for n in (201, 202, 250, 300):
+        seq.tokens = text[:n]
+        for back in (0, 1, 8, 63, 64):
+            assert drafter.right(seq, back) == sum(told[n - 1 - back : n - 1])
+
+
 def test_ngrams_refuse_what_cannot_be() -> None:
     for longest, shortest in ((3, 0), (2, 3), (65, 1)):
         with pytest.raises(ValueError, match="from 1 to 64"):
             Ngrams(longest, shortest)
     with pytest.raises(ValueError, match="from 0 to 4096"):
         Ngrams(3, 2).onward(4097)
+    with pytest.raises(ValueError, match="from 0 to 64"):
+        Ngrams(3, 2).right(65)
     assert Ngrams(3, 2).onward(8).size == 0 == Ngrams(3, 2).copied(8)[1]
 
 

@@ -1,10 +1,11 @@
 """What steps cost here, measured before the first one that counts.
 
-Synthetic steps are run and observed by the engine's `StepCost`; steps that follow correct it.
+Synthetic steps are run and told to the engine's `StepCost`; steps that follow take their place.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ DRAFTS = Trials((1, 4, 8, 16), 256, (1, 8), 0.1)  # somebody waits for the first
 
 
 def calibrate(engine: Engine, trials: Trials = SERVING) -> None:
-    """Run a few steps of made-up rows and observe them, so that a plan is sensible from the first step on.
+    """Run a few steps of made-up rows and time them, so that a plan is sensible from the first step on.
     Nothing of it stays in the store. Ends early where steps take long."""
     kv, most = engine.store.new(), min(engine.bound.context, engine.kv_rows)
     share = trials.seconds / (len(trials.sizes) + len(trials.long))
@@ -67,17 +68,20 @@ class _Trial:
     share: float
 
     def repeated(self, n: int) -> bool:
-        """Observe some steps of n rows, after one that warms up; False where there is no time for more."""
-        cost, begin = self.engine.cost, time.monotonic()
+        """Time some steps of n rows, after one that warms up; False where there is no time for more."""
+        cost, begin, times = self.engine.cost, time.monotonic(), list[float]()
         last = cost.predict(n, 0)
-        for i in range(REPEATS + 1):
+        while len(times) < REPEATS + 1:
             now = time.monotonic()
-            if now + last > self.end or (i > 2 and now - begin > self.share):
-                return i > 1
+            if now + last > self.end or (len(times) > 2 and now - begin > self.share):
+                break
             last = self._timed(n)
-            if i or last > self.share:  # where the first is slow it is not for want of warmth
-                cost.observe(n, reads(n, self.kv.length), last)
-        return True
+            times.append(last)
+        # where the first is slow it is not for want of warmth
+        counted = times[1:] if times and times[0] <= self.share else times
+        if counted:
+            cost.suppose(n, reads(n, self.kv.length), statistics.median(counted))
+        return len(times) > 1
 
     def _timed(self, n: int) -> float:
         engine = self.engine

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pronghorn.methods.draft._value import Price
 from pronghorn.ops.cpu._native import Forest
 from pronghorn.seq import Seq
+from pronghorn.slots import Hindsight
 
 DOUBLINGS = 8  # of a rest
 RECENT = 0.05  # weight of the last asking
@@ -15,7 +16,9 @@ IDLE = 0.2  # and of one in company whose drafts were not worth running: rows ar
 CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance in each sequence
 HOPE = 0.1  # of a token's time, which asking a drafter is thought to gain at first
 STEADY = 16  # steps in a row, at most, for which is not asked anew who is asked
-SAVED = 64  # steps whose share for attempts is kept
+SAVED = 64  # steps whose share for attempts is kept; who would have been right may be lent as much
+LOOK = 8  # steps after which those that rest are looked at in hindsight
+RIGHT = 0.5  # share of the tokens since that one must have had right to be tried
 FOREVER = 1 << 60
 
 
@@ -23,7 +26,8 @@ class Mood:
     """What one sequence has taught: how far each drafter's chances are off, and who rests.
 
     asked: drafters that proposed for the last step; tried: those of them that did not pay so far; tree: its
-    place in the forest of that step, -1 where there is nothing to learn."""
+    place in the forest of that step, -1 where there is nothing to learn; right: of drafters that can tell,
+    whether they would have been right of late."""
 
     def __init__(self, gain: Sequence[float], failed: Sequence[int], until: Sequence[int]) -> None:
         self.shift = [0.0] * len(gain)  # log-odds
@@ -33,6 +37,7 @@ class Mood:
         self.asked: list[int] = []
         self.tried: list[int] = []
         self.tree = -1
+        self.right: dict[int, bool] = {}
 
     def again(self, now: int, cheap: Sequence[bool]) -> Mood:
         """How another sequence begins in step `now`: with what was learned here, but those that are cheap to
@@ -92,6 +97,22 @@ class Panel:
         self.asking, self.n_seqs = False, len(seqs)
         return self.clock < self._until and seqs == self._same
 
+    def looks(self) -> bool:
+        """Whether it is time to look back."""
+        return self.clock % LOOK == 0
+
+    def look_back(self, seqs: Sequence[Seq], moods: Sequence[Mood], able: Mapping[int, Hindsight]) -> None:
+        """Let those that would have been right of late be tried at once, and those that would not have been
+        not at all. able: drafters that can tell."""
+        for seq, mood in zip(seqs, moods, strict=True):
+            for d, drafter in able.items():
+                if mood.gain[d] > 0 or not seq.n_new:
+                    continue
+                mood.right[d] = drafter.right(seq, LOOK) >= RIGHT * LOOK
+                if mood.right[d]:
+                    mood.until[d] = min(mood.until[d], self.clock)
+                    self._until = self._steady = 0
+
     def goes_on(self, seqs: Sequence[Seq], k: Sequence[int]) -> dict[int, list[int]]:
         """Who is asked as in the step before, for the same sequences, since they all pay and nobody else
         wakes; {} where that has to be looked at."""
@@ -118,19 +139,20 @@ class Panel:
                 if mood.gain[d] > 0:
                     mood.asked.append(d)
                     asked.setdefault(d, []).append(i)
-                elif seqs[i].n_new:  # its end is the model's own by now
+                elif seqs[i].n_new and mood.right.get(d, True):  # its end is the model's own by now
                     tries.setdefault(d, []).append(i)
         left, until = self._purse, min((at for m in moods for at in m.until if at > now), default=FOREVER)
         for d, of in sorted(tries.items()):
             price = sum(min(self._asks(d) + (0.0 if moods[i].asked else own), step) for i in of)
-            if left >= min(price, SAVED * share):
+            lent = SAVED * share if any(moods[i].right.get(d) for i in of) else 0.0
+            if left + lent >= min(price, SAVED * share):
                 left -= price
                 asked.setdefault(d, []).extend(of)
                 for i in of:
                     moods[i].asked.append(d)
                     moods[i].tried.append(d)
             else:
-                until = min(until, now + math.ceil((min(price, SAVED * share) - left) / share))
+                until = min(until, now + math.ceil((min(price, SAVED * share) - left - lent) / share))
         able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))
         self._same, self._asked = seqs, asked
         self._until = until if able and not asked else 0

@@ -14,9 +14,12 @@ ask. A node is to the credit of the first that proposes it. One whose nodes save
 asking took, on the average of the last times, rests, each time for twice as many steps, all sequences of a
 batch up to the same one. It is asked again when `spend` of the time of steps has saved up for that: so what
 finds nothing costs this share of the time and no more, whatever a step takes and however many sequences it
-has. In another sequence those that are cheap to ask begin anew. Now and then drafts are run that seem not to
-pay, so that a change, or a step that only happened to be slow, is noticed; and a step is run without drafts,
-as are the first few of each size: nobody else would find out what a plain step takes.
+has. One that can tell in hindsight what it would have had right (`slots.Hindsight`) is looked at every few
+steps, for next to nothing: an answer may begin to repeat itself late, and then it is tried at once; while it
+would have been wrong it is not. In another sequence those that are cheap to ask begin anew. Now and then
+drafts are run that seem not to pay, so that a change, or a step that only happened to be slow, is noticed;
+and a step is run without drafts, as are the first few of each size: nobody else would find out what a plain
+step takes.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from pronghorn.methods.draft._single import Fixed
 from pronghorn.methods.draft._value import Ledger, worth
 from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.seq import Seq
-from pronghorn.slots import Drafter, DraftRoom
+from pronghorn.slots import Drafter, DraftRoom, Hindsight
 from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 NOTHING = Draft.empty()
@@ -106,8 +109,15 @@ class Auto:
         """Drafters that want to know what became of their drafts."""
         return frozenset(d for d, drafter in enumerate(self._drafters) if not isinstance(drafter, Fixed))
 
+    @cached_property
+    def _telling(self) -> dict[int, Hindsight]:
+        """Drafters that can tell what they would have had right."""
+        return {d: drafter for d, drafter in enumerate(self._drafters) if isinstance(drafter, Hindsight)}
+
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         panel, ledger, out = self._panel, self._ledger, [NOTHING] * len(seqs)
+        if self._telling and panel.looks():
+            panel.look_back(seqs, [self._mood(s) for s in seqs], self._telling)
         if panel.sleeps(seqs):
             return out
         start = time.perf_counter()

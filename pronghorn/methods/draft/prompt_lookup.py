@@ -38,10 +38,16 @@ class PromptLookup(Single, Fixed):
         if not 1 <= self.length <= 4096:
             raise MethodError(f"prompt-lookup: length is from 1 to 4096, not {self.length}")
 
+    def right(self, seq: Seq, n: int) -> int:
+        return self._ngrams(seq).right(n)
+
     def _one(self, seq: Seq, depth: int, room: DraftRoom) -> Draft:
+        return Draft.chain(self._ngrams(seq).onward(min(depth, self.length)))
+
+    def _ngrams(self, seq: Seq) -> Ngrams:
         memory = seq.memory(self)
         if "ngrams" not in memory:
             memory["ngrams"] = Ngrams(self.max_ngram, self.min_ngram)
         ngrams: Ngrams = memory["ngrams"]
         ngrams.extend(seq.tokens[len(ngrams) :])
-        return Draft.chain(ngrams.onward(min(depth, self.length)))
+        return ngrams

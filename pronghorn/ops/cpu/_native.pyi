@@ -143,6 +143,9 @@ class Ngrams:
         with and that has one; if it is less than n tokens back, they are repeated. Empty where there is
         none."""
 
+    def right(self, n: int) -> int:
+        """How many of the last n tokens, 64 at most, `onward` would have told one before they came."""
+
     def copied(self, n: int) -> tuple[npt.NDArray[np.int32], int]:
         """n tokens that follow the place of the text that is being copied, and how many in a row it had
         right, the n-gram of `longest` by which it was found among them; it is kept until it is wrong. Empty

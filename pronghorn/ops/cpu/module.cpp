@@ -616,6 +616,12 @@ NB_MODULE(_native, m) {
                  return array_of(g.onward(std::size_t(n)));
              },
              nb::arg("n"))
+        .def("right",
+             [](const ph::Ngrams& g, int n) {
+                 need(n >= 0 && n <= 64, "from 0 to 64 tokens");
+                 return g.right(n);
+             },
+             nb::arg("n"))
         .def("copied",
              [](const ph::Ngrams& g, int n) {
                  need(n >= 0 && n <= 4096, "from 0 to 4096 tokens");

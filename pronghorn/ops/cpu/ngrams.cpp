@@ -31,6 +31,8 @@ void Ngrams::grow(Size& s) {
 void Ngrams::extend(const std::int32_t* tokens, std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) {
         const bool right = copied_ && text_[std::size_t(copied_)] == tokens[i];
+        const int told = place();
+        right_ = right_ << 1 | std::uint64_t(told && text_[std::size_t(told)] == tokens[i]);
         text_.push_back(tokens[i]);
         for (Size& s : sizes_) {
             if (text_.size() < std::size_t(s.tokens)) continue;
@@ -54,11 +56,14 @@ std::vector<std::int32_t> Ngrams::from(int place, std::size_t n) const {
     return out;
 }
 
-std::vector<std::int32_t> Ngrams::onward(std::size_t n) const {
+// Behind the latest earlier occurrence of the longest n-gram that the text ends with, 0 where there is none.
+int Ngrams::place() const {
     for (const Size& s : sizes_) {
-        if (s.last) return from(s.last, n);
+        if (s.last) return s.last;
     }
-    return {};
+    return 0;
 }
+
+std::vector<std::int32_t> Ngrams::onward(std::size_t n) const { return from(place(), n); }
 
 }  // namespace ph

@@ -1,6 +1,7 @@
 // Where the end of a growing text of tokens stood before in it.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -20,6 +21,9 @@ public:
     // where there is none.
     std::vector<std::int32_t> onward(std::size_t n) const;
 
+    // How many of the text's last n tokens, 64 at most, `onward` would have told one before they came.
+    int right(int n) const { return std::popcount(right_ & (n < 64 ? (std::uint64_t(1) << n) - 1 : ~std::uint64_t(0))); }
+
     // Up to n tokens that follow the place of the text that is being copied, and how many in a row it had right: it is
     // found by an n-gram of `longest`, which counts, and kept for as long as its next token is the one that comes.
     std::vector<std::int32_t> copied(std::size_t n) const { return from(copied_, n); }
@@ -33,6 +37,7 @@ private:
         std::vector<int> table{};  // by hash: place behind the latest occurrence, 0: free
     };
 
+    int place() const;
     std::vector<std::int32_t> from(int place, std::size_t n) const;
     std::size_t slot(const Size& s, std::size_t end) const;
     void grow(Size& s);
@@ -40,6 +45,7 @@ private:
     std::vector<std::int32_t> text_;
     std::vector<Size> sizes_;  // the longest first
     int copied_ = 0, run_ = 0;  // 0: nothing is copied
+    std::uint64_t right_ = 0;   // bit i: the token i before the last was told
 };
 
 }  // namespace ph
