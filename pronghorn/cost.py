@@ -21,8 +21,8 @@ KNOTS = tuple(1 << i for i in range(13))  # rows between which time is a straigh
 KEEP = 12  # steps of one kind that are remembered
 ENOUGH = 4  # steps of a number of rows (by powers of two) after which trials of it are forgotten
 EVERY = 64  # observations between two fits, once there are many
-SHARE = 0.005  # of the time of steps that fits may take
-GRACE = 3e-3  # seconds that they may take besides: what is known of a few steps changes fast
+SHARE = 0.002  # of the time of steps that fits may take
+GRACE = 2e-3  # seconds that they may take besides: what is known of a few steps changes fast
 
 
 class StepCost:

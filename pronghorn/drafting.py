@@ -39,6 +39,7 @@ class Drafting:
         # of the last step: seconds for drafting and for learning from it, no part of what its rows cost; and
         # KV rows that the drafts' rows read
         self.seconds, self.read = 0.0, 0
+        self._told: list[tuple[Drafter, list[Work]]] = []  # who wants to know what came of it, and for whom
 
     def forget(self, seq: Seq) -> None:
         """Free what companions hold of a sequence that ends or waits again."""
@@ -58,6 +59,7 @@ class Drafting:
         """Give each of `works` its draft, as far as a step of `seconds` and `most` rows has room. read: KV
         rows that the step reads without drafts."""
         start = time.perf_counter()
+        self._told = []
         self._draft(works, seconds, most, read)
         self.read = sum(w.draft.n * (w.seq.kv.length + w.take) for w in works if w.draft.n)
         self.seconds = time.perf_counter() - start
@@ -78,6 +80,9 @@ class Drafting:
         room = self._room(sum(w.take for w in works), read, seconds, most)
         for drafter, at in _by_drafter(able):
             drafts = drafter.propose([able[i].seq for i in at], [depth[i] for i in at], room)
+            if not drafts:
+                continue
+            self._told.append((drafter, [able[i] for i in at]))
             for i, draft in zip(at, drafts, strict=True):
                 if draft.n:
                     able[i].draft = draft if draft.by else draft._replace(by=name_of(drafter))
@@ -100,12 +105,14 @@ class Drafting:
 
     def observe(self, works: Sequence[Work], accepts: Sequence[Accept], logits: NDArray[Any]) -> None:
         """Tell the drafters what became of their drafts."""
+        if not self._told:
+            return
         start = time.perf_counter()
-        done = [(w, a) for w, a in zip(works, accepts, strict=True) if a.bonus >= 0]
-        for drafter, at in _by_drafter([w for w, _ in done]):
-            mine = [done[i][0] for i in at]
+        came = {id(w): a for w, a in zip(works, accepts, strict=True) if a.bonus >= 0}
+        for drafter, asked in self._told:
+            mine = [w for w in asked if id(w) in came]
             taps = _Each(self.runner, mine, logits)
-            drafter.observe([w.seq for w in mine], [w.draft for w in mine], [done[i][1] for i in at], taps)
+            drafter.observe([w.seq for w in mine], [w.draft for w in mine], [came[id(w)] for w in mine], taps)
         self.seconds += time.perf_counter() - start
 
 

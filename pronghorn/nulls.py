@@ -180,7 +180,7 @@ class NoDraft:
     slot = "draft"  # so that it can be asked for, against the default
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        return [Draft.empty() for _ in seqs]
+        return []
 
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],

@@ -324,15 +324,17 @@ class Drafter(Protocol):
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         """A draft for each sequence, no deeper than its k (k may be 0). `seq.tokens` ends with the
         pending token, whose KV is not stored yet; a node with parent -1 follows it. Where the step has no
-        room for all, the last nodes of the last drafts are cut off."""
+        room for all, the last nodes of the last drafts are cut off. An empty list: it passes this step for
+        all of them, and is not told what came."""
         ...
 
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
-        """After each step, for the sequences that proposed: taps of each one's rows (pending token
-        first, then the nodes). `seq.tokens` already ends with the new pending token."""
+        """After each step in which it did not pass, for the sequences that it proposed for: taps of each
+        one's rows (pending token first, then the nodes). `seq.tokens` already ends with the new pending
+        token."""
         ...
 
 

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import HOPE, IDLE, LOOK, RECENT, Mood, Panel
+from pronghorn.methods.draft._mood import BACK, HOPE, IDLE, RECENT, Mood, Panel
 from pronghorn.methods.draft._value import TRIALS, Ledger, Price, Worth, worth
 from pronghorn.methods.draft.auto import Auto
 from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.ops.cpu._native import Forest, Odds
-from pronghorn.seq import Seq
+from pronghorn.seq import Request, Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft
 from tests.conformance._rig import sequence
+from tests.engines import engine
 
 
 def tree_of(mood: Mood, odds: Odds, *drafts: Draft) -> Forest:
@@ -227,7 +228,7 @@ def test_all_at_rest_are_passed_over_together() -> None:
     panel, moods = asleep([[5, 9], [7, 6]])
     *seqs, other = answering(1, 2, 3)
     assert not panel.sleeps(seqs)
-    assert panel.wake(seqs, moods, [4, 4], 0.0, 1e-3) == {} and not panel.asking
+    assert panel.wake(seqs, moods, [4, 4], 0.0, 1e-3) == {}
     slept = []
     for _ in range(5):
         slept.append(panel.sleeps(list(seqs)))
@@ -264,6 +265,40 @@ def test_one_that_waits_for_its_first_token_is_not_passed_over_for_good() -> Non
         seq.tokens.append(3)
 
 
+def test_nobody_wakes_to_what_cannot_be_paid_for() -> None:
+    """Its rest is over in step 4; what it takes, 1e-5 s of 1e-6 s a step, is there ten steps later."""
+    panel, moods = asleep([[4]], spend=1e-3)
+    seqs = answering(1)
+    assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
+    panel._purse = 0.0
+    assert panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
+    while panel.sleeps(seqs):
+        pass
+    assert 10 <= panel.clock - 1 <= 11
+    assert panel.wake(seqs, moods, [4], 0.0, 1e-3) == {0: [0]}
+
+
+def test_who_passes_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    e = engine(["prompt-lookup"], "native")
+    text = Request((1, 2, 3, 4) * 8, 24, ignore_eos=True)
+    ((want, *_),) = engine([], "native").run([text])
+    proposes, passed, told = PromptLookup.propose, [0], [0]
+
+    def propose(self: Any, seqs: Any, k: Any, room: Any) -> list[Draft]:
+        passed[0] += 1
+        return proposes(self, seqs, k, room) if passed[0] % 3 else []
+
+    def observe(self: Any, seqs: Any, drafts: Any, *_: Any) -> None:
+        assert len(seqs) == len(drafts) == 1
+        told[0] += 1
+
+    monkeypatch.setattr(PromptLookup, "propose", propose)
+    monkeypatch.setattr(PromptLookup, "observe", observe)
+    ((got, *_),) = e.run([text])
+    assert got.new == want.new
+    assert passed[0] > 5 and told[0] == passed[0] - passed[0] // 3
+
+
 class Telling(PromptLookup):
     """In hindsight it had this many of the last tokens right."""
 
@@ -278,7 +313,7 @@ def test_who_would_have_been_right_is_tried_at_once_and_others_not_at_all() -> N
     panel, moods = asleep([[100, 100]], spend=1e-3)
     seqs, telling = answering(1), Telling()
     assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
-    telling.had = LOOK
+    telling.had = BACK
     panel.look_back(seqs, moods, {0: telling})
     tries = 0
     for _ in range(40):
@@ -316,7 +351,7 @@ def test_who_pays_goes_on_unlooked_at() -> None:
     while panel.clock < 8:
         moods[0].tree = 0
         assert not panel.sleeps(list(seqs)) and panel.goes_on(list(seqs), [4]) == {0: [0]}
-        assert panel.asking and moods[0].tree == -1
+        assert moods[0].tree == -1
         assert panel.goes_on(other, [4]) == panel.goes_on([*seqs, *other], [4, 4]) == {}
         assert panel.goes_on(seqs, [0]) == {}
     assert not panel.sleeps(seqs) and panel.goes_on(seqs, [4]) == {}
@@ -476,9 +511,10 @@ def test_a_drafter_that_gains_nothing_costs_little() -> None:
     seq = sequence(list(range(20)))
     room = DraftRoom(cost=cost(*DEAR))
     for i in range(400):
-        draft = made.propose([seq], [8], room)[0]
+        drafts = made.propose([seq], [8], room)
         seq.tokens.append(30 + i % 50)
-        made.observe([seq], [draft], [Accept([], seq.tokens[-1])], [{}])
+        if drafts:
+            made.observe([seq], drafts, [Accept([], seq.tokens[-1])], [{}])
     assert calls < 20
 
 

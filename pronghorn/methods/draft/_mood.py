@@ -17,8 +17,9 @@ CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance i
 HOPE = 0.1  # of a token's time, which asking a drafter is thought to gain at first
 STEADY = 16  # steps in a row, at most, for which is not asked anew who is asked
 SAVED = 64  # steps whose share for attempts is kept; who would have been right may be lent as much
-LOOK = 8  # steps after which those that rest are looked at in hindsight
-RIGHT = 0.5  # share of the tokens since that one must have had right to be tried
+LOOK = 16  # steps after which those that rest are looked at in hindsight
+BACK = 8  # tokens that are looked back at
+RIGHT = 4  # of them that one must have had right to be tried
 FOREVER = 1 << 60
 
 
@@ -27,7 +28,7 @@ class Mood:
 
     asked: drafters that proposed for the last step; tried: those of them that did not pay so far; tree: its
     place in the forest of that step, -1 where there is nothing to learn; right: of drafters that can tell,
-    whether they would have been right of late."""
+    whether they would have been right when that was last looked at."""
 
     def __init__(self, gain: Sequence[float], failed: Sequence[int], until: Sequence[int]) -> None:
         self.shift = [0.0] * len(gain)  # log-odds
@@ -73,8 +74,7 @@ class Panel:
         self.learns = [Price() for _ in range(n)]
         self.clock = 0
         self.spend = spend
-        self.asking = False  # somebody is asked in this step, which has so many sequences:
-        self.n_seqs = 1
+        self.n_seqs = 1  # of this step
         self.token = self.row = 0.0  # seconds that a token takes without drafts, and that a node's row adds
         self.forest: Forest
         # of what may be spent, half is the first one's, a quarter the second's
@@ -94,24 +94,22 @@ class Panel:
         """Whether nobody is asked in this step, of sequences that were all in the last one. Most steps are
         such where nothing can be foreseen, so it must cost next to nothing, however many they are."""
         self.clock += 1
-        self.asking, self.n_seqs = False, len(seqs)
+        self.n_seqs = len(seqs)
         return self.clock < self._until and seqs == self._same
 
-    def looks(self) -> bool:
-        """Whether it is time to look back."""
-        return self.clock % LOOK == 0
-
-    def look_back(self, seqs: Sequence[Seq], moods: Sequence[Mood], able: Mapping[int, Hindsight]) -> None:
+    def look_back(self, seqs: Sequence[Seq], moods: Sequence[Mood], able: Mapping[int, Hindsight]) -> bool:
         """Let those that would have been right of late be tried at once, and those that would not have been
-        not at all. able: drafters that can tell."""
+        not at all. Returns whether somebody is woken by that. able: drafters that can tell."""
+        wakes = False
         for seq, mood in zip(seqs, moods, strict=True):
             for d, drafter in able.items():
                 if mood.gain[d] > 0 or not seq.n_new:
                     continue
-                mood.right[d] = drafter.right(seq, LOOK) >= RIGHT * LOOK
+                mood.right[d] = drafter.right(seq, BACK) >= RIGHT
                 if mood.right[d]:
                     mood.until[d] = min(mood.until[d], self.clock)
-                    self._until = self._steady = 0
+                    self._until, self._steady, wakes = 0, 0, True
+        return wakes
 
     def goes_on(self, seqs: Sequence[Seq], k: Sequence[int]) -> dict[int, list[int]]:
         """Who is asked as in the step before, for the same sequences, since they all pay and nobody else
@@ -120,7 +118,6 @@ class Panel:
             return {}
         for mood in self.moods:
             mood.tree = -1
-        self.asking = True
         return self._asked
 
     def wake(
@@ -141,23 +138,26 @@ class Panel:
                     asked.setdefault(d, []).append(i)
                 elif seqs[i].n_new and mood.right.get(d, True):  # its end is the model's own by now
                     tries.setdefault(d, []).append(i)
-        left, until = self._purse, min((at for m in moods for at in m.until if at > now), default=FOREVER)
+        left, most, until = self._purse, SAVED * share, FOREVER
         for d, of in sorted(tries.items()):
             price = sum(min(self._asks(d) + (0.0 if moods[i].asked else own), step) for i in of)
-            lent = SAVED * share if any(moods[i].right.get(d) for i in of) else 0.0
-            if left + lent >= min(price, SAVED * share):
+            lent = most if any(moods[i].right.get(d) for i in of) else 0.0
+            if left + lent >= min(price, most):
                 left -= price
                 asked.setdefault(d, []).extend(of)
                 for i in of:
                     moods[i].asked.append(d)
                     moods[i].tried.append(d)
             else:
-                until = min(until, now + math.ceil((min(price, SAVED * share) - left - lent) / share))
+                until = min(until, now + math.ceil((min(price, most) - left - lent) / share))
+        for d, price in enumerate(min(self._asks(d) + own, most) for d in range(len(self.proposes))):
+            rests = [m.until[d] for m in moods if m.until[d] > now and m.right.get(d, True)]
+            if rests:  # there is no point in waking to what cannot be paid for
+                until = min(until, max(min(rests), now + math.ceil((price - left) / share) if share else 0))
         able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))
         self._same, self._asked = seqs, asked
         self._until = until if able and not asked else 0
         self._steady = min(until, now + STEADY) if able and asked and not any(m.tried for m in moods) else 0
-        self.asking = bool(asked)
         return asked
 
     def begin(self) -> Mood:

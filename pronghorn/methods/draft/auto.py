@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import name_of, names, parse
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import Mood, Panel
+from pronghorn.methods.draft._mood import LOOK, Mood, Panel
 from pronghorn.methods.draft._single import Fixed
 from pronghorn.methods.draft._value import Ledger, worth
 from pronghorn.ops.cpu._native import Forest, Odds
@@ -52,7 +52,7 @@ class Auto:
     # so the cheap ones come first
     drafters: str = "prompt-lookup+suffix+token-recycling+aggressive"
     nodes: int = 32  # rows of one sequence's draft at most
-    spend: float = 0.015  # share of the time of steps for asking drafters that bring nothing, all together
+    spend: float = 0.0075  # share of the time of steps for asking drafters that bring nothing, all together
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= 1024:
@@ -115,11 +115,13 @@ class Auto:
         return {d: drafter for d, drafter in enumerate(self._drafters) if isinstance(drafter, Hindsight)}
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        panel, ledger, out = self._panel, self._ledger, [NOTHING] * len(seqs)
-        if self._telling and panel.looks():
-            panel.look_back(seqs, [self._mood(s) for s in seqs], self._telling)
-        if panel.sleeps(seqs):
-            return out
+        panel = self._panel
+        sleeps = panel.sleeps(seqs)
+        if panel.clock % LOOK == 0 and panel.look_back(seqs, [self._mood(s) for s in seqs], self._telling):
+            sleeps = False
+        if sleeps:
+            return []
+        ledger, out = self._ledger, [NOTHING] * len(seqs)
         start = time.perf_counter()
         asked = panel.goes_on(seqs, k)
         if not asked:
@@ -127,7 +129,7 @@ class Auto:
             asked = panel.wake(seqs, [self._mood(s) for s in seqs], k, ledger.looks.seconds, step)
         moods, step = panel.moods, panel.step
         if not asked or ledger.abstains(room, len(seqs)):
-            return out
+            return []
         asking, found = 0.0, list[tuple[int, int, Draft]]()  # drafter, sequence, draft
         for d, of in sorted(asked.items()):
             begin = time.perf_counter()
@@ -142,11 +144,10 @@ class Auto:
         for mood in mine:
             if mood.tree < 0:
                 panel.judge(mood, (), (), ledger.looks.seconds)
-        panel.asking = bool(found) or not self._learners.isdisjoint(asked)
         ledger.steps += step
         own = ledger.chooses if found else ledger.looks
         own.note(max(0.0, time.perf_counter() - start - asking) / len(mine))
-        return out
+        return out if found or not self._learners.isdisjoint(asked) else []
 
     def _choose(
         self, found: list[tuple[int, int, Draft]], seqs: Sequence[Seq], moods: list[Mood], step: float,
@@ -177,8 +178,6 @@ class Auto:
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
         panel, ledger = self._panel, self._ledger
-        if not panel.asking:
-            return
         start = time.perf_counter()
         asked: dict[int, list[int]] = {}
         learned = 0
@@ -206,4 +205,5 @@ class Auto:
         mood: Mood | None = memory.get("mood")
         if mood is None:
             mood = memory["mood"] = self._panel.begin()
+            mood.right = dict.fromkeys(self._telling, False)
         return mood
