@@ -308,24 +308,22 @@ class Telling(PromptLookup):
         return self.had
 
 
-def test_who_would_have_been_right_is_tried_at_once_and_others_not_at_all() -> None:
-    """And is lent the time, as much as can be saved, after which it waits for that too."""
-    panel, moods = asleep([[100, 100]], spend=1e-3)
+def test_who_would_have_been_right_is_asked_at_once_and_others_not_at_all() -> None:
+    """Whatever was spent on attempts; if that brings nothing it rests until it is looked at again."""
+    panel, moods = asleep([[100, 1 << 40]], spend=1e-6)
     seqs, telling = answering(1), Telling()
+    moods[0].right = {0: False}
     assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
     telling.had = BACK
-    panel.look_back(seqs, moods, {0: telling})
-    tries = 0
-    for _ in range(40):
-        if not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3):
-            assert moods[0].tried == [0]
-            panel.judge(moods[0], (), (), 0.0)
-            moods[0].until[0] = 0
-            tries += 1
-    assert 64e-6 / 1e-5 <= tries <= 12  # 64 steps' share, and that of these 40
-    panel.clock, moods[0].until = 1000, [0, 1 << 40]
+    for _ in range(3):
+        assert panel.look_back(seqs, moods, {0: telling})
+        assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {0: [0]}
+        assert moods[0].tried == []
+        panel.judge(moods[0], (), (), 0.0)
+        assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
     telling.had = 1
-    panel.look_back(seqs, moods, {0: telling})
+    panel.clock += 1000
+    assert not panel.look_back(seqs, moods, {0: telling})
     for _ in range(200):
         assert panel.sleeps(seqs) or panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
     moods[0].gain[0] = 0.5  # it pays as it is

@@ -16,10 +16,10 @@ IDLE = 0.2  # and of one in company whose drafts were not worth running: rows ar
 CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance in each sequence
 HOPE = 0.1  # of a token's time, which asking a drafter is thought to gain at first
 STEADY = 16  # steps in a row, at most, for which is not asked anew who is asked
-SAVED = 64  # steps whose share for attempts is kept; who would have been right may be lent as much
+SAVED = 64  # steps whose share for attempts is kept
 LOOK = 16  # steps after which those that rest are looked at in hindsight
 BACK = 8  # tokens that are looked back at
-RIGHT = 4  # of them that one must have had right to be tried
+RIGHT = 4  # of them that one must have had right to be asked
 FOREVER = 1 << 60
 
 
@@ -98,7 +98,7 @@ class Panel:
         return self.clock < self._until and seqs == self._same
 
     def look_back(self, seqs: Sequence[Seq], moods: Sequence[Mood], able: Mapping[int, Hindsight]) -> bool:
-        """Let those that would have been right of late be tried at once, and those that would not have been
+        """Let those that would have been right of late be asked at once, and those that would not have been
         not at all. Returns whether somebody is woken by that. able: drafters that can tell."""
         wakes = False
         for seq, mood in zip(seqs, moods, strict=True):
@@ -123,9 +123,10 @@ class Panel:
     def wake(
         self, seqs: Sequence[Seq], moods: Sequence[Mood], k: Sequence[int], own: float, step: float
     ) -> dict[int, list[int]]:
-        """Who is asked, and for which sequences: those that pay; and those that did not pay so far, of each
-        drafter all together, once what is saved is enough for that. k: rows that a draft may be deep; own:
-        seconds that an asking takes beside the drafter; step: that the step takes without drafts."""
+        """Who is asked, and for which sequences: those that pay or would have been right of late; and of the
+        others, if they cannot tell, each drafter for all together, once what is saved is enough for that.
+        k: rows that a draft may be deep; own: seconds that an asking takes beside the drafter; step: that the
+        step takes without drafts."""
         now, share = self.clock, self.spend * step
         self._purse = min(self._purse + (now - self._filled) * share, SAVED * share)
         self._filled, self.step, self.moods = now, step, list(moods)
@@ -133,25 +134,24 @@ class Panel:
         for i, mood in enumerate(moods):
             mood.asked, mood.tried, mood.tree = [], [], -1
             for d in mood.awake(now) if k[i] > 0 else ():
-                if mood.gain[d] > 0:
+                if mood.gain[d] > 0 or mood.right.get(d):
                     mood.asked.append(d)
                     asked.setdefault(d, []).append(i)
-                elif seqs[i].n_new and mood.right.get(d, True):  # its end is the model's own by now
+                elif seqs[i].n_new and d not in mood.right:  # its end is the model's own by now
                     tries.setdefault(d, []).append(i)
         left, most, until = self._purse, SAVED * share, FOREVER
         for d, of in sorted(tries.items()):
             price = sum(min(self._asks(d) + (0.0 if moods[i].asked else own), step) for i in of)
-            lent = most if any(moods[i].right.get(d) for i in of) else 0.0
-            if left + lent >= min(price, most):
+            if left >= min(price, most):
                 left -= price
                 asked.setdefault(d, []).extend(of)
                 for i in of:
                     moods[i].asked.append(d)
                     moods[i].tried.append(d)
             else:
-                until = min(until, now + math.ceil((min(price, most) - left - lent) / share))
+                until = min(until, now + math.ceil((min(price, most) - left) / share))
         for d, price in enumerate(min(self._asks(d) + own, most) for d in range(len(self.proposes))):
-            rests = [m.until[d] for m in moods if m.until[d] > now and m.right.get(d, True)]
+            rests = [m.until[d] for m in moods if m.until[d] > now and d not in m.right]
             if rests:  # there is no point in waking to what cannot be paid for
                 until = min(until, max(min(rests), now + math.ceil((price - left) / share) if share else 0))
         able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))
