@@ -19,7 +19,7 @@ STEADY = 16  # steps in a row, at most, for which is not asked anew who is asked
 SAVED = 64  # steps whose share for attempts is kept
 LOOK = 16  # steps after which those that rest are looked at in hindsight
 BACK = 8  # tokens that are looked back at
-RIGHT = 4  # of them that one must have had right to be asked
+RIGHT = 4  # of them that one must have had right
 FOREVER = 1 << 60
 
 
@@ -27,8 +27,7 @@ class Mood:
     """What one sequence has taught: how far each drafter's chances are off, and who rests.
 
     asked: drafters that proposed for the last step; tried: those of them that did not pay so far; tree: its
-    place in the forest of that step, -1 where there is nothing to learn; right: of drafters that can tell,
-    whether they would have been right when that was last looked at."""
+    place in the forest of that step, -1 where there is nothing to learn."""
 
     def __init__(self, gain: Sequence[float], failed: Sequence[int], until: Sequence[int]) -> None:
         self.shift = [0.0] * len(gain)  # log-odds
@@ -38,7 +37,6 @@ class Mood:
         self.asked: list[int] = []
         self.tried: list[int] = []
         self.tree = -1
-        self.right: dict[int, bool] = {}
 
     def again(self, now: int, cheap: Sequence[bool]) -> Mood:
         """How another sequence begins in step `now`: with what was learned here, but those that are cheap to
@@ -67,13 +65,15 @@ class Panel:
     """What all sequences have taught.
 
     proposes, learns: what it takes to ask each drafter for one sequence, and to tell it what came of it;
-    clock: steps; spend: share of their time for asking drafters that did not pay."""
+    clock: steps; spend: share of their time for asking drafters that did not pay, but for those that can tell
+    when they would have been right."""
 
-    def __init__(self, n: int, spend: float) -> None:
+    def __init__(self, n: int, spend: float, telling: Mapping[int, Hindsight]) -> None:
         self.proposes = [Price() for _ in range(n)]
         self.learns = [Price() for _ in range(n)]
         self.clock = 0
         self.spend = spend
+        self.telling = telling
         self.n_seqs = 1  # of this step
         self.token = self.row = 0.0  # seconds that a token takes without drafts, and that a node's row adds
         self.forest: Forest
@@ -97,17 +97,13 @@ class Panel:
         self.n_seqs = len(seqs)
         return self.clock < self._until and seqs == self._same
 
-    def look_back(self, seqs: Sequence[Seq], moods: Sequence[Mood], able: Mapping[int, Hindsight]) -> bool:
-        """Let those that would have been right of late be asked at once, and those that would not have been
-        not at all. Returns whether somebody is woken by that. able: drafters that can tell."""
+    def look_back(self, seqs: Sequence[Seq], moods: Sequence[Mood]) -> bool:
+        """Let those that rest but would have been right of late hope anew. Returns whether there are any."""
         wakes = False
         for seq, mood in zip(seqs, moods, strict=True):
-            for d, drafter in able.items():
-                if mood.gain[d] > 0 or not seq.n_new:
-                    continue
-                mood.right[d] = drafter.right(seq, BACK) >= RIGHT
-                if mood.right[d]:
-                    mood.until[d] = min(mood.until[d], self.clock)
+            for d, drafter in self.telling.items():
+                if mood.gain[d] <= 0 and seq.n_new and drafter.right(seq, BACK) >= RIGHT:
+                    mood.until[d], mood.gain[d] = min(mood.until[d], self.clock), HOPE
                     self._until, self._steady, wakes = 0, 0, True
         return wakes
 
@@ -123,10 +119,9 @@ class Panel:
     def wake(
         self, seqs: Sequence[Seq], moods: Sequence[Mood], k: Sequence[int], own: float, step: float
     ) -> dict[int, list[int]]:
-        """Who is asked, and for which sequences: those that pay or would have been right of late; and of the
-        others, if they cannot tell, each drafter for all together, once what is saved is enough for that.
-        k: rows that a draft may be deep; own: seconds that an asking takes beside the drafter; step: that the
-        step takes without drafts."""
+        """Who is asked, and for which sequences: those that pay; and those that did not pay so far, of each
+        drafter all together, once what is saved is enough for that. k: rows that a draft may be deep; own:
+        seconds that an asking takes beside the drafter; step: that the step takes without drafts."""
         now, share = self.clock, self.spend * step
         self._purse = min(self._purse + (now - self._filled) * share, SAVED * share)
         self._filled, self.step, self.moods = now, step, list(moods)
@@ -134,10 +129,10 @@ class Panel:
         for i, mood in enumerate(moods):
             mood.asked, mood.tried, mood.tree = [], [], -1
             for d in mood.awake(now) if k[i] > 0 else ():
-                if mood.gain[d] > 0 or mood.right.get(d):
+                if mood.gain[d] > 0:
                     mood.asked.append(d)
                     asked.setdefault(d, []).append(i)
-                elif seqs[i].n_new and d not in mood.right:  # its end is the model's own by now
+                elif seqs[i].n_new and d not in self.telling:  # its end is the model's own by now
                     tries.setdefault(d, []).append(i)
         left, most, until = self._purse, SAVED * share, FOREVER
         for d, of in sorted(tries.items()):
@@ -151,7 +146,7 @@ class Panel:
             else:
                 until = min(until, now + math.ceil((min(price, most) - left) / share))
         for d, price in enumerate(min(self._asks(d) + own, most) for d in range(len(self.proposes))):
-            rests = [m.until[d] for m in moods if m.until[d] > now and d not in m.right]
+            rests = [m.until[d] for m in moods if m.until[d] > now and d not in self.telling]
             if rests:  # there is no point in waking to what cannot be paid for
                 until = min(until, max(min(rests), now + math.ceil((price - left) / share) if share else 0))
         able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))

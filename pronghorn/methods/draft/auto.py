@@ -102,22 +102,18 @@ class Auto:
 
     @cached_property
     def _panel(self) -> Panel:
-        return Panel(len(self._names), self.spend)
+        telling = {d: drafter for d, drafter in enumerate(self._drafters) if isinstance(drafter, Hindsight)}
+        return Panel(len(self._names), self.spend, telling)
 
     @cached_property
     def _learners(self) -> frozenset[int]:
         """Drafters that want to know what became of their drafts."""
         return frozenset(d for d, drafter in enumerate(self._drafters) if not isinstance(drafter, Fixed))
 
-    @cached_property
-    def _telling(self) -> dict[int, Hindsight]:
-        """Drafters that can tell what they would have had right."""
-        return {d: drafter for d, drafter in enumerate(self._drafters) if isinstance(drafter, Hindsight)}
-
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         panel = self._panel
         sleeps = panel.sleeps(seqs)
-        if panel.clock % LOOK == 0 and panel.look_back(seqs, [self._mood(s) for s in seqs], self._telling):
+        if panel.clock % LOOK == 0 and panel.look_back(seqs, [self._mood(s) for s in seqs]):
             sleeps = False
         if sleeps:
             return []
@@ -205,5 +201,4 @@ class Auto:
         mood: Mood | None = memory.get("mood")
         if mood is None:
             mood = memory["mood"] = self._panel.begin()
-            mood.right = dict.fromkeys(self._telling, False)
         return mood
