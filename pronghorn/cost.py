@@ -88,21 +88,17 @@ class StepCost:
         """Seconds of a step. Never falls as rows or reads grow."""
         if rows <= 0:
             return 0.0
-        if self._fresh:
-            self._ask()
+        at, price = self.curve()
         if rows >= KNOTS[-1]:
-            return self._at[-1] * rows / KNOTS[-1] + self._read * read
+            return at[-1] * rows / KNOTS[-1] + price * read
         i = rows.bit_length() - 1
-        low, high = self._at[i], self._at[i + 1]
-        return low + (high - low) * (rows - KNOTS[i]) / KNOTS[i] + self._read * read
+        return at[i] + (at[i + 1] - at[i]) * (rows - KNOTS[i]) / KNOTS[i] + price * read
 
-    def line(self, rows: int, read: int, more: int, each: int) -> list[float]:
-        """`predict` for a step of `rows` and `read`, and for 1 to `more` further rows that read `each`."""
-        if rows + more >= KNOTS[-1]:
-            return [self.predict(rows + n, read + n * each) for n in range(more + 1)]
+    def curve(self) -> tuple[list[float], float]:
+        """Seconds of steps of `KNOTS` rows that read nothing, and of each KV row that is read."""
         if self._fresh:
             self._ask()
-        return _native.step_line(self._at, self._read, rows, read, more, each)
+        return self._at, self._read
 
     def rows_within(self, seconds: float, rows: int, read: int, context: int) -> int:
         """How many further rows of a prompt, from position `context` on, fit into `seconds` on top of a step

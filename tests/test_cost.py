@@ -236,9 +236,9 @@ def test_rows_of_drafts_are_booked_with_what_they_read_and_without_what_is_not_t
 @pytest.mark.parametrize(("draft", "known"), [("auto", True), ("prompt-lookup", False)])
 def test_who_plans_by_costs_finds_them_known(draft: str, known: bool) -> None:
     llm = LLM(use=[f"draft.{draft}"])
-    line = llm.engine.cost.line(1, 100, 15, 100)
-    assert (line[0] > 0) == known
-    assert not known or line[0] < line[15] < 15 * line[0]
+    one, many = (llm.engine.cost.predict(n, n * 100) for n in (1, 16))
+    assert (one > 0) == known
+    assert not known or one < many < 15 * one
     assert llm.engine.store.held == 0
     llm.close()
 
@@ -272,16 +272,6 @@ def test_one_slow_step_of_a_size_is_not_believed() -> None:
     for _ in range(12):
         cost.observe(4, 400, 20e-3)
     assert cost.predict(4, 400) > 15e-3
-
-
-def test_a_line_of_steps_is_what_each_is_predicted_to_take() -> None:
-    cost = StepCost()
-    for rows, seconds in ((1, 1e-3), (7, 2e-3), (40, 5e-3), (500, 6e-2)):
-        for _ in range(5):
-            cost.observe(rows, rows * 300, seconds + rows * 300 * 1e-8)
-    for rows, more, each in ((1, 0, 5), (1, 40, 700), (3, 70, 0), (60, 500, 9), (4000, 300, 9)):
-        line = cost.line(rows, 100, more, each)
-        assert line == pytest.approx([cost.predict(rows + n, 100 + n * each) for n in range(more + 1)])
 
 
 @pytest.mark.parametrize("machine", MACHINES)

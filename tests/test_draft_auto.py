@@ -14,7 +14,7 @@ from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
 from pronghorn.methods.draft._mood import BACK, HOPE, IDLE, RECENT, Mood, Panel
-from pronghorn.methods.draft._value import TRIALS, Ledger, Price, Worth, worth
+from pronghorn.methods.draft._value import MARGIN, TRIALS, Ledger, Price, Worth, worth
 from pronghorn.methods.draft.auto import Auto
 from pronghorn.methods.draft.prompt_lookup import PromptLookup
 from pronghorn.ops.cpu._native import Forest, Odds
@@ -27,9 +27,8 @@ from tests.engines import engine
 
 def tree_of(mood: Mood, odds: Odds, *drafts: Draft) -> Forest:
     forest = Forest(odds)
-    assert forest.add(mood.shift, False) == 0
-    for d, draft in enumerate(drafts):
-        forest.join(0, d, draft.tokens, draft.parent, draft.score, 64)
+    grown = [(d, draft.tokens, draft.parent, draft.score) for d, draft in enumerate(drafts)]
+    assert forest.grow(mood.shift, False, grown, 64) == 0
     return forest
 
 
@@ -59,6 +58,38 @@ def test_nodes_run_as_far_as_they_pay() -> None:
     assert token == pytest.approx(1e-2, rel=0.1) and 0 <= row < 1e-3
     assert worth(chances, 1, DraftRoom(cost=cost(*DEAR))).n == 0
     assert worth(chances, 1, DraftRoom(rows=2, cost=cost(*FLAT)))[0] == 2
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.floats(0.02, 1.0), max_size=40), st.integers(1, 40), st.integers(0, 4200),
+    st.integers(0, 400), st.integers(0, 40),
+)  # fmt: skip
+def test_what_nodes_are_worth_is_what_steps_are_predicted_to_take(
+    some: list[float], n_seqs: int, prompts: int, context: int, rows: int
+) -> None:
+    """Against the same in Python. Also beyond 4,096 rows, where time is taken to be in proportion."""
+    seen = cost((1, 1e-3), (7, 2e-3), (40, 5e-3), (500, 6e-2))
+    chances, base = sorted(some, reverse=True), n_seqs + prompts
+    room = DraftRoom(rows, base, base * context, seen)
+    got = worth(chances, n_seqs, room)
+
+    def best(at: int, read: int, most: int, price: float) -> tuple[int, float, float]:
+        taken = [seen.predict(at + n, read + n * context) for n in range(most + 1)]
+        tokens = [n_seqs + sum(chances[:n]) for n in range(most + 1)]
+
+        def value(n: int) -> float:
+            gain, more = tokens[n] - n_seqs, taken[n] - taken[0]
+            return gain * price - more / MARGIN if price else tokens[n] / taken[n] * (1 if n else MARGIN)
+
+        n = max(range(most + 1), key=value)
+        return n, taken[n] / tokens[n], (taken[n] - taken[0]) / max(n, 1)
+
+    most, plain = min(rows, len(chances)), seen.predict(n_seqs, n_seqs * context) / n_seqs
+    n, price, row = best(n_seqs, n_seqs * context, most, 0.0)
+    if prompts:
+        n, _, row = best(base, base * context, n, price if n else plain / MARGIN)
+    assert got == pytest.approx((n, plain, row), rel=1e-6)
 
 
 def test_a_large_batch_drafts_nothing() -> None:
@@ -135,26 +166,43 @@ def test_the_likeliest_are_taken() -> None:
     assert [(t, p) for t, p, *_ in forest.nodes(0)] == [(5, -1), (6, 0), (7, 0)]
     falling = forest.falling()
     assert falling == sorted(falling, reverse=True)
-    assert forest.take(2) == [[0, 1]] and forest.take(0) == [[]]
+    assert forest.run(0) == [None]
+    ((tokens, parents, whose),) = forest.run(2)
+    assert (tokens.tolist(), parents.tolist(), whose) == ([5, 6], [-1, 0], [0])
     assert forest.likely(0, 0) == [0] and forest.likely(0, 1) == []
+
+
+def test_the_likeliest_of_all_trees_are_run() -> None:
+    odds = Odds(1)
+    forest = tree_of(mood_of(1), odds, Draft.chain([1, 2]))
+    sure, none = Draft.chain([3, 4], np.array([0.95, 0.95])), Draft.empty()
+    for t, d in enumerate((none, sure), 1):
+        assert forest.grow([0.0], False, [(0, d.tokens, d.parent, d.score)], 64) == t
+    assert len(forest.falling()) == 4
+    first, empty, second = forest.run(3)
+    assert empty is None and second[0].tolist() == [3, 4] and first[0].tolist() == [1]
+    assert [forest.learn(t, [3, 4, 5])[1:] for t in range(3)] == [([1], [0]), ([0], [0]), ([2], [2])]
 
 
 def test_what_cannot_be_joined_is_refused() -> None:
     forest = tree_of(mood_of(1), Odds(1))
     chain, none = Draft.chain([1, 2]), np.zeros(0)
-    with pytest.raises(ValueError, match="not there"):
-        forest.join(1, 0, chain.tokens, chain.parent, none, 8)
-    with pytest.raises(ValueError, match="not there"):
-        forest.join(0, 1, chain.tokens, chain.parent, none, 8)
-    with pytest.raises(ValueError, match="parents come before"):
-        forest.join(0, 0, chain.tokens, np.array([1, -1], np.int32), none, 8)
-    with pytest.raises(ValueError, match="as many parents"):
-        forest.join(0, 0, chain.tokens, chain.parent, np.zeros(1), 8)
-    forest.join(0, 0, chain.tokens, chain.parent, none, 8)
+    for by, parents, score, what in (
+        (1, chain.parent, none, "not there"),
+        (0, np.array([1, -1], np.int32), none, "parents come before"),
+        (0, chain.parent, np.zeros(1), "as many parents"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            forest.grow([0.0], False, [(by, chain.tokens, parents, score)], 8)
+    with pytest.raises(ValueError, match="a shift for each"):
+        forest.grow([0.0, 0.0], False, [], 8)
+    forest = tree_of(mood_of(1), Odds(1), chain)
     with pytest.raises(ValueError, match="node that is not there"):
         forest.draft(0, [9])
     with pytest.raises(ValueError, match="parents come before"):
         forest.draft(0, [1])
+    with pytest.raises(ValueError, match="tree that is not there"):
+        forest.draft(1, [])
 
 
 def test_who_brings_nothing_rests() -> None:
@@ -370,7 +418,7 @@ def test_what_stood_is_what_was_gained() -> None:
     odds, sure = Odds(2), np.array([0.95, 0.95])
     forest = tree_of(mood_of(2), odds, Draft.chain([5]), Draft.chain([5, 6], sure))
     forest.falling()
-    forest.draft(0, forest.take(2)[0])
+    forest.run(2)
     assert forest.learn(0, [5, 7])[1:] == ([1, 1], [1, 0])
     assert tree_of(mood_of(2), odds, Draft.chain([5])).learn(0, [5, 7])[1:] == ([0, 0], [0, 0])  # not run
     panel = Panel(2, 0.01, {})
@@ -476,7 +524,7 @@ def test_drafts_join_into_one_tree(drafts: list[Draft], most: int) -> None:
     forest = tree_of(mood, Odds(len(drafts)), *drafts)
     nodes = forest.nodes(0)
     assert len(forest.falling()) == len(nodes)
-    got = Draft(*forest.draft(0, forest.take(most)[0])[:2])
+    got = Draft(*(forest.run(most)[0] or Draft.empty())[:2])
     assert (got.parent < np.arange(got.n)).all()  # parents first, whatever the cut
     pairs = list(zip(got.parent.tolist(), got.tokens.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pronghorn.ops.cpu._native import pays
+from pronghorn.ops.cpu import _native
 from pronghorn.slots import DraftRoom
 
 MARGIN = 1.05  # by which a step with drafts must be better than one without
@@ -78,15 +78,8 @@ def worth(chances: list[float], n_seqs: int, room: DraftRoom) -> Worth:
     answers alone are best where tokens per second are most, and that is the price of a token; a step that
     runs prompts too takes the nodes whose rows cost less.
     """
-    cost, most = room.cost, min(len(chances), room.rows)
-    each = room.read // max(1, room.base)
-    alone = cost.line(n_seqs, n_seqs * each, most, each)
-    if alone[0] <= 0:  # nothing measured yet
+    most = min(len(chances), room.rows)
+    at, price = room.cost.curve()
+    if at[0] <= 0:  # nothing measured yet
         return Worth(sum(c > UNPRICED for c in chances[:most]), 0.0, 0.0)
-    plain = alone[0] / n_seqs
-    at, steps = pays(chances, alone, n_seqs, 0.0, MARGIN), alone
-    if room.base > n_seqs:
-        price = alone[at] / (n_seqs + sum(chances[:at])) if at else plain / MARGIN
-        steps = cost.line(room.base, room.read, at, each)
-        at = pays(chances, steps, n_seqs, price, MARGIN)
-    return Worth(at, plain, (steps[at] - steps[0]) / max(at, 1))
+    return Worth(*_native.worth(at, price, chances, n_seqs, room.base, room.read, most, MARGIN))

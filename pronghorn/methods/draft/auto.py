@@ -41,9 +41,11 @@ from pronghorn.methods.draft._value import Ledger, worth
 from pronghorn.ops.cpu._native import Forest, Odds
 from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom, Hindsight
-from pronghorn.types import Accept, Draft, Guarantee, Traits
+from pronghorn.types import Accept, Draft, Guarantee, Ints, Traits
 
 NOTHING = Draft.empty()
+Found = tuple[int, Ints, Ints, NDArray[Any]]  # a drafter, and tokens, parents and scores of its draft
+DEAR = 0.02  # of a step: where learning takes more, it is done in every second one while the same pay
 
 
 @dataclass(frozen=True)
@@ -120,53 +122,55 @@ class Auto:
         ledger, out = self._ledger, [NOTHING] * len(seqs)
         start = time.perf_counter()
         asked = panel.goes_on(seqs, k)
+        teaches = not asked or panel.clock % 2 == 0 or ledger.learns.seconds < DEAR * panel.step
         if not asked:
             step = room.cost.predict(room.base, room.read)
             asked = panel.wake(seqs, [self._mood(s) for s in seqs], k, ledger.looks.seconds, step)
         moods, step = panel.moods, panel.step
         if not asked or ledger.abstains(room, len(seqs)):
             return []
-        asking, found = 0.0, list[tuple[int, int, Draft]]()  # drafter, sequence, draft
+        asking, found = 0.0, dict[int, list[Found]]()  # of each sequence
         for d, of in sorted(asked.items()):
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
             seconds = time.perf_counter() - begin
             panel.proposes[d].note(seconds / len(of))
             asking += seconds
-            found += [(d, i, draft) for i, draft in zip(of, drafts, strict=True) if draft.n]
+            for i, draft in zip(of, drafts, strict=True):
+                if draft.n:
+                    found.setdefault(i, []).append((d, draft.tokens, draft.parent, draft.score))
         if found:
             self._choose(found, seqs, moods, step, room, out)
-        mine = [mood for mood in moods if mood.asked]
-        for mood in mine:
-            if mood.tree < 0:
-                panel.judge(mood, (), (), ledger.looks.seconds)
         ledger.steps += step
-        own = ledger.chooses if found else ledger.looks
-        own.note(max(0.0, time.perf_counter() - start - asking) / len(mine))
+        if teaches:
+            mine = [mood for mood in moods if mood.asked]
+            for mood in mine:
+                if mood.tree < 0:
+                    panel.judge(mood, (), (), ledger.looks.seconds)
+            own = ledger.chooses if found else ledger.looks
+            own.note(max(0.0, time.perf_counter() - start - asking) / len(mine))
+        else:
+            for mood in moods:
+                mood.tree = -1
         return out if found or not self._learners.isdisjoint(asked) else []
 
     def _choose(
-        self, found: list[tuple[int, int, Draft]], seqs: Sequence[Seq], moods: list[Mood], step: float,
+        self, found: dict[int, list[Found]], seqs: Sequence[Seq], moods: list[Mood], step: float,
         room: DraftRoom, out: list[Draft],
     ) -> None:  # fmt: skip
         """Join drafts, and put the nodes to run into `out`. step: seconds of the step without drafts."""
         panel = self._panel
         forest = panel.forest = Forest(self._odds)
-        drafted: list[tuple[int, list[int]]] = []  # by tree: its sequence, and whose nodes it has
-        for d, i, draft in found:
-            if moods[i].tree < 0:
-                moods[i].tree = forest.add(moods[i].shift, seqs[i].request.temperature > 0)
-                drafted.append((i, []))
-            drafted[moods[i].tree][1].append(d)
-            forest.join(moods[i].tree, d, draft.tokens, draft.parent, draft.score, self.nodes)
+        for i, drafts in found.items():
+            moods[i].tree = forest.grow(moods[i].shift, seqs[i].request.temperature > 0, drafts, self.nodes)
         n, panel.token, panel.row = worth(forest.falling(), len(seqs), room)
-        for t, ((i, by), nodes) in enumerate(zip(drafted, forest.take(n), strict=True)):
-            for d in () if nodes else by:
+        for t, (i, some) in enumerate(zip(found, forest.run(n), strict=True)):
+            for d, *_ in () if some else found[i]:
                 probe = forest.likely(t, d)[: room.rows - n]
-                if not nodes and self._ledger.affords(len(probe) * step / room.base):
-                    nodes += probe
-            if nodes:
-                tokens, parents, whose = forest.draft(t, nodes)
+                if not some and self._ledger.affords(len(probe) * step / room.base):
+                    some = forest.draft(t, probe)
+            if some:
+                tokens, parents, whose = some
                 out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in whose))
 
     def observe(

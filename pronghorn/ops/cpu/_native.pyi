@@ -76,14 +76,14 @@ def hang(
     """Write a draft's rows behind row `at` of a step, its last known token's. rows (6, n): the arrays of
     `types.Rows`, in their order. Raises `ValueError` where there is no room for them."""
 
-def step_line(at: list[float], price: float, rows: int, read: float, more: int, each: float) -> list[float]:
-    """Seconds of a step of `rows` that reads `read` rows of KV, and with 1 to `more` further ones that read
-    `each`, by a curve of `fit_steps`; below 4,096 rows."""
-
-def pays(chances: list[float], seconds: list[float], sure: float, price: float, margin: float) -> int:
-    """How many of the nodes with these chances, falling, a step should run; seconds[n]: what it takes with n
-    of them. price 0: as many as give most tokens a second beside the `sure` ones, by `margin` at least; else
-    the step runs in any case, a token is worth `price` seconds, and as many as gain most."""
+def worth(
+    at: list[float], price: float, chances: list[float], n_seqs: int, base: int, read: float, most: int,
+    margin: float,
+) -> tuple[int, float, float]:  # fmt: skip
+    """Nodes to run of those with these chances, falling, `most` of them; seconds that a token takes without;
+    and what a node's row adds. at, price: of `fit_steps`; base, read: rows of the step without drafts and KV
+    rows that they read, for n_seqs sequences; margin: by which a step with drafts must be better. Raises
+    `ValueError`."""
 
 def fit_steps(steps: list[tuple[int, int, float]], read: float) -> tuple[list[float], float]:
     """What steps cost, by (rows, KV rows read, seconds) of some: seconds of 1, 2, 4, ... 4096 rows that read
@@ -165,25 +165,21 @@ class Forest:
     `ValueError` for what is not there."""
 
     def __init__(self, odds: Odds) -> None: ...
-    def add(self, shift: list[float], drawn: bool) -> int:
-        """Another tree; drawn: tokens are sampled."""
-
-    def join(
+    def grow(
         self,
-        tree: int,
-        by: int,
-        tokens: npt.NDArray[np.int32],
-        parents: npt.NDArray[np.int32],
-        score: npt.NDArray[np.float64],
+        shift: list[float],
+        drawn: bool,
+        drafts: list[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float64]]],
         most: int,
-    ) -> None:
-        """Add the first `most` nodes of what a drafter proposes."""
+    ) -> int:
+        """Another tree, of the first `most` nodes of what each drafter proposes: its number, tokens, parents
+        and scores. drawn: tokens are sampled."""
 
     def falling(self) -> list[float]:
         """Chances of all nodes of all trees to stand, their ancestors' included, largest first."""
 
-    def take(self, n: int) -> list[list[int]]:
-        """The first n of `falling`, as nodes of each tree."""
+    def run(self, n: int) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], list[int]] | None]:
+        """`draft` of the first n of `falling`, by tree; None for a tree that has none of them."""
 
     def likely(self, tree: int, by: int) -> list[int]:
         """Nodes that one drafter proposed first and that a trial runs: the likely ones, one in any case."""

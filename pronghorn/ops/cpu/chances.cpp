@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace ph {
 namespace {
@@ -16,6 +17,23 @@ constexpr double FORGETS = 0.99;  // what is left of that from step to step
 double shifted(double chance, double by) {
     const double odds = chance / (1.0000001 - chance) * by;
     return odds / (1.0 + odds);
+}
+
+// How many of `most` nodes, chances falling, a step should run; seconds[n]: what it takes with n of them. price 0:
+// as many as give most tokens a second beside the `sure` ones, `margin` times those of none at least. Else the step
+// is run in any case, and a token is worth `price` seconds: as many as gain most.
+int pays(const double* chances, int most, const double* seconds, double sure, double price, double margin) {
+    double best = price > 0 ? 0.0 : margin * sure / seconds[0], gain = price > 0 ? 0.0 : sure;
+    int at = 0;
+    for (int n = 1; n <= most; ++n) {
+        gain += chances[n - 1];
+        const double worth = price > 0 ? gain * price - (seconds[n] - seconds[0]) / margin : gain / seconds[n];
+        if (worth > best) {
+            best = worth;
+            at = n;
+        }
+    }
+    return at;
 }
 
 }  // namespace
@@ -121,18 +139,18 @@ std::vector<int> Forest::likely(int tree, int by) const {
     return out;
 }
 
-int pays(const double* chances, int most, const double* seconds, double sure, double price, double margin) {
-    double best = price > 0 ? 0.0 : margin * sure / seconds[0], gain = price > 0 ? 0.0 : sure;
-    int at = 0;
-    for (int n = 1; n <= most; ++n) {
-        gain += chances[n - 1];
-        const double worth = price > 0 ? gain * price - (seconds[n] - seconds[0]) / margin : gain / seconds[n];
-        if (worth > best) {
-            best = worth;
-            at = n;
-        }
+Worth worth(const Curve& curve, const double* chances, int most, int n_seqs, int base, double read, double margin) {
+    const double each = std::floor(read / std::max(1, base));
+    std::vector<double> seconds = line_of(curve, n_seqs, n_seqs * each, most, each);
+    const double plain = seconds[0] / n_seqs;
+    int n = pays(chances, most, seconds.data(), n_seqs, 0.0, margin);
+    if (base > n_seqs) {
+        const double tokens = n_seqs + std::accumulate(chances, chances + n, 0.0);
+        const double price = n ? seconds[std::size_t(n)] / tokens : plain / margin;
+        seconds = line_of(curve, base, read, n, each);
+        n = pays(chances, n, seconds.data(), n_seqs, price, margin);
     }
-    return at;
+    return {n, plain, (seconds[std::size_t(n)] - seconds[0]) / std::max(n, 1)};
 }
 
 Forest::Lesson Forest::learn(int tree, const std::int32_t* tokens, int n) {

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "curve.h"
+
 namespace ph {
 
 // How often drafted nodes of a kind stood once their parent did. The kind of a node: its drafter, whether tokens
@@ -93,9 +95,16 @@ private:
     std::vector<std::pair<int, int>> line_;  // tree and node, by falling chance
 };
 
-// How many of `most` nodes, chances falling, a step should run; seconds[n]: what it takes with n of them. price 0:
-// as many as give most tokens a second beside the `sure` ones, `margin` times those of none at least. Else the step
-// is run in any case, and a token is worth `price` seconds: as many as gain most.
-int pays(const double* chances, int most, const double* seconds, double sure, double price, double margin);
+// n: nodes to run; token: seconds that a token takes without drafts; row: what a node's row adds.
+struct Worth {
+    int n;
+    double token, row;
+};
+
+// How many of `most` nodes, chances falling, a step of `base` rows that reads `read` should run for n_seqs sequences,
+// each of which gets a token in any case. Steps of answers alone are best where tokens a second are most, `margin`
+// times those of none at least, and that is the price of a token; a step that runs prompts too takes the nodes whose
+// rows cost less.
+Worth worth(const Curve& curve, const double* chances, int most, int n_seqs, int base, double read, double margin);
 
 }  // namespace ph

@@ -196,9 +196,11 @@ std::vector<double> line_of(const Curve& curve, int rows, double read, int more,
     int i = 0;
     for (int n = 0; n <= more; ++n) {
         const int at = rows + n;
-        while (2 << i <= at) ++i;
+        while (i + 2 < KNOTS && 2 << i <= at) ++i;
         const double low = curve.at[i], high = curve.at[i + 1];
-        out[std::size_t(n)] = low + (high - low) * (at - (1 << i)) / (1 << i) + curve.read * (read + n * each);
+        const double own = at < 1 << (KNOTS - 1) ? low + (high - low) * (at - (1 << i)) / (1 << i)
+                                                  : high * at / (1 << (KNOTS - 1));  // in proportion
+        out[std::size_t(n)] = own + curve.read * (read + n * each);
     }
     return out;
 }

@@ -17,8 +17,7 @@ struct Curve {
 // read: the price of a read as it was.
 Curve fit_curve(const double* rows, const double* reads, const double* seconds, std::size_t n, double read);
 
-// Seconds of a step of `rows` that reads `read`, and with 1 to `more` further rows that read `each`; 4095 rows in all
-// at most.
+// Seconds of a step of `rows` that reads `read`, and with 1 to `more` further rows that read `each`.
 std::vector<double> line_of(const Curve& curve, int rows, double read, int more, double each);
 
 }  // namespace ph

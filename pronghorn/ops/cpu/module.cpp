@@ -111,14 +111,22 @@ void parents_come_first(const Ints& parents) {
     }
 }
 
-void join(ph::Forest& f, int tree, int by, const Ints& tokens, const Ints& parents, const Doubles& score,
-          int most) {
-    const std::size_t n = tokens.shape(0);
-    need(tree >= 0 && tree < f.size() && by >= 0 && by < f.drafters(), "a tree or drafter that is not there");
-    need(parents.shape(0) == n && (score.shape(0) == n || score.shape(0) == 0), "as many parents and scores as tokens");
-    parents_come_first(parents);
-    f.join(tree, by, tokens.data(), parents.data(), score.shape(0) ? score.data() : nullptr,
-           int(std::min(n, std::size_t(std::max(most, 0)))));
+using Grown = std::tuple<int, Ints, Ints, Doubles>;  // a drafter, and its tokens, parents and scores
+
+int grow(ph::Forest& f, std::vector<double> shift, bool drawn, const std::vector<Grown>& drafts, int most) {
+    need(int(shift.size()) == f.drafters(), "a shift for each drafter");
+    for (const auto& [by, tokens, parents, score] : drafts) {
+        need(by >= 0 && by < f.drafters(), "a drafter that is not there");
+        need(parents.shape(0) == tokens.shape(0) && (score.shape(0) == tokens.shape(0) || score.shape(0) == 0),
+             "as many parents and scores as tokens");
+        parents_come_first(parents);
+    }
+    const int tree = f.add(std::move(shift), drawn);
+    for (const auto& [by, tokens, parents, score] : drafts) {
+        f.join(tree, by, tokens.data(), parents.data(), score.shape(0) ? score.data() : nullptr,
+               int(std::min(tokens.shape(0), std::size_t(std::max(most, 0)))));
+    }
+    return tree;
 }
 
 // Tokens, parents among the chosen, and who drafted some of them.
@@ -139,6 +147,17 @@ auto draft_from(ph::Forest& f, int tree, const std::vector<int>& chosen) {
     }
     std::sort(by.begin(), by.end());
     return std::make_tuple(array_of(std::move(tokens)), array_of(std::move(parents)), std::move(by));
+}
+
+// The same of the n likeliest nodes of all trees, None for a tree without any.
+nb::list run_first(ph::Forest& f, int n) {
+    nb::list out;
+    const auto chosen = f.take(n);
+    for (int t = 0; t < f.size(); ++t) {
+        const auto& some = chosen[std::size_t(t)];
+        out.append(some.empty() ? nb::none() : nb::cast(draft_from(f, t, some)));
+    }
+    return out;
 }
 
 // Rows of a draft, behind row `at` of a step (`types.Rows`, one array in a row of `rows`), which is the last token's.
@@ -647,16 +666,9 @@ NB_MODULE(_native, m) {
              });
     nb::class_<ph::Forest>(m, "Forest")
         .def(nb::init<ph::Odds&>(), nb::keep_alive<1, 2>(), nb::arg("odds"))
-        .def("add",
-             [](ph::Forest& f, std::vector<double> shift, bool drawn) {
-                 need(int(shift.size()) == f.drafters(), "a shift for each drafter");
-                 return f.add(std::move(shift), drawn);
-             },
-             nb::arg("shift"), nb::arg("drawn"))
-        .def("join", &join, nb::arg("tree"), nb::arg("by"), nb::arg("tokens").noconvert(),
-             nb::arg("parents").noconvert(), nb::arg("score").noconvert(), nb::arg("most"))
+        .def("grow", &grow, nb::arg("shift"), nb::arg("drawn"), nb::arg("drafts"), nb::arg("most"))
         .def("falling", &ph::Forest::falling)
-        .def("take", &ph::Forest::take, nb::arg("n"))
+        .def("run", &run_first, nb::arg("n"))
         .def("likely",
              [](const ph::Forest& f, int tree, int by) {
                  need(tree >= 0 && tree < f.size(), "a tree that is not there");
@@ -679,24 +691,21 @@ NB_MODULE(_native, m) {
                  return out;
              },
              nb::arg("tree"));
-    m.def("step_line",
-          [](const std::vector<double>& at, double price, int rows, double read, int more, double each) {
-              need(at.size() == ph::KNOTS && rows >= 1 && more >= 0 && more < (1 << (ph::KNOTS - 1)) - rows,
-                   "a curve, and rows on it");
+    m.def("worth",
+          [](const std::vector<double>& at, double price, const std::vector<double>& chances, int n_seqs, int base,
+             double read, int most, double margin) {
+              need(at.size() == ph::KNOTS && at[0] > 0, "a curve");
+              need(n_seqs >= 1 && base >= n_seqs && base < (1 << 20) && read >= 0 && margin > 0,
+                   "rows, reads and a margin above 0");
               ph::Curve c;
               std::copy(at.begin(), at.end(), c.at);
               c.read = price;
-              return ph::line_of(c, rows, read, more, each);
+              const int n = std::min(int(chances.size()), std::max(most, 0));
+              const ph::Worth w = ph::worth(c, chances.data(), n, n_seqs, base, read, margin);
+              return std::make_tuple(w.n, w.token, w.row);
           },
-          nb::arg("at"), nb::arg("price"), nb::arg("rows"), nb::arg("read"), nb::arg("more"), nb::arg("each"));
-    m.def("pays",
-          [](const std::vector<double>& chances, const std::vector<double>& seconds, double sure, double price,
-             double margin) {
-              need(!seconds.empty() && seconds[0] > 0 && sure > 0 && margin > 0, "seconds, tokens and margin above 0");
-              const std::size_t most = std::min(chances.size(), seconds.size() - 1);
-              return ph::pays(chances.data(), int(most), seconds.data(), sure, price, margin);
-          },
-          nb::arg("chances"), nb::arg("seconds"), nb::arg("sure"), nb::arg("price"), nb::arg("margin"));
+          nb::arg("at"), nb::arg("price"), nb::arg("chances"), nb::arg("n_seqs"), nb::arg("base"), nb::arg("read"),
+          nb::arg("most"), nb::arg("margin"));
     m.def("hang", &hang, nb::arg("rows").noconvert(), nb::arg("at"), nb::arg("n_prompt"), nb::arg("tokens"),
           nb::arg("parents"));
     m.def("fit_steps", &fit_steps, nb::arg("steps"), nb::arg("read"));
