@@ -366,7 +366,7 @@ def test_who_would_have_been_right_hopes_anew_and_others_are_not_asked() -> None
     assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
     telling.had = BACK
     for _ in range(3):
-        assert panel.look_back(seqs, moods)
+        assert panel.look_back(seqs[0], mood)
         asked = 0
         while mood.gain[0] > 0:
             assert not panel.sleeps(seqs)
@@ -378,9 +378,13 @@ def test_who_would_have_been_right_hopes_anew_and_others_are_not_asked() -> None
         assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
     telling.had = 1
     panel.clock += 1000
-    assert not panel.look_back(seqs, moods)
+    assert not panel.look_back(seqs[0], mood)
     for _ in range(200):
         assert panel.sleeps(seqs) or panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
+    two, both = answering(1, 2), [Mood([0.0, 0.0], [1, 1], [0, 1 << 40]) for _ in range(2)]
+    panel.clock += 100
+    panel._purse = 1.0
+    assert not panel.sleeps(two) and panel.wake(two, both, [4, 4], 0.0, 1.0) == {0: [0, 1]}  # as any other
 
 
 def test_who_pays_is_asked_whatever_attempts_took() -> None:

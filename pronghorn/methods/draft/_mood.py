@@ -17,7 +17,7 @@ CHEAP = 0.1  # of a step: a drafter that takes less to ask gets another chance i
 HOPE = 0.1  # of a token's time, which asking a drafter is thought to gain at first
 STEADY = 16  # steps in a row, at most, for which is not asked anew who is asked
 SAVED = 64  # steps whose share for attempts is kept
-LOOK = 16  # steps after which those that rest are looked at in hindsight
+LOOK = 16  # steps after which a sequence alone is looked at in hindsight
 BACK = 8  # tokens that are looked back at
 RIGHT = 4  # of them that one must have had right
 FOREVER = 1 << 60
@@ -65,8 +65,8 @@ class Panel:
     """What all sequences have taught.
 
     proposes, learns: what it takes to ask each drafter for one sequence, and to tell it what came of it;
-    clock: steps; spend: share of their time for asking drafters that did not pay, but for those that can tell
-    when they would have been right."""
+    clock: steps; spend: share of their time for asking drafters that did not pay; telling: those that know
+    when they would have been right, and where a sequence is alone are not asked at other times."""
 
     def __init__(self, n: int, spend: float, telling: Mapping[int, Hindsight]) -> None:
         self.proposes = [Price() for _ in range(n)]
@@ -97,14 +97,14 @@ class Panel:
         self.n_seqs = len(seqs)
         return self.clock < self._until and seqs == self._same
 
-    def look_back(self, seqs: Sequence[Seq], moods: Sequence[Mood]) -> bool:
-        """Let those that rest but would have been right of late hope anew. Returns whether there are any."""
+    def look_back(self, seq: Seq, mood: Mood) -> bool:
+        """Let those that rest but would have been right of late hope anew, for a sequence that is alone: in
+        company rows are dear, and a hope in vain costs all. Returns whether there are any."""
         wakes = False
-        for seq, mood in zip(seqs, moods, strict=True):
-            for d, drafter in self.telling.items():
-                if mood.gain[d] <= 0 and seq.n_new and drafter.right(seq, BACK) >= RIGHT:
-                    mood.until[d], mood.gain[d] = min(mood.until[d], self.clock), HOPE
-                    self._until, self._steady, wakes = 0, 0, True
+        for d, drafter in self.telling.items():
+            if mood.gain[d] <= 0 and seq.n_new and drafter.right(seq, BACK) >= RIGHT:
+                mood.until[d], mood.gain[d] = min(mood.until[d], self.clock), HOPE
+                self._until, self._steady, wakes = 0, 0, True
         return wakes
 
     def goes_on(self, seqs: Sequence[Seq], k: Sequence[int]) -> dict[int, list[int]]:
@@ -126,13 +126,14 @@ class Panel:
         self._purse = min(self._purse + (now - self._filled) * share, SAVED * share)
         self._filled, self.step, self.moods = now, step, list(moods)
         asked, tries = dict[int, list[int]](), dict[int, list[int]]()
+        telling = self.telling if len(seqs) == 1 else ()
         for i, mood in enumerate(moods):
             mood.asked, mood.tried, mood.tree = [], [], -1
             for d in mood.awake(now) if k[i] > 0 else ():
                 if mood.gain[d] > 0:
                     mood.asked.append(d)
                     asked.setdefault(d, []).append(i)
-                elif seqs[i].n_new and d not in self.telling:  # its end is the model's own by now
+                elif seqs[i].n_new and d not in telling:  # its end is the model's own by now
                     tries.setdefault(d, []).append(i)
         left, most, until = self._purse, SAVED * share, FOREVER
         for d, of in sorted(tries.items()):
@@ -146,7 +147,7 @@ class Panel:
             else:
                 until = min(until, now + math.ceil((min(price, most) - left) / share))
         for d, price in enumerate(min(self._asks(d) + own, most) for d in range(len(self.proposes))):
-            rests = [m.until[d] for m in moods if m.until[d] > now and d not in self.telling]
+            rests = [m.until[d] for m in moods if m.until[d] > now and d not in telling]
             if rests:  # there is no point in waking to what cannot be paid for
                 until = min(until, max(min(rests), now + math.ceil((price - left) / share) if share else 0))
         able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))

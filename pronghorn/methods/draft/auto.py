@@ -15,11 +15,11 @@ asking took, on the average of the last times, rests, each time for twice as man
 batch up to the same one. It is asked again when `spend` of the time of steps has saved up for that: so what
 finds nothing costs this share of the time and no more, whatever a step takes and however many sequences it
 has. One that can tell in hindsight what it would have had right (`slots.Hindsight`) is looked at every few
-steps, for next to nothing: an answer may begin to repeat itself late, and then it is asked at once; while it
-would have been wrong it is not. In another sequence those that are cheap to ask begin anew. Now and then
-drafts are run that seem not to pay, so that a change, or a step that only happened to be slow, is noticed;
-and a step is run without drafts, as are the first few of each size: nobody else would find out what a plain
-step takes.
+steps where a sequence is alone, for next to nothing: an answer may begin to repeat itself late, and then it
+is asked at once; while it would have been wrong it is not. In another sequence those that are cheap to ask
+begin anew. Now and then drafts are run that seem not to pay, so that a change, or a step that only happened
+to be slow, is noticed; and a step is run without drafts, as are the first few of each size: nobody else would
+find out what a plain step takes.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Auto:
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         panel = self._panel
         sleeps = panel.sleeps(seqs)
-        if panel.clock % LOOK == 0 and panel.look_back(seqs, [self._mood(s) for s in seqs]):
+        if panel.clock % LOOK == 0 and len(seqs) == 1 and panel.look_back(seqs[0], self._mood(seqs[0])):
             sleeps = False
         if sleeps:
             return []
