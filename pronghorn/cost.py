@@ -30,7 +30,7 @@ class StepCost:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, int], deque[tuple[int, int, float]]] = {}
-        self._trials: dict[int, list[tuple[int, int, float]]] = {}
+        self._trials: dict[int, list[tuple[int, int, float]]] = {}  # by size, until steps of it were seen
         self._at = [0.0] * len(KNOTS)  # seconds of so many rows that read nothing
         self._read = 0.0  # seconds for each KV row read
         self._n = 0  # observations
@@ -43,7 +43,7 @@ class StepCost:
         """One step: its rows, the KV rows that they attended to (summed over rows), and what it took."""
         if rows < 1 or seconds <= 0:
             return
-        kind = (rows - 1).bit_length(), (read // rows).bit_length()
+        kind = _size(rows), (read // rows).bit_length()
         if kind not in self._seen:
             self._seen[kind] = deque(maxlen=KEEP)
             self._fresh = EVERY  # a step of a new kind says most
@@ -57,14 +57,14 @@ class StepCost:
 
     def suppose(self, rows: int, read: int, seconds: float) -> None:
         """What a step took in the middle of some trials, which had the processor's caches for themselves and
-        nobody to answer: it stands in for steps of about so many rows until there are more than its three."""
-        self._trials.setdefault((rows - 1).bit_length(), []).extend([(rows, read, seconds)] * (ENOUGH - 1))
+        nobody to answer: it stands in for three steps of about so many rows, until there are `ENOUGH`."""
+        self._trials.setdefault(_size(rows), []).extend([(rows, read, seconds)] * (ENOUGH - 1))
         self._n += 1
         self._fresh = EVERY
 
     def seen(self, rows: int) -> int:
         """Steps of about so many rows that are remembered."""
-        size = (rows - 1).bit_length()
+        size = _size(rows)
         return sum(len(steps) for (rows_, _), steps in self._seen.items() if rows_ == size)
 
     def _ask(self) -> None:
@@ -134,6 +134,10 @@ class StepCost:
         self._at, self._read = _native.fit_steps(
             [s for kind in (*self._seen.values(), *self._trials.values()) for s in kind], self._read
         )
+
+
+def _size(rows: int) -> int:
+    return (rows - 1).bit_length()
 
 
 def reads(n: int, context: int = 0) -> int:

@@ -146,9 +146,10 @@ class Panel:
                     moods[i].tried.append(d)
             else:
                 until = min(until, now + math.ceil((min(price, most) - left) / share))
-        for d, price in enumerate(min(self._asks(d) + own, most) for d in range(len(self.proposes))):
+        for d in range(len(self.proposes)):
             rests = [m.until[d] for m in moods if m.until[d] > now and d not in telling]
             if rests:  # there is no point in waking to what cannot be paid for
+                price = min(self._asks(d) + own, most)
                 until = min(until, max(min(rests), now + math.ceil((price - left) / share) if share else 0))
         able = all(n > 0 and s.n_new for n, s in zip(k, seqs, strict=True))
         self._same, self._asked = seqs, asked
