@@ -221,7 +221,8 @@ private:
     }
 };
 
-// A phase, or the caller's next step, is microseconds away: spins for some 100 us, then sleeps.
+// A phase, or the caller's next step, is microseconds away: spins for some 400 us, then sleeps. What the caller
+// does between two steps with drafts takes some 250 us, and a core that was asleep is late for the next one.
 // (Giving way in between would hand a whole time slice to any other busy process.) `over` loads in the
 // total order of all threads, as what it waits for is stored: then a sleeper that is not seen sees the
 // news itself.
