@@ -13,16 +13,21 @@ from hypothesis import strategies as st
 from pronghorn import LLM
 from pronghorn.cost import StepCost
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import BACK, HOPE, IDLE, RECENT, Mood, Panel
-from pronghorn.methods.draft._value import MARGIN, TRIALS, Ledger, Price, Worth, worth
-from pronghorn.methods.draft.auto import Auto
+from pronghorn.methods.draft.auto import BACK, LOOK, Auto
 from pronghorn.methods.draft.prompt_lookup import PromptLookup
-from pronghorn.ops.cpu._native import Forest, Odds
+from pronghorn.ops.cpu import _native
+from pronghorn.ops.cpu._native import Forest, Mood, Odds, Panel, Price
 from pronghorn.seq import Request, Seq
 from pronghorn.slots import DraftRoom
 from pronghorn.types import Accept, Draft
 from tests.conformance._rig import sequence
 from tests.engines import engine
+
+HOPE, RECENT, IDLE = Panel.HOPE, Panel.RECENT, Panel.IDLE
+
+
+def worth(chances: list[float], n_seqs: int, room: DraftRoom) -> tuple[int, float, float]:
+    return _native.worth(*room.cost.curve(), chances, n_seqs, room.base, room.read, room.rows, Panel.MARGIN)
 
 
 def tree_of(mood: Mood, odds: Odds, *drafts: Draft) -> Forest:
@@ -56,7 +61,7 @@ def test_nodes_run_as_far_as_they_pay() -> None:
     n, token, row = worth(chances, 1, DraftRoom(cost=cost(*FLAT)))
     assert n == 6
     assert token == pytest.approx(1e-2, rel=0.1) and 0 <= row < 1e-3
-    assert worth(chances, 1, DraftRoom(cost=cost(*DEAR))).n == 0
+    assert worth(chances, 1, DraftRoom(cost=cost(*DEAR)))[0] == 0
     assert worth(chances, 1, DraftRoom(rows=2, cost=cost(*FLAT)))[0] == 2
 
 
@@ -80,7 +85,9 @@ def test_what_nodes_are_worth_is_what_steps_are_predicted_to_take(
 
         def value(n: int) -> float:
             gain, more = tokens[n] - n_seqs, taken[n] - taken[0]
-            return gain * price - more / MARGIN if price else tokens[n] / taken[n] * (1 if n else MARGIN)
+            if price:
+                return gain * price - more / Panel.MARGIN
+            return tokens[n] / taken[n] * (1 if n else Panel.MARGIN)
 
         n = max(range(most + 1), key=value)
         return n, taken[n] / tokens[n], (taken[n] - taken[0]) / max(n, 1)
@@ -88,7 +95,7 @@ def test_what_nodes_are_worth_is_what_steps_are_predicted_to_take(
     most, plain = min(rows, len(chances)), seen.predict(n_seqs, n_seqs * context) / n_seqs
     n, price, row = best(n_seqs, n_seqs * context, most, 0.0)
     if prompts:
-        n, _, row = best(base, base * context, n, price if n else plain / MARGIN)
+        n, _, row = best(base, base * context, n, price if n else plain / Panel.MARGIN)
     assert got == pytest.approx((n, plain, row), rel=1e-6)
 
 
@@ -265,76 +272,93 @@ class Telling(PromptLookup):
 
 
 def asleep(
-    until: list[list[int]], spend: float = 0.01, telling: dict[int, Telling] | None = None
+    until: list[list[int]], spend: float = 0.01, telling: tuple[int, ...] = ()
 ) -> tuple[Panel, list[Mood]]:
     """A panel whose drafters take a hundredth of a step to ask, and sequences that did not gain so far."""
-    panel = Panel(len(until[0]), spend, telling or {})
-    for price in panel.proposes:
-        price.seconds = 1e-5
+    panel = Panel([*"abc"][: len(until[0])], spend, list(telling))
+    for d in range(len(until[0])):
+        panel.price(d).seconds = panel.price(d, first=True).seconds = 1e-5
     return panel, [Mood([0.0] * len(u), [1] * len(u), u) for u in until]
 
 
-def answering(*ids: int) -> list[Seq]:
-    """Sequences with a token of their own."""
-    out = [sequence([i]) for i in ids]
-    for seq in out:
-        seq.tokens.append(0)
-    return out
+def asked(panel: Panel, moods: list[Mood], own: int = 1, depth: int = 4) -> dict[int, list[int]]:
+    """In a step of 1 ms, of sequences with so many tokens of their own."""
+    return dict(panel.wake(moods, [depth] * len(moods), [own] * len(moods), 1e-3))
 
 
 def test_all_at_rest_are_passed_over_together() -> None:
     """Until the first of them wakes, or another sequence comes."""
     panel, moods = asleep([[5, 9], [7, 6]])
-    *seqs, other = answering(1, 2, 3)
-    assert not panel.sleeps(seqs)
-    assert panel.wake(seqs, moods, [4, 4], 0.0, 1e-3) == {}
+    assert not panel.sleeps(2, False)
+    assert asked(panel, moods) == {}
     slept = []
     for _ in range(5):
-        slept.append(panel.sleeps(list(seqs)))
+        slept.append(panel.sleeps(2, True))
         panel.clock -= 1
-        assert not panel.sleeps([*seqs, other])
-        panel.clock -= 1
-        assert not panel.sleeps([other])
+        assert not panel.sleeps(3, False)
     assert slept == [True] * 3 + [False] * 2
 
 
 def test_attempts_wait_for_their_share_of_the_time() -> None:
     """Two sequences, two drafters: 2e-5 s to ask one of them for both, of 1e-5 s a step."""
     panel, moods = asleep([[0, 0], [0, 0]])
-    seqs, asked = answering(1, 2), []
+    every = []
     for _ in range(8):
-        got = {} if panel.sleeps(seqs) else panel.wake(seqs, moods, [4, 4], 0.0, 1e-3)
-        asked.append(got)
+        got = {} if panel.sleeps(2, True) else asked(panel, moods)
+        every.append(got)
         if got:
             for mood in moods:
                 assert mood.asked == mood.tried == [0]  # the first in the list goes first
-                panel.judge(mood, (), (), 0.0)
+                panel.judge(mood, [], [], 0.0)
                 mood.until = [0, 0]
-    assert [bool(x) for x in asked] == [False, True] * 4
-    assert asked[1] == {0: [0, 1]}
+    assert [bool(x) for x in every] == [False, True] * 4
+    assert every[1] == {0: [0, 1]}
 
 
 def test_one_that_waits_for_its_first_token_is_not_passed_over_for_good() -> None:
     panel, moods = asleep([[0]])
-    seq = sequence([1, 2])
     panel.clock = 100
     for n in range(4):
-        assert not panel.sleeps([seq])
-        assert bool(panel.wake([seq], moods, [4], 0.0, 1e-3)) == bool(n)
-        seq.tokens.append(3)
+        assert not panel.sleeps(1, True)
+        assert bool(asked(panel, moods, own=n)) == bool(n)
 
 
 def test_nobody_wakes_to_what_cannot_be_paid_for() -> None:
     """Its rest is over in step 4; what it takes, 1e-5 s of 1e-6 s a step, is there ten steps later."""
     panel, moods = asleep([[4]], spend=1e-3)
-    seqs = answering(1)
-    assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
-    panel._purse = 0.0
-    assert panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
-    while panel.sleeps(seqs):
+    assert not panel.sleeps(1, False) and asked(panel, moods) == {}
+    panel.purse = 0.0
+    assert asked(panel, moods) == {}
+    while panel.sleeps(1, True):
         pass
     assert 10 <= panel.clock - 1 <= 11
-    assert panel.wake(seqs, moods, [4], 0.0, 1e-3) == {0: [0]}
+    assert asked(panel, moods) == {0: [0]}
+
+
+def test_a_text_that_a_drafter_has_not_read_yet_costs_more_to_ask_for() -> None:
+    """In another sequence who is cheap to ask begins anew, but not where it would read a long prompt first;
+    and what that took counts against it."""
+    panel, _ = asleep([[0, 0]])
+    panel.price(1, first=True).seconds = 2e-4
+    old = Mood([0.0, 0.0], [1, 1], [0, 0])
+    for gains in ([0.0, 0.0], [0.0, -1.0]):
+        assert not panel.sleeps(1, False)
+        assert asked(panel, [old], own=0) == {}  # a step of 1 ms was seen: a tenth is cheap
+        mood = panel.begin()
+        mood.gain = gains
+        panel.purse = 1e-4
+        assert asked(panel, [mood]) == {0: [0]}
+    panel.purse = 3e-4
+    assert asked(panel, [mood]) == {0: [0], 1: [0]}
+    drafts = [(d, [0], [Draft.empty()], 1e-5) for d in range(2)]
+    curve, had = ([1e-3] * 13, 0.0), []
+    for _ in range(2):
+        mood.gain = [0.0, 0.0]
+        assert panel.choose([mood], drafts, [False], 8, *curve, 1, 0.0, 8) is None
+        had.append(mood.gain[1])
+        panel.purse, mood.until, mood.failed = 3e-4, [0, 0], [0, 0]
+        assert asked(panel, [mood]) == {0: [0], 1: [0]}
+    assert had[0] < -RECENT * 0.19 and -RECENT * 0.05 < had[1] < 0
 
 
 def test_who_passes_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,61 +384,82 @@ def test_who_passes_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_would_have_been_right_hopes_anew_and_others_are_not_asked() -> None:
     """Whatever was spent on attempts; if that brings nothing it rests until it is looked at again."""
-    telling = Telling()
-    panel, moods = asleep([[100, 1 << 40]], 1e-6, {0: telling})
-    seqs, mood = answering(1), moods[0]
-    assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
-    telling.had = BACK
+    panel, (mood,) = asleep([[100, 1 << 40]], 1e-6, (0,))
+    assert not panel.sleeps(1, False) and asked(panel, [mood]) == {}
     for _ in range(3):
-        assert panel.look_back(seqs[0], mood)
-        asked = 0
-        while mood.gain[0] > 0:
-            assert not panel.sleeps(seqs)
-            assert (panel.goes_on(seqs, [4]) or panel.wake(seqs, moods, [4], 0.0, 1e-3)) == {0: [0]}
+        assert mood.rests(0)
+        panel.hope(mood, 0)
+        times = 0
+        while not mood.rests(0):
+            assert not panel.sleeps(1, True)
+            if not panel.goes_on(True, 4):
+                assert asked(panel, [mood]) == {0: [0]}
             assert mood.tried == []
             mood.judge(0, -0.5, 100, panel.clock)
-            asked += 1
-        assert 2 <= asked <= 5
-        assert not panel.sleeps(seqs) and panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
-    telling.had = 1
+            times += 1
+        assert 2 <= times <= 5
+        assert not panel.sleeps(1, True) and asked(panel, [mood]) == {}
     panel.clock += 1000
-    assert not panel.look_back(seqs[0], mood)
     for _ in range(200):
-        assert panel.sleeps(seqs) or panel.wake(seqs, moods, [4], 0.0, 1e-3) == {}
-    two, both = answering(1, 2), [Mood([0.0, 0.0], [1, 1], [0, 1 << 40]) for _ in range(2)]
+        assert panel.sleeps(1, True) or asked(panel, [mood]) == {}
+    both = [Mood([0.0, 0.0], [1, 1], [0, 1 << 40]) for _ in range(2)]
     panel.clock += 100
-    panel._purse = 1.0
-    assert not panel.sleeps(two) and panel.wake(two, both, [4, 4], 0.0, 1.0) == {0: [0, 1]}  # as any other
+    panel.purse = 1.0
+    assert not panel.sleeps(2, False)
+    assert dict(panel.wake(both, [4, 4], [1, 1], 1.0)) == {0: [0, 1]}  # as any other
+
+
+def test_every_few_steps_a_sequence_alone_is_looked_back_at() -> None:
+    telling = Telling()
+    made = Auto(drafters="prompt-lookup")
+    made.__dict__["_drafters"] = [telling]
+    room = DraftRoom(cost=cost(*FLAT))
+    seq, other = sequence(list(range(20))), sequence(list(range(30, 50)))
+    for s in (seq, other):
+        s.tokens.append(1)
+        made._mood(s).gain, made._mood(s).until = [-1.0], [1 << 40]
+
+    def awake(*seqs: Seq) -> list[int]:
+        """Steps in which somebody was asked."""
+        out = []
+        for _ in range(3 * LOOK):
+            for s in seqs:
+                made._mood(s).gain, made._mood(s).until = [-1.0], [1 << 40]
+            made.propose(list(seqs), [8] * len(seqs), room)
+            out += [made._panel.clock] * any(made._mood(s).asked and not made._mood(s).rests(0) for s in seqs)
+        return out
+
+    assert awake(seq) == []
+    telling.had = BACK
+    woke = awake(seq)
+    assert len(woke) == 3 and not any(at % LOOK for at in woke)
+    assert awake(seq, other) == []
 
 
 def test_who_pays_is_asked_whatever_attempts_took() -> None:
     panel, moods = asleep([[0, 0]], spend=1e-6)
-    moods[0].gain[1] = 0.5
+    moods[0].gain = [0.0, 0.5]
     for _ in range(3):
-        assert not panel.sleeps([])
-        assert panel.wake(answering(1), moods, [4], 0.0, 1e-3) == {1: [0]}
-        assert panel.wake(answering(1), moods, [0], 0.0, 1e-3) == {}  # nothing may be drafted
+        assert not panel.sleeps(0, False)
+        assert asked(panel, moods) == {1: [0]}
+        assert asked(panel, moods, depth=0) == {}  # nothing may be drafted
 
 
 def test_who_pays_goes_on_unlooked_at() -> None:
     """Until another wakes, a sequence comes or is nearly done, or it pays no more."""
-    panel, moods = asleep([[0, 9]])
-    moods[0].gain[0] = 0.5
-    seqs, other = answering(1), answering(2)
-    assert not panel.sleeps(seqs) and panel.goes_on(seqs, [4]) == {}
-    assert panel.wake(seqs, moods, [4], 0.0, 1e-3) == {0: [0]}
+    panel, (mood,) = asleep([[0, 9]])
+    mood.gain = [0.5, 0.0]
+    assert not panel.sleeps(1, False) and not panel.goes_on(False, 4)
+    assert asked(panel, [mood]) == {0: [0]}
     while panel.clock < 8:
-        moods[0].tree = 0
-        assert not panel.sleeps(list(seqs)) and panel.goes_on(list(seqs), [4]) == {0: [0]}
-        assert moods[0].tree == -1
-        assert panel.goes_on(other, [4]) == panel.goes_on([*seqs, *other], [4, 4]) == {}
-        assert panel.goes_on(seqs, [0]) == {}
-    assert not panel.sleeps(seqs) and panel.goes_on(seqs, [4]) == {}
+        assert not panel.sleeps(1, True) and panel.goes_on(True, 4)
+        assert not panel.goes_on(False, 4) and not panel.goes_on(True, 0)
+    assert not panel.sleeps(1, True) and not panel.goes_on(True, 4)
     panel.clock = 5
-    moods[0].gain[0] = 1e-9
-    assert panel.goes_on(seqs, [4])
-    panel.judge(moods[0], (), (), 0.0)
-    assert moods[0].gain[0] < 0 and panel.goes_on(seqs, [4]) == {}
+    mood.gain = [1e-9, 0.0]
+    assert panel.goes_on(True, 4)
+    panel.judge(mood, [], [], 0.0)
+    assert mood.rests(0) and not panel.goes_on(True, 4)
 
 
 def test_what_stood_is_what_was_gained() -> None:
@@ -425,34 +470,85 @@ def test_what_stood_is_what_was_gained() -> None:
     forest.run(2)
     assert forest.learn(0, [5, 7])[1:] == ([1, 1], [1, 0])
     assert tree_of(mood_of(2), odds, Draft.chain([5])).learn(0, [5, 7])[1:] == ([0, 0], [0, 0])  # not run
-    panel = Panel(2, 0.01, {})
+    panel = Panel(["a", "b"], 0.01, [])
     mood = panel.begin()
-    panel.wake([sequence([1])], [mood], [4], 0.0, 1.0)
+    panel.sleeps(1, False)
+    panel.wake([mood], [4], [1], 1.0)
     panel.token, panel.row = 1.0, 0.25
     panel.judge(mood, [1, 1], [1, 0], 0.0)
     assert mood.gain == pytest.approx([HOPE + RECENT * (0.75 - HOPE), HOPE + RECENT * (-0.25 - HOPE)])
-    panel.n_seqs = 2
+    panel.sleeps(2, False)
     panel.judge(mood, [0, 0], [0, 0], 0.05)  # no draft was worth running: the time was for nothing
     assert mood.gain[0] == pytest.approx((1 - IDLE) * (HOPE + RECENT * (0.75 - HOPE)) - IDLE * 0.05)
 
 
 def test_what_pays_in_company_is_learned_in_company() -> None:
-    panel = Panel(1, 0.01, {})
-    assert not panel.sleeps(answering(*range(16)))
+    panel = Panel(["a"], 0.01, [])
+    assert not panel.sleeps(16, False)
     mood = panel.begin()
-    panel.wake(answering(1), [mood], [4], 0.0, 1.0)
+    panel.wake([mood], [4], [1], 1.0)
     for _ in range(50):
         panel.judge(mood, [1], [0], 0.1)
-    assert panel.begin().gain[0] < 0
-    assert not panel.sleeps(answering(1))
+    assert panel.begin().rests(0)
+    assert not panel.sleeps(1, False)
     other = panel.begin()
-    panel.wake(answering(1), [other], [4], 0.0, 1.0)
+    panel.wake([other], [4], [1], 1.0)
     panel.token = 1.0
     for _ in range(50):
         panel.judge(other, [1], [1], 0.1)
-    assert panel.begin().gain[0] > 0
-    assert not panel.sleeps(answering(*range(16)))
-    assert panel.begin().gain[0] < 0
+    assert not panel.begin().rests(0)
+    assert not panel.sleeps(16, False)
+    assert panel.begin().rests(0)
+
+
+def test_drafts_are_joined_chosen_and_learned_from() -> None:
+    """Of two sequences, one of which has none; where steps of any size take as long, all nodes are run."""
+    panel = Panel(["a", "b"], 0.5, [])
+    panel.sleeps(2, False)
+    moods = [panel.begin(), panel.begin()]
+    assert panel.wake(moods, [4, 4], [1, 1], 1e-3) == [(0, [0, 1]), (1, [0, 1])]
+    none, flat = Draft.empty(), ([1e-3] * 13, 0.0)
+    answers = [(0, [0, 1], [Draft.chain([5]), none], 1e-6), (1, [0, 1], [Draft.chain([5, 6]), none], 1e-6)]
+    chosen = panel.choose(moods, answers, [False, True], 8, *flat, 2, 0.0, 8)
+    assert chosen is not None
+    ((i, tokens, parents, by),) = chosen
+    assert (i, tokens.tolist(), parents.tolist(), by) == (0, [5, 6], [-1, 0], "a+b")
+    assert [m.tree for m in moods] == [0, -1]
+    assert moods[1].gain == moods[1].gain and max(moods[1].gain) < HOPE  # it was asked for nothing
+    panel.learn(moods, [Draft(tokens, parents), none], [Accept([0, 1], 7), Accept([], 3)])
+    assert min(moods[0].gain) > HOPE and min(moods[0].shift) >= 0.0 and moods[0].tree == -1
+    passes = [(0, [0, 1], [], 1e-6)]
+    assert panel.choose(moods, passes, [False, True], 8, *flat, 2, 0.0, 8) is None
+    dear = ([1e-3 * 2**i for i in range(13)], 0.0)
+    assert panel.choose(moods, answers, [False, True], 8, *dear, 2, 0.0, 8) == []
+
+
+def test_what_a_panel_cannot_take_is_refused() -> None:
+    panel, (mood,) = asleep([[0, 0]])
+    chain, curve = Draft.chain([1, 2]), ([1e-3] * 13, 0.0)
+
+    def choose(*answers: Any) -> Any:
+        return panel.choose([mood], list(answers), [False], 8, *curve, 1, 0.0, 8)
+
+    wide = Draft(np.array([1, 2], np.int64), chain.parent)
+    astray = Draft(chain.tokens, np.array([1, -1], np.int32))
+    for answer, what in (
+        ((2, [0], [chain], 0.0), "a draft for each"), ((0, [0], [chain, chain], 0.0), "a draft for each"),
+        ((0, [1], [chain], 0.0), "a sequence that is not there"), ((0, [0], [wide], 0.0), "int32"),
+        ((0, [0], [astray], 0.0), "parents come before"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=what):
+            choose(answer)
+    with pytest.raises(ValueError, match="as many sequences"):
+        panel.wake([mood], [4, 4], [1, 1], 1e-3)
+    with pytest.raises(ValueError, match="as many drafters"):
+        panel.wake([mood_of(1)], [4], [1], 1e-3)
+    choose((0, [0], [chain], 0.0))
+    with pytest.raises(ValueError, match="a node that is not there"):
+        panel.learn([mood], [chain], [Accept([2], 1)])
+    for names, telling in (([], []), (["a"], [1])):
+        with pytest.raises(ValueError, match="drafter"):
+            Panel(names, 0.1, telling)
 
 
 def test_a_first_time_is_no_price() -> None:
@@ -499,12 +595,12 @@ def test_a_slow_first_call_puts_nobody_to_sleep() -> None:
 
 
 def test_trials_stay_within_their_share() -> None:
-    ledger = Ledger()
+    panel = Panel(["a"], 0.01, [])
     spent = 0.0
     for _ in range(2000):
-        ledger.steps += 1.0
-        spent += 3.0 * ledger.affords(3.0)
-    assert 0 < spent <= TRIALS * 2000
+        panel.steps += 1.0
+        spent += 3.0 * panel.affords(3.0)
+    assert 0 < spent <= Panel.TRIALS * 2000
 
 
 @st.composite
@@ -557,7 +653,7 @@ def test_a_drafter_that_gains_nothing_costs_little() -> None:
         def propose(self, seqs: Any, k: Any, room: Any) -> list[Draft]:
             nonlocal calls
             calls += 1
-            made._panel.proposes[0].seconds = 1e-3  # as long as a step takes
+            made._panel.price(0).seconds = 1e-3  # as long as a step takes
             return [Draft.chain([1, 2, 3]) for _ in seqs]
 
         def observe(self, *_: Any) -> None: ...
@@ -575,10 +671,8 @@ def test_a_drafter_that_gains_nothing_costs_little() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_are_those_of_plain_decoding(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where every node is run, whether it pays or not."""
-    monkeypatch.setattr(
-        "pronghorn.methods.draft.auto.worth", lambda chances, *_: Worth(len(chances), 1.0, 0.0)
-    )
+    """Also where every node is run, whether it pays or not: as if rows cost nothing."""
+    monkeypatch.setattr(StepCost, "curve", lambda _: ([1e-3] * 13, 0.0))
     prompts = [
         "Repeat exactly:\nThe cat sat on the mat. The dog sat on the cat.",
         "Once upon a time",

@@ -35,17 +35,27 @@ from numpy.typing import NDArray
 
 from pronghorn.compose import name_of, names, parse
 from pronghorn.errors import MethodError
-from pronghorn.methods.draft._mood import LOOK, Mood, Panel
+from pronghorn.methods.draft._plain import Plain
 from pronghorn.methods.draft._single import Fixed
-from pronghorn.methods.draft._value import Ledger, worth
-from pronghorn.ops.cpu._native import Forest, Odds
+from pronghorn.ops.cpu._native import Mood, Panel
 from pronghorn.seq import Seq
 from pronghorn.slots import Drafter, DraftRoom, Hindsight
-from pronghorn.types import Accept, Draft, Guarantee, Ints, Traits
+from pronghorn.types import Accept, Draft, Guarantee, Traits
 
 NOTHING = Draft.empty()
-Found = tuple[int, Ints, Ints, NDArray[Any]]  # a drafter, and tokens, parents and scores of its draft
-DEAR = 0.02  # of a step: where learning takes more, it is done in every second one while the same pay
+LOOK = 16  # steps after which a sequence alone is looked at in hindsight
+BACK = 8  # tokens that are looked back at
+RIGHT = 4  # of them that one must have had right
+
+
+class _Last:
+    """The last step in which was looked at who is asked: its sequences, what they taught, and who was asked
+    for which of them."""
+
+    def __init__(self) -> None:
+        self.seqs: Sequence[Seq] = ()
+        self.moods: list[Mood] = []
+        self.asked: list[tuple[int, list[int]]] = []
 
 
 @dataclass(frozen=True)
@@ -91,21 +101,20 @@ class Auto:
         return [parse(f"draft.{spec}", files=False)[1] for spec in specs]
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(name_of(d) for d in self._drafters)
-
-    @cached_property
-    def _odds(self) -> Odds:
-        return Odds(len(self._names))
-
-    @cached_property
-    def _ledger(self) -> Ledger:
-        return Ledger()
+    def _telling(self) -> dict[int, Hindsight]:
+        return {d: drafter for d, drafter in enumerate(self._drafters) if isinstance(drafter, Hindsight)}
 
     @cached_property
     def _panel(self) -> Panel:
-        telling = {d: drafter for d, drafter in enumerate(self._drafters) if isinstance(drafter, Hindsight)}
-        return Panel(len(self._names), self.spend, telling)
+        return Panel([name_of(d) for d in self._drafters], self.spend, list(self._telling))
+
+    @cached_property
+    def _plain(self) -> Plain:
+        return Plain()
+
+    @cached_property
+    def _last(self) -> _Last:
+        return _Last()
 
     @cached_property
     def _learners(self) -> frozenset[int]:
@@ -113,92 +122,61 @@ class Auto:
         return frozenset(d for d, drafter in enumerate(self._drafters) if not isinstance(drafter, Fixed))
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
-        panel = self._panel
-        sleeps = panel.sleeps(seqs)
-        if panel.clock % LOOK == 0 and len(seqs) == 1 and panel.look_back(seqs[0], self._mood(seqs[0])):
+        panel, last = self._panel, self._last
+        sleeps = panel.sleeps(len(seqs), seqs == last.seqs)
+        if len(seqs) == 1 and panel.clock % LOOK == 0 and self._hopes(seqs[0]):
             sleeps = False
         if sleeps:
             return []
-        ledger, out = self._ledger, [NOTHING] * len(seqs)
-        start = time.perf_counter()
-        asked = panel.goes_on(seqs, k)
-        teaches = not asked or panel.clock % 2 == 0 or ledger.learns.seconds < DEAR * panel.step
-        if not asked:
+        if not panel.goes_on(seqs == last.seqs, min(k)):
+            last.seqs, last.moods = seqs, [self._mood(s) for s in seqs]
             step = room.cost.predict(room.base, room.read)
-            asked = panel.wake(seqs, [self._mood(s) for s in seqs], k, ledger.looks.seconds, step)
-        moods, step = panel.moods, panel.step
-        if not asked or ledger.abstains(room, len(seqs)):
+            last.asked = panel.wake(last.moods, k, [s.n_new for s in seqs], step)
+        if not last.asked or self._plain.due(room, len(seqs)):
             return []
-        asking, found = 0.0, dict[int, list[Found]]()  # of each sequence
-        for d, of in sorted(asked.items()):
+        answers = []
+        for d, of in last.asked:
             begin = time.perf_counter()
             drafts = self._drafters[d].propose([seqs[i] for i in of], [k[i] for i in of], room)
-            seconds = time.perf_counter() - begin
-            panel.proposes[d].note(seconds / len(of))
-            asking += seconds
-            for i, draft in zip(of, drafts, strict=True):
-                if draft.n:
-                    found.setdefault(i, []).append((d, draft.tokens, draft.parent, draft.score))
-        if found:
-            self._choose(found, seqs, moods, step, room, out)
-        ledger.steps += step
-        if teaches:
-            mine = [mood for mood in moods if mood.asked]
-            for mood in mine:
-                if mood.tree < 0:
-                    panel.judge(mood, (), (), ledger.looks.seconds)
-            own = ledger.chooses if found else ledger.looks
-            own.note(max(0.0, time.perf_counter() - start - asking) / len(mine))
-        else:
-            for mood in moods:
-                mood.tree = -1
-        return out if found or not self._learners.isdisjoint(asked) else []
-
-    def _choose(
-        self, found: dict[int, list[Found]], seqs: Sequence[Seq], moods: list[Mood], step: float,
-        room: DraftRoom, out: list[Draft],
-    ) -> None:  # fmt: skip
-        """Join drafts, and put the nodes to run into `out`. step: seconds of the step without drafts."""
-        panel = self._panel
-        forest = panel.forest = Forest(self._odds)
-        for i, drafts in found.items():
-            moods[i].tree = forest.grow(moods[i].shift, seqs[i].request.temperature > 0, drafts, self.nodes)
-        n, panel.token, panel.row = worth(forest.falling(), len(seqs), room)
-        for t, (i, some) in enumerate(zip(found, forest.run(n), strict=True)):
-            for d, *_ in () if some else found[i]:
-                probe = forest.likely(t, d)[: room.rows - n]
-                if not some and self._ledger.affords(len(probe) * step / room.base):
-                    some = forest.draft(t, probe)
-            if some:
-                tokens, parents, whose = some
-                out[i] = Draft(tokens, parents, by="+".join(self._names[d] for d in whose))
+            answers.append((d, of, drafts, time.perf_counter() - begin))
+        chosen = panel.choose(
+            last.moods, answers, [s.request.temperature > 0 for s in seqs], self.nodes, *room.cost.curve(),
+            room.base, room.read, room.rows,
+        )  # fmt: skip
+        if chosen is None and self._learners.isdisjoint(d for d, _ in last.asked):
+            return []
+        out = [NOTHING] * len(seqs)
+        for i, tokens, parents, by in chosen or ():
+            out[i] = Draft(tokens, parents, by=by)
+        return out
 
     def observe(
         self, seqs: Sequence[Seq], drafts: Sequence[Draft], accepts: Sequence[Accept],
         taps: Sequence[dict[str, NDArray[Any]]],
     ) -> None:  # fmt: skip
-        panel, ledger = self._panel, self._ledger
-        start = time.perf_counter()
-        asked: dict[int, list[int]] = {}
-        learned = 0
-        for i, (seq, draft, accept) in enumerate(zip(seqs, drafts, accepts, strict=True)):
-            mood = self._mood(seq)
-            if mood.tree >= 0:
-                new = [*draft.tokens[accept.path].tolist(), accept.bonus] if accept.path else [accept.bonus]
-                mood.shift, run, stood = panel.forest.learn(mood.tree, new)
-                panel.judge(mood, run, stood, ledger.chooses.seconds + ledger.learns.seconds)
-                learned += 1
-            for d in self._learners.intersection(mood.asked):
-                asked.setdefault(d, []).append(i)
-        if learned:
-            ledger.learns.note((time.perf_counter() - start) / learned)
-        for d, of in asked.items():
+        last = self._last
+        at = {seq: i for i, seq in enumerate(seqs)}
+        self._panel.learn([self._mood(s) for s in seqs], drafts, accepts)
+        for d, of in last.asked:
+            mine = [at[last.seqs[i]] for i in of if last.seqs[i] in at] if d in self._learners else []
+            if not mine:
+                continue
             begin = time.perf_counter()
             self._drafters[d].observe(
-                [seqs[i] for i in of], [drafts[i] for i in of], [accepts[i] for i in of],
-                [taps[i] for i in of],
+                [seqs[i] for i in mine], [drafts[i] for i in mine], [accepts[i] for i in mine],
+                [taps[i] for i in mine],
             )  # fmt: skip
-            panel.learns[d].note((time.perf_counter() - begin) / len(of))
+            self._panel.told(d, (time.perf_counter() - begin) / len(mine))
+
+    def _hopes(self, seq: Seq) -> bool:
+        """Wake drafters that rest but would have been right of late, for a sequence that is alone: in company
+        rows are dear, and a hope in vain costs all. Returns whether there are any."""
+        mood, wakes = self._mood(seq), False
+        for d, drafter in self._telling.items():
+            if mood.rests(d) and seq.n_new and drafter.right(seq, BACK) >= RIGHT:
+                self._panel.hope(mood, d)
+                wakes = True
+        return wakes
 
     def _mood(self, seq: Seq) -> Mood:
         memory = seq.memory(self)

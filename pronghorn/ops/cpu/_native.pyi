@@ -1,9 +1,12 @@
 """Types of the native extension (built from the C++ sources beside this file)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pronghorn.types import Accept, Draft
 
 def isas() -> list[str]:
     """Instruction sets that this build has kernels for and this machine can run, worst first."""
@@ -196,6 +199,130 @@ class Forest:
 
     def nodes(self, tree: int) -> list[tuple[int, int, int, float]]:
         """Token, parent, drafter and chance of each node."""
+
+class Price:
+    """What something takes on the average, in seconds; 0 as long as nothing is known. The first time, which
+    loads and allocates, is no measure, nor are times when somebody else had the processor."""
+
+    seconds: float
+
+    def __init__(self) -> None: ...
+    def note(self, seconds: float) -> None: ...
+
+class Mood:
+    """What one sequence has taught of each drafter. Lists are copies: to change one, set it.
+
+    shift: log-odds by which its chances are off; gain: what asking it gained lately, in times that a token
+    takes; failed: times in a row that this was not worth its time; until: step from which on it is asked
+    again. asked: drafters that proposed for the last step; tried: those of them that did not pay so far;
+    tree: its place in the forest of that step, -1 where there is nothing to learn. Methods raise `ValueError`
+    and `IndexError` for a drafter that is not there."""
+
+    shift: list[float]
+    gain: list[float]
+    failed: list[int]
+    until: list[int]
+    tree: int
+
+    def __init__(self, gain: list[float], failed: list[int], until: list[int]) -> None: ...
+    @property
+    def asked(self) -> list[int]: ...
+    @property
+    def tried(self) -> list[int]: ...
+    def again(self, now: int, cheap: list[bool]) -> Mood:
+        """How another sequence begins in step `now`: with what was learned here, but those that are cheap to
+        ask are awake, as if they had not failed."""
+
+    def awake(self, now: int) -> list[int]:
+        """Who may be asked in this step."""
+
+    def judge(self, d: int, gained: float, most: int, now: int) -> None:
+        """Let a drafter whose asking does not pay rest, for `most` steps or a few more. gained: time that its
+        nodes saved, less what their rows and asking took."""
+
+    def rests(self, d: int) -> bool:
+        """Whether it did not pay of late."""
+
+class Panel:
+    """Whom of several drafters it pays to ask, and which of their nodes to run: what all sequences have
+    taught.
+
+    clock: steps; purse: seconds that asking those may take that did not pay; steps: seconds of steps in which
+    somebody was asked; token, row: seconds that a token takes without drafts, and that a node's row adds. All
+    raise `ValueError` for what does not belong together."""
+
+    HOPE: float  # of a token's time, which asking a drafter is thought to gain at first
+    RECENT: float  # weight of the last asking
+    IDLE: float  # and of one in company whose drafts were not worth running
+    MARGIN: float  # by which a step with drafts must be better than one without
+    TRIALS: float  # share of the time of steps for drafts that seem not to pay
+    clock: int
+    purse: float
+    steps: float
+    token: float
+    row: float
+
+    def __init__(self, names: list[str], spend: float, telling: list[int]) -> None:
+        """spend: share of the time of steps for asking drafters that did not pay; telling: those that know
+        when they would have been right, and where a sequence is alone are not asked at other times."""
+
+    def sleeps(self, n_seqs: int, same: bool) -> bool:
+        """A step begins. Whether nobody is asked in it; same: its sequences are those that `wake` saw
+        last."""
+
+    def hope(self, mood: Mood, d: int) -> None:
+        """One that rests but would have been right of late hopes anew."""
+
+    def goes_on(self, same: bool, depth: int) -> bool:
+        """Whether those are asked that were in the step before, since they all pay and nobody else wakes.
+        depth: rows that a draft may be deep, the least of the sequences'."""
+
+    def wake(
+        self, moods: list[Mood], depths: Sequence[int], own: list[int], step: float
+    ) -> list[tuple[int, list[int]]]:
+        """Drafters that are asked, and for which sequences: those that pay; and those that did not pay so
+        far, of each drafter all together, once what is saved is enough for that. own: tokens of its own that
+        a sequence has; step: seconds that the step takes without drafts."""
+
+    def begin(self) -> Mood:
+        """Of a new sequence."""
+
+    def choose(
+        self,
+        moods: list[Mood],
+        answers: list[tuple[int, list[int], list[Draft], float]],
+        drawn: list[bool],
+        nodes: int,
+        at: list[float],
+        price: float,
+        base: int,
+        read: float,
+        rows: int,
+    ) -> list[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32], str]] | None:
+        """Join what drafters answered, and say what to run: sequences, tokens, parents, and who proposed
+        them; None where nobody proposed anything.
+
+        answers: a drafter, the sequences it was asked for, their drafts (none where it passes), seconds that
+        it took; drawn: whether a sequence's tokens are sampled; nodes: of one sequence, at most; at, price:
+        of `fit_steps`; base, read: rows of the step without drafts, and KV rows that they read; rows: that it
+        has room for."""
+
+    def learn(self, moods: list[Mood], drafts: Sequence[Draft], accepts: Sequence[Accept]) -> None:
+        """What became of the drafts that were run, and what came instead."""
+
+    def told(self, d: int, seconds: float) -> None:
+        """So long it took to tell a drafter what became of a sequence's draft."""
+
+    def judge(self, mood: Mood, run: list[int], stood: list[int], own: float) -> None:
+        """Let those of a sequence that were not worth their time rest. run, stood: nodes by the drafter that
+        proposed them first, [] where there are none at all; own: seconds that the asking took beside the
+        drafters."""
+
+    def affords(self, seconds: float) -> bool:
+        """Whether a trial of so many seconds at most is within its share; if so it is booked."""
+
+    def price(self, d: int, first: bool = False) -> Price:
+        """Of asking a drafter for a sequence; for the first time, when it has a prompt to read."""
 
 class Probe:
     """What the machine can do at most, with the instruction set in use (`isa()`).

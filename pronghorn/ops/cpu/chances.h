@@ -56,6 +56,8 @@ public:
 
     explicit Forest(Odds& odds) : odds_(odds) {}
 
+    void clear() { trees_.clear(); }
+
     // Another tree; shift: by how much the log-odds of each drafter's nodes differ in this sequence.
     int add(std::vector<double> shift, bool drawn);
 

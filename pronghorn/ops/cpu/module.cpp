@@ -1,6 +1,4 @@
 // Python bindings of the native extension; _native.pyi gives their types.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -14,25 +12,15 @@
 #include <tuple>
 #include <vector>
 
-#include "chances.h"
 #include "codes.h"
-#include "curve.h"
 #include "executor.h"
 #include "isa.h"
 #include "look.h"
-#include "ngrams.h"
+#include "module.h"
 #include "probe.h"
 #include "sample.h"
-#include "suffixes.h"
-
-namespace nb = nanobind;
 
 namespace {
-
-template <typename T, int N>
-using Flat = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-using Ints = Flat<std::int32_t, 1>;
-using Floats = Flat<float, 1>;
 
 float dot(const Floats& a, const Floats& b) {
     if (a.shape(0) != b.shape(0)) throw nb::value_error("dot: the lengths differ");
@@ -41,10 +29,6 @@ float dot(const Floats& a, const Floats& b) {
 
 int draw(const Floats& logits, float temperature, double u) {
     return ph::draw(ph::kernels(), logits.data(), int(logits.shape(0)), temperature, u);
-}
-
-void need(bool ok, const std::string& what) {
-    if (!ok) throw nb::value_error(what.c_str());
 }
 
 std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>> walk(
@@ -56,142 +40,6 @@ std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>> walk(
     ph::Walk w = ph::walk(ph::kernels(), logits.data(), logits.shape(1), n, tokens.data(), parents.data(),
                           int(n_nodes), temperature, {seed, branch, 0}, pos);
     return {std::move(w.row), std::move(w.token)};
-}
-
-using Tokens = std::vector<std::int32_t>;
-using Place = std::tuple<int, int>;
-
-ph::Suffixes::Place place_of(const ph::Suffixes& s, const Place& at) {
-    need(std::get<0>(at) >= 0 && std::get<0>(at) < s.states() && std::get<1>(at) >= 0, "a place that is not there");
-    return {std::get<0>(at), std::get<1>(at)};
-}
-
-void extend(ph::Suffixes& s, const Tokens& tokens) {
-    need(s.size() + tokens.size() < (std::size_t(1) << 28), "more tokens than a text may have");
-    for (const std::int32_t t : tokens) need(t >= 0, "a token below 0");
-    s.extend(tokens.data(), tokens.size());
-}
-
-Place follow(const ph::Suffixes& s, const Place& at, const Tokens& tokens) {
-    const auto end = s.follow(place_of(s, at), tokens.data(), tokens.size());
-    return {end.state, end.length};
-}
-
-using Doubles = Flat<double, 1>;
-
-// An array that owns its values.
-template <typename T>
-nb::ndarray<nb::numpy, T, nb::ndim<1>> array_of(std::vector<T> values) {
-    auto held = std::make_unique<std::vector<T>>(std::move(values));
-    T* const at = held->data();
-    const std::size_t n = held->size();
-    nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-    static_cast<void>(held.release());
-    return nb::ndarray<nb::numpy, T, nb::ndim<1>>(at, {n}, owner);
-}
-
-auto draft_of(const ph::Suffixes& s, const Place& at, int most, int depth, int least, double faint, int match) {
-    need(most >= 0 && most <= 4096, "from 0 to 4096 nodes");
-    auto d = s.draft(place_of(s, at), most, depth, std::max(least, 1), faint, match);
-    return std::make_tuple(d.worth, array_of(std::move(d.tokens)), array_of(std::move(d.parents)),
-                           array_of(std::move(d.scores)));
-}
-
-auto likeliest(const ph::Suffixes& own, const std::vector<const ph::Suffixes*>& others, const Tokens& end, int most,
-               int depth, double faint, int longest, int enough) {
-    need(most >= 0 && most <= 4096, "from 0 to 4096 nodes");
-    auto d = ph::Suffixes::likeliest(own, others, end.data(), end.size(), most, depth, faint, longest, enough);
-    return std::make_tuple(array_of(std::move(d.tokens)), array_of(std::move(d.parents)),
-                           array_of(std::move(d.scores)));
-}
-
-void parents_come_first(const Ints& parents) {
-    for (int i = 0; i < int(parents.shape(0)); ++i) {
-        need(parents.data()[i] >= -1 && parents.data()[i] < i, "parents come before their children");
-    }
-}
-
-using Grown = std::tuple<int, Ints, Ints, Doubles>;  // a drafter, and its tokens, parents and scores
-
-int grow(ph::Forest& f, std::vector<double> shift, bool drawn, const std::vector<Grown>& drafts, int most) {
-    need(int(shift.size()) == f.drafters(), "a shift for each drafter");
-    for (const auto& [by, tokens, parents, score] : drafts) {
-        need(by >= 0 && by < f.drafters(), "a drafter that is not there");
-        need(parents.shape(0) == tokens.shape(0) && (score.shape(0) == tokens.shape(0) || score.shape(0) == 0),
-             "as many parents and scores as tokens");
-        parents_come_first(parents);
-    }
-    const int tree = f.add(std::move(shift), drawn);
-    for (const auto& [by, tokens, parents, score] : drafts) {
-        f.join(tree, by, tokens.data(), parents.data(), score.shape(0) ? score.data() : nullptr,
-               int(std::min(tokens.shape(0), std::size_t(std::max(most, 0)))));
-    }
-    return tree;
-}
-
-// Tokens, parents among the chosen, and who drafted some of them.
-auto draft_from(ph::Forest& f, int tree, const std::vector<int>& chosen) {
-    need(tree >= 0 && tree < f.size(), "a tree that is not there");
-    const auto& all = f.nodes(tree);
-    std::vector<int> number(all.size(), -1), by;
-    std::vector<std::int32_t> tokens, parents;
-    for (int j : chosen) {
-        need(j >= 0 && j < int(all.size()), "a node that is not there");
-        const auto& node = all[std::size_t(j)];
-        need(node.parent < 0 || number[std::size_t(node.parent)] >= 0, "parents come before their children");
-        number[std::size_t(j)] = int(tokens.size());
-        f.run(tree, j);
-        tokens.push_back(node.token);
-        parents.push_back(node.parent < 0 ? -1 : number[std::size_t(node.parent)]);
-        if (std::find(by.begin(), by.end(), node.by) == by.end()) by.push_back(node.by);
-    }
-    std::sort(by.begin(), by.end());
-    return std::make_tuple(array_of(std::move(tokens)), array_of(std::move(parents)), std::move(by));
-}
-
-// The same of the n likeliest nodes of all trees, None for a tree without any.
-nb::list run_first(ph::Forest& f, int n) {
-    nb::list out;
-    const auto chosen = f.take(n);
-    for (int t = 0; t < f.size(); ++t) {
-        const auto& some = chosen[std::size_t(t)];
-        out.append(some.empty() ? nb::none() : nb::cast(draft_from(f, t, some)));
-    }
-    return out;
-}
-
-// Rows of a draft, behind row `at` of a step (`types.Rows`, one array in a row of `rows`), which is the last token's.
-void hang(const nb::ndarray<std::int32_t, nb::ndim<2>, nb::device::cpu>& rows, int at, int n_prompt,
-          const Ints& tokens, const Ints& parents) {
-    const int n = int(tokens.shape(0)), first = at + 1;
-    need(rows.shape(0) == 6 && at >= 0 && std::size_t(first) + tokens.shape(0) <= rows.shape(1) &&
-             parents.shape(0) == tokens.shape(0),
-         "rows of a step with room for the draft");
-    parents_come_first(parents);
-    auto v = rows.view();
-    for (int i = 0; i < n; ++i) {
-        const int row = first + i, above = at + 1 + parents(i);
-        v(0, row) = tokens(i);
-        v(1, row) = v(1, above) + 1;
-        v(2, row) = std::max(v(1, row) + 1, n_prompt);
-        v(3, row) = v(3, at);
-        v(4, row) = above;
-        v(5, row) = 1;
-    }
-}
-
-std::tuple<std::vector<double>, double> fit_steps(const std::vector<std::tuple<double, double, double>>& steps,
-                                                  double read) {
-    std::vector<double> rows, reads, seconds;
-    for (const auto& [n, r, s] : steps) {
-        need(n >= 1 && r >= 0 && s > 0 && std::isfinite(n) && std::isfinite(r) && std::isfinite(s),
-             "a step that cannot be");
-        rows.push_back(n);
-        reads.push_back(r);
-        seconds.push_back(s);
-    }
-    const ph::Curve c = ph::fit_curve(rows.data(), reads.data(), seconds.data(), rows.size(), read);
-    return {std::vector<double>(c.at, c.at + ph::KNOTS), c.read};
 }
 
 // The user's errors are pronghorn.errors; that module is imported only when one is raised.
@@ -600,115 +448,7 @@ void top(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> lo
 
 NB_MODULE(_native, m) {
     nb::register_exception_translator(translate_isa_error);
-    nb::class_<ph::Suffixes>(m, "Suffixes")
-        .def(nb::init<>())
-        .def("extend", &extend, nb::arg("tokens"))
-        .def("begin", &ph::Suffixes::begin)
-        .def("__len__", &ph::Suffixes::size)
-        .def("repeated",
-             [](const ph::Suffixes& s) {
-                 const auto at = s.repeated();
-                 return std::make_tuple(at.state, at.length);
-             })
-        .def("follow", &follow, nb::arg("place"), nb::arg("tokens"))
-        .def("draft", &draft_of, nb::arg("place"), nb::arg("most"), nb::arg("depth"), nb::arg("least"),
-             nb::arg("faint"), nb::arg("match"))
-        .def("likeliest", &likeliest, nb::arg("others"), nb::arg("end"), nb::arg("most"), nb::arg("depth"),
-             nb::arg("faint"), nb::arg("longest"), nb::arg("enough"));
-    nb::class_<ph::Ngrams>(m, "Ngrams")
-        .def("__init__",
-             [](ph::Ngrams* self, int longest, int shortest) {
-                 need(shortest >= 1 && shortest <= longest && longest <= 64, "from 1 to 64 tokens");
-                 new (self) ph::Ngrams(longest, shortest);
-             },
-             nb::arg("longest"), nb::arg("shortest"))
-        .def("extend",
-             [](ph::Ngrams& g, const Tokens& tokens) {
-                 need(g.size() + tokens.size() < (std::size_t(1) << 30), "more tokens than a text may have");
-                 g.extend(tokens.data(), tokens.size());
-             },
-             nb::arg("tokens"))
-        .def("__len__", &ph::Ngrams::size)
-        .def("onward",
-             [](const ph::Ngrams& g, int n) {
-                 need(n >= 0 && n <= 4096, "from 0 to 4096 tokens");
-                 return array_of(g.onward(std::size_t(n)));
-             },
-             nb::arg("n"))
-        .def("right",
-             [](const ph::Ngrams& g, int n) {
-                 need(n >= 0 && n <= 64, "from 0 to 64 tokens");
-                 return g.right(n);
-             },
-             nb::arg("n"))
-        .def("copied",
-             [](const ph::Ngrams& g, int n) {
-                 need(n >= 0 && n <= 4096, "from 0 to 4096 tokens");
-                 return std::make_tuple(array_of(g.copied(std::size_t(n))), g.run());
-             },
-             nb::arg("n"));
-    nb::class_<ph::Odds>(m, "Odds")
-        .def("__init__",
-             [](ph::Odds* self, int n_drafters) {
-                 need(n_drafters >= 0 && n_drafters <= 1024, "from 0 to 1024 drafters");
-                 new (self) ph::Odds(n_drafters);
-             },
-             nb::arg("n_drafters"))
-        .def("chance",
-             [](const ph::Odds& o, int kind) {
-                 need(kind >= 0 && kind < o.kinds(), "a kind that is not there");
-                 return o.chance(kind);
-             })
-        .def("note",
-             [](ph::Odds& o, int kind, bool stood) {
-                 need(kind >= 0 && kind < o.kinds(), "a kind that is not there");
-                 o.note(kind, stood);
-             });
-    nb::class_<ph::Forest>(m, "Forest")
-        .def(nb::init<ph::Odds&>(), nb::keep_alive<1, 2>(), nb::arg("odds"))
-        .def("grow", &grow, nb::arg("shift"), nb::arg("drawn"), nb::arg("drafts"), nb::arg("most"))
-        .def("falling", &ph::Forest::falling)
-        .def("run", &run_first, nb::arg("n"))
-        .def("likely",
-             [](const ph::Forest& f, int tree, int by) {
-                 need(tree >= 0 && tree < f.size(), "a tree that is not there");
-                 return f.likely(tree, by);
-             },
-             nb::arg("tree"), nb::arg("by"))
-        .def("draft", &draft_from, nb::arg("tree"), nb::arg("nodes"))
-        .def("learn",
-             [](ph::Forest& f, int tree, const Tokens& tokens) {
-                 need(tree >= 0 && tree < f.size(), "a tree that is not there");
-                 auto found = f.learn(tree, tokens.data(), int(tokens.size()));
-                 return std::make_tuple(std::move(found.shift), std::move(found.run), std::move(found.stood));
-             },
-             nb::arg("tree"), nb::arg("tokens"))
-        .def("nodes",
-             [](const ph::Forest& f, int tree) {
-                 need(tree >= 0 && tree < f.size(), "a tree that is not there");
-                 std::vector<std::tuple<int, int, int, double>> out;
-                 for (const auto& n : f.nodes(tree)) out.emplace_back(n.token, n.parent, n.by, n.chance);
-                 return out;
-             },
-             nb::arg("tree"));
-    m.def("worth",
-          [](const std::vector<double>& at, double price, const std::vector<double>& chances, int n_seqs, int base,
-             double read, int most, double margin) {
-              need(at.size() == ph::KNOTS && at[0] > 0, "a curve");
-              need(n_seqs >= 1 && base >= n_seqs && base < (1 << 20) && read >= 0 && margin > 0,
-                   "rows, reads and a margin above 0");
-              ph::Curve c;
-              std::copy(at.begin(), at.end(), c.at);
-              c.read = price;
-              const int n = std::min(int(chances.size()), std::max(most, 0));
-              const ph::Worth w = ph::worth(c, chances.data(), n, n_seqs, base, read, margin);
-              return std::make_tuple(w.n, w.token, w.row);
-          },
-          nb::arg("at"), nb::arg("price"), nb::arg("chances"), nb::arg("n_seqs"), nb::arg("base"), nb::arg("read"),
-          nb::arg("most"), nb::arg("margin"));
-    m.def("hang", &hang, nb::arg("rows").noconvert(), nb::arg("at"), nb::arg("n_prompt"), nb::arg("tokens"),
-          nb::arg("parents"));
-    m.def("fit_steps", &fit_steps, nb::arg("steps"), nb::arg("read"));
+    bind_drafts(m);
     m.def("isas", &ph::supported_isas);
     m.def("isa", &ph::isa);
     m.def("top", &top, nb::arg("logits").noconvert(), nb::arg("out").noconvert());
