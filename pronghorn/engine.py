@@ -537,12 +537,16 @@ class _Places:
         if not rows:
             return
         store.open_pages(kv, len(rows))
-        at = range(kv.n_open, kv.n_open + len(rows))
         row, addr, block, slot = self._held
         row += [first + r for r in rows]
-        addr += [kv.open_addr.item(i // PAGE) for i in at]
-        block += [kv.open.item(i // PAGE) for i in at]
-        slot += [i % PAGE for i in at]
+        at, end = kv.n_open, kv.n_open + len(rows)
+        while at < end:  # page by page
+            page, used = divmod(at, PAGE)
+            n = min(PAGE - used, end - at)
+            addr += [kv.open_addr.item(page)] * n
+            block += [kv.open.item(page)] * n
+            slot += range(used, used + n)
+            at += n
         store.extend(kv, range(kv.next_pos, kv.next_pos + len(rows)))
 
     def take(self) -> tuple[Ints, NDArray[np.uint64], Ints, Ints]:

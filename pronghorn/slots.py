@@ -367,6 +367,10 @@ class Target(Protocol):
         random number of that position (the same whatever the draft was)."""
         ...
 
+    def walk(self, draft: Draft) -> Accept:
+        """`draft.walk(draw)`."""
+        ...
+
     def uniform(self, row: int, purpose: int) -> float:
         """A number in [0, 1) keyed by sequence, position and purpose (from 1 to 2**32 - 1)."""
         ...

@@ -15,7 +15,7 @@ from pronghorn.nulls import Free
 from pronghorn.ops.cpu import _native
 from pronghorn.rng import DRAW, MASK, uniform
 from pronghorn.seq import Seq
-from pronghorn.types import Draft
+from pronghorn.types import Accept, Draft
 
 
 def softmax(x: NDArray[Any]) -> NDArray[np.float64]:
@@ -50,7 +50,6 @@ class NodeTarget:
         self.n_tokens = n_tokens
         self.temperature = seq.request.temperature
         self._shaped: dict[int, NDArray[np.float64]] = {}
-        self._drawn: dict[int, int] | None = None
 
     @cached_property
     def _parents(self) -> list[int]:
@@ -101,24 +100,19 @@ class NodeTarget:
     def soft(self, row: int) -> NDArray[np.float64]:
         return softmax(self.shaped(row))
 
-    def _walked(self) -> dict[int, int]:
-        """Rows that sampling and matching visits, and their tokens, where nothing changes the logits: all in
-        one call."""
-        logits, draft, request = self.logits, self.draft, self.seq.request
+    def walk(self, draft: Draft) -> Accept:
+        """`draft.walk(draw)`, in one call where nothing changes the logits."""
+        logits, request = self.logits, self.seq.request
         if self.shapers or not isinstance(self.seq.constraint, Free) or logits.dtype != np.float32:
-            return {}
+            return draft.walk(self.draw)
         n = min(self.n_tokens, logits.shape[1])  # a tokenizer may have more tokens than the model
-        rows, tokens = _native.walk(
+        rows, tokens, whole = _native.walk(
             np.ascontiguousarray(logits), n, draft.tokens, draft.parent, self.temperature,
             int(request.seed) & MASK, self.seq.branch, len(self.seq.tokens),
         )  # fmt: skip
-        return dict(zip(rows, tokens, strict=True))
+        return Accept([r - 1 for r in rows[1:]], tokens[-1]) if whole else draft.walk(self.draw)
 
     def draw(self, row: int) -> int:
-        if self._drawn is None:
-            self._drawn = self._walked()
-        if row in self._drawn:
-            return self._drawn[row]
         if self.temperature <= 0:
             best = -1 if self.shapers else self._largest(row)
             return best if best >= 0 else int(self.shaped(row).argmax())

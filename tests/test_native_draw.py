@@ -83,8 +83,9 @@ def test_a_walk_is_that_of_single_draws(draft: Draft, temperature: float, seed: 
             rows[row, :n].copy(), temperature, rng.uniform(seed, 1, pos + levels[row], rng.DRAW)
         )
 
-    visited, tokens = _native.walk(rows, n, draft.tokens, draft.parent, temperature, seed, 1, pos)
+    visited, tokens, whole = _native.walk(rows, n, draft.tokens, draft.parent, temperature, seed, 1, pos)
     accept = draft.walk(choose)
+    assert whole
     assert visited == [0, *(i + 1 for i in accept.path)]
     assert tokens == [*(int(draft.tokens[i]) for i in accept.path), accept.bonus]
 
@@ -97,17 +98,17 @@ def test_a_walk_ends_where_logits_are_not_finite(bad: float, temperature: float,
     rows = np.full((3, 1500), -5, np.float32)
     rows[:, 3] = 9
     rows[1, at] = bad
-    assert _native.walk(rows, 1500, chain.tokens, chain.parent, temperature, 0, 0, 0) == ([0], [3])
+    assert _native.walk(rows, 1500, chain.tokens, chain.parent, temperature, 0, 0, 0) == ([0], [3], False)
     nothing = np.full((3, 1500), -np.inf, np.float32)
-    assert _native.walk(nothing, 1500, chain.tokens, chain.parent, temperature, 0, 0, 0) == ([], [])
+    assert _native.walk(nothing, 1500, chain.tokens, chain.parent, temperature, 0, 0, 0) == ([], [], False)
 
 
 def test_the_first_of_equal_logits_is_taken() -> None:
     rows = np.full((1, 3000), -1, np.float32)
     rows[0, [1030, 2047, 2900]] = 4
     none = Draft.empty()
-    assert _native.walk(rows, 3000, none.tokens, none.parent, 0.0, 0, 0, 0) == ([0], [1030])
-    assert _native.walk(rows, 1000, none.tokens, none.parent, 0.0, 0, 0, 0) == ([0], [0]), (
+    assert _native.walk(rows, 3000, none.tokens, none.parent, 0.0, 0, 0, 0) == ([0], [1030], True)
+    assert _native.walk(rows, 1000, none.tokens, none.parent, 0.0, 0, 0, 0) == ([0], [0], True), (
         "the rest is padding"
     )
 

@@ -65,6 +65,9 @@ class One:
     def draw(self, row: int) -> int:
         return 0 if row else pick(self.p, self.numbers[0])
 
+    def walk(self, draft: Draft) -> Accept:
+        return draft.walk(self.draw)
+
     def uniform(self, row: int, purpose: int) -> float:
         self.asked.add(purpose)
         return self.numbers[purpose]
@@ -405,6 +408,9 @@ class Toy:
         path = self.path(row)
         total = totals(path)
         return bisect_right(total, self.numbers.uniform(len(path), 0) * total[-1])
+
+    def walk(self, draft: Draft) -> Accept:
+        return draft.walk(self.draw)
 
 
 def grown(kind: str, nodes: int, out: tuple[int, ...], numbers: Numbers) -> Draft:

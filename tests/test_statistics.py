@@ -99,6 +99,9 @@ class Toy:
         total = totals(path)
         return bisect_right(total, self.number(len(PROMPT) + len(path)) * total[-1])
 
+    def walk(self, draft: Draft) -> Accept:
+        return draft.walk(self.draw)
+
     def number(self, pos: int) -> float:
         return drawn(self.seed, pos)
 

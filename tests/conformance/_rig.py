@@ -18,7 +18,7 @@ from pronghorn.nulls import Dense, ExactKV, Free
 from pronghorn.ops.ref import Ops
 from pronghorn.run.ref import RefRunner
 from pronghorn.seq import Request, Seq
-from pronghorn.types import FOREVER, Draft, Rows, StepOut
+from pronghorn.types import FOREVER, Accept, Draft, Rows, StepOut
 
 N_VOCAB = 32
 
@@ -77,6 +77,9 @@ class TableTarget:
         total = np.cumsum(self.rows[row])
         u = rng.uniform(self.seed, 0, self.depth[row], rng.DRAW)
         return int(np.searchsorted(total / total[-1], u, side="right"))
+
+    def walk(self, draft: Draft) -> Accept:
+        return draft.walk(self.draw)
 
     def uniform(self, row: int, purpose: int) -> float:
         return rng.uniform(self.seed, 0, self.depth[row], purpose)

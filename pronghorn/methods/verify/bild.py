@@ -47,7 +47,7 @@ class Bild:
     def verify(self, p: Target, draft: Draft) -> Accept:
         sure = certainty(draft)
         if not len(sure):
-            return draft.walk(p.draw)
+            return p.walk(draft)
         below, node = children(draft), -1
         path: list[int] = []
         while True:

@@ -54,7 +54,7 @@ class Entropy:
 
     def verify(self, p: Target, draft: Draft) -> Accept:
         if not len(draft.q) and not len(draft.score):
-            return draft.walk(p.draw)
+            return p.walk(draft)
         memory = p.memory(self)
         if "turn" not in memory:
             memory["turn"] = _Turn(deque(maxlen=self.window))

@@ -22,4 +22,4 @@ class Greedy:
             raise MethodError(
                 f"greedy verifies at temperature 0 only, not {p.temperature:g}: use the verifier match"
             )
-        return draft.walk(p.draw)  # at temperature 0 a draw is the argmax
+        return p.walk(draft)  # at temperature 0 a draw is the argmax

@@ -19,4 +19,4 @@ class Match:
     traits = Traits(Guarantee.EXACT)
 
     def verify(self, p: Target, draft: Draft) -> Accept:
-        return draft.walk(p.draw)
+        return p.walk(draft)

@@ -35,7 +35,7 @@ class MultiDraft:
 
     def verify(self, p: Target, draft: Draft) -> Accept:
         if not drawn(p, draft):
-            return draft.walk(p.draw)
+            return p.walk(draft)
 
         def choose(row: int, own: list[int]) -> tuple[int, int]:
             held = {int(draft.tokens[i]): i for i in own[:-1]}

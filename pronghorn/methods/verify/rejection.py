@@ -24,5 +24,5 @@ class Rejection:
 
     def verify(self, p: Target, draft: Draft) -> Accept:
         if not drawn(p, draft):
-            return draft.walk(p.draw)
+            return p.walk(draft)
         return walk(p, draft, lambda row, own: one_by_one(p, draft, row, own[:1]))

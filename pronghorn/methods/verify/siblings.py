@@ -29,5 +29,5 @@ class Siblings:
 
     def verify(self, p: Target, draft: Draft) -> Accept:
         if not drawn(p, draft):
-            return draft.walk(p.draw)
+            return p.walk(draft)
         return walk(p, draft, lambda row, own: one_by_one(p, draft, row, own, self.replace))

@@ -39,7 +39,7 @@ class Typical:
 
     def verify(self, p: Target, draft: Draft) -> Accept:
         if p.temperature <= 0:
-            return draft.walk(p.draw)
+            return p.walk(draft)
         below = children(draft)
         best, path = (0, 0.0), [-1]
         paths = [((0, 0.0), path)]

@@ -31,7 +31,7 @@ int draw(const Floats& logits, float temperature, double u) {
     return ph::draw(ph::kernels(), logits.data(), int(logits.shape(0)), temperature, u);
 }
 
-std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>> walk(
+std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, bool> walk(
     const Flat<float, 2>& logits, int n, const Ints& tokens, const Ints& parents, double temperature,
     std::uint64_t seed, std::uint64_t branch, std::uint64_t pos) {
     const std::size_t n_nodes = tokens.shape(0);
@@ -39,7 +39,7 @@ std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>> walk(
     need(n >= 0 && std::size_t(n) <= logits.shape(1), "no more tokens than logits");
     ph::Walk w = ph::walk(ph::kernels(), logits.data(), logits.shape(1), n, tokens.data(), parents.data(),
                           int(n_nodes), temperature, {seed, branch, 0}, pos);
-    return {std::move(w.row), std::move(w.token)};
+    return {std::move(w.row), std::move(w.token), w.whole};
 }
 
 // The user's errors are pronghorn.errors; that module is imported only when one is raised.

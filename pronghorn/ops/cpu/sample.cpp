@@ -89,7 +89,8 @@ Walk walk(const Kernels& k, const float* logits, std::size_t stride, int n, cons
         const float* x = logits + (node + 1) * stride;
         const int drawn = temperature > 0 ? draw(k, x, n, float(temperature), uniform(key, pos + out.row.size()))
                                           : likeliest(k, x, n);
-        if (drawn < 0) break;
+        out.whole = drawn >= 0;
+        if (!out.whole) break;
         out.row.push_back(node + 1);
         out.token.push_back(drawn);
         int child = node + 1;

@@ -30,6 +30,7 @@ double uniform(const Key& key, std::uint64_t pos);
 // `stride` apart, the first n of a row are tokens; parents come before their children.
 struct Walk {
     std::vector<std::int32_t> row, token;
+    bool whole = true;  // else nothing could be drawn from the row that would have been next
 };
 Walk walk(const Kernels& k, const float* logits, std::size_t stride, int n, const std::int32_t* token,
           const std::int32_t* parent, int n_nodes, double temperature, const Key& key, std::uint64_t pos);
