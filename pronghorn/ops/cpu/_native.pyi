@@ -40,8 +40,9 @@ def walk(
 ) -> tuple[list[int], list[int], bool]:
     """Rows of logits (1 + nodes, n_vocab) that a walk through a draft visits, and the token that each draws
     of the first n: at temperature 0 the first of the largest, else as `draw` does with the `uniform` of its
-    position, from `pos` on, and purpose 0. It goes on at the first child that holds the token. Whether it
-    came to its end: not where nothing can be drawn from a row. Raises `ValueError` where shapes do not fit."""
+    position, from `pos` on, and purpose 0. It goes on at the first child that holds the token. Whether
+    it came to its end: not where nothing can be drawn from a row. Raises `ValueError` where shapes do not
+    fit."""
 
 def uniform(seed: int, branch: int, pos: int, purpose: int) -> float:
     """See `pronghorn.rng.uniform`; all from 0 to 2**64 - 1."""

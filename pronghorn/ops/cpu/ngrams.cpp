@@ -20,15 +20,18 @@ std::size_t Ngrams::slot(const Size& s, std::size_t end) const {
     }
 }
 
-void Ngrams::grow(Size& s) {
+// For n more: a long prompt comes at once, and to move what is there at each doubling takes as long as to read it.
+void Ngrams::make_room(Size& s, std::size_t n) {
+    if (2 * (s.held + n) <= s.table.size()) return;
     const std::vector<int> old = std::move(s.table);
-    s.table.assign(2 * old.size(), 0);
+    s.table.assign(std::max(2 * old.size(), std::bit_ceil(2 * (s.held + n))), 0);
     for (const int at : old) {
         if (at) s.table[slot(s, std::size_t(at))] = at;
     }
 }
 
 void Ngrams::extend(const std::int32_t* tokens, std::size_t n) {
+    for (Size& s : sizes_) make_room(s, n);
     for (std::size_t i = 0; i < n; ++i) {
         const bool right = copied_ && text_[std::size_t(copied_)] == tokens[i];
         const int told = place();
@@ -36,7 +39,6 @@ void Ngrams::extend(const std::int32_t* tokens, std::size_t n) {
         text_.push_back(tokens[i]);
         for (Size& s : sizes_) {
             if (text_.size() < std::size_t(s.tokens)) continue;
-            if (2 * (s.held + 1) > s.table.size()) grow(s);
             int& at = s.table[slot(s, text_.size())];
             s.held += !at;
             s.last = at;

@@ -40,7 +40,7 @@ private:
     int place() const;
     std::vector<std::int32_t> from(int place, std::size_t n) const;
     std::size_t slot(const Size& s, std::size_t end) const;
-    void grow(Size& s);
+    void make_room(Size& s, std::size_t n);
 
     std::vector<std::int32_t> text_;
     std::vector<Size> sizes_;  // the longest first

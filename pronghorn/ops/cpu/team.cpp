@@ -20,7 +20,7 @@ int processors() {
 Team::Team(int n)
     : n_(n < 1 ? 1 : n),
       // More threads than processors: whoever spins keeps another from its work.
-      n_spins_(n_ <= processors() ? 1 << 15 : 1 << 5),
+      n_spins_(n_ <= processors() ? 1 << 14 : 1 << 5),
       process_(getpid()),
       seats_(new Seat[n_]) {
     try {

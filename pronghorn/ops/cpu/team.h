@@ -221,8 +221,9 @@ private:
     }
 };
 
-// A phase, or the caller's next step, is microseconds away: spins for some 400 us, then sleeps. What the caller
-// does between two steps with drafts takes some 250 us, and a core that was asleep is late for the next one.
+// A phase, or the caller's next step, is microseconds away: spins for some 200 us, then sleeps. What the caller
+// does between two steps with drafts takes as long, and a core that was asleep is late for the next one; to spin
+// longer gains no more, and keeps a server's other process waiting.
 // (Giving way in between would hand a whole time slice to any other busy process.) `over` loads in the
 // total order of all threads, as what it waits for is stored: then a sleeper that is not seen sees the
 // news itself.
