@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,14 @@ def told() -> int:
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("Rss:"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm():
+@pytest.mark.parametrize("what", ["leave_one_by_one", "cost_less_than_a_huge_page_more"])
+def test_slabs(what: str):
+    """In a process where nothing else comes and goes."""
+    code = f"from tests import test_slabs as t; t.warm(); t.{what}()"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], check=True)
+
+
+def warm() -> None:
     """What the interpreter takes for itself on first use is none of what slabs hold."""
     slabs = Slabs(SIZE)
     n = (HUGE_FROM + 1) * slabs.per_map + 1
@@ -36,7 +44,7 @@ def warm():
         slabs.give(i)
 
 
-def test_slabs_leave_one_by_one():
+def leave_one_by_one() -> None:
     slabs = Slabs(SIZE)
     before, n = told(), 100
     for i in range(n):
@@ -57,7 +65,7 @@ def test_slabs_leave_one_by_one():
     assert not slabs.maps
 
 
-def test_huge_pages_cost_less_than_one_of_them():
+def cost_less_than_a_huge_page_more() -> None:
     slabs = Slabs(SIZE)
     before = told()
     n = (HUGE_FROM + 1) * slabs.per_map + 1
