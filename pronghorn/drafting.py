@@ -85,7 +85,7 @@ class Drafting:
             self._told.append((drafter, [able[i] for i in at]))
             for i, draft in zip(at, drafts, strict=True):
                 if draft.n:
-                    able[i].draft = draft if draft.by else Draft(*draft[:-1], name_of(drafter))
+                    able[i].draft = draft if draft.by else draft._replace(by=name_of(drafter))
         left = room.rows
         for w, k in zip(able, depth, strict=True):
             forced = _forced(w.seq)[:k]

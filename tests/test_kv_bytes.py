@@ -10,7 +10,6 @@ import gc
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,13 @@ from pronghorn.kv.arena import Arena
 from pronghorn.llm import LLM
 from pronghorn.seq import Request, Seq
 from tests.engines import engine, prompt
+from tests.memory import SMAPS, resident
 
 N_PROMPT, BUDGET, PAGE = 1000, 64, 16
 LAYERS, HEADS, DIM = 8, 2, 32  # of the bundled model; stored in bfloat16, two bytes a number
 HEAD_PAGE = PAGE * DIM * 2 * 2  # keys and values of one head
 FULL_PAGES = 63  # 1,000 rows
 ALL = LAYERS * HEADS
-SMAPS = Path("/proc/self/smaps_rollup")
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,6 @@ class Bytes:
     @property
     def held(self) -> int:
         return self.open + self.sealed
-
-
-def resident() -> int:
-    if not SMAPS.exists():
-        return 0
-    lines = SMAPS.read_text().splitlines()
-    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("Rss:"))
 
 
 def read(e: Engine) -> Bytes:

@@ -6,8 +6,6 @@ import errno
 import mmap
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from pronghorn.llm import LLM
 from pronghorn.ops.ref import Ops
 from pronghorn.run.native import NativeRunner
 from pronghorn.seq import Request, Seq
+from tests.memory import SMAPS, alone, resident
 
 STORY = (
     "Once upon a time there was a little fox who lived at the edge of a great wood. Every morning it went "
@@ -227,13 +226,10 @@ def test_who_cannot_write_there_is_told(tmp_path: Path):
         compose(["pages:ram_gb=0"])
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell")
+@pytest.mark.skipif(not SMAPS.exists(), reason="this system does not tell")
 def test_memory_falls_to_the_budget(tmp_path: Path):
-    """As the kernel counts it, in a process where nothing else comes and goes."""
-    subprocess.run(
-        [sys.executable, "-c", f"from tests import test_paged as t; t.hold_a_budget({str(tmp_path)!r})"],
-        cwd=Path(__file__).resolve().parents[1], check=True,
-    )  # fmt: skip
+    """As the kernel counts it."""
+    alone(f"from tests import test_paged as t; t.hold_a_budget({str(tmp_path)!r})")
 
 
 def hold_a_budget(folder: str) -> None:
@@ -258,11 +254,6 @@ def hold_a_budget(folder: str) -> None:
     assert resident() - before < (6 << 20) + index + (12 << 20)
     kv.free()
     pages.close()
-
-
-def resident() -> int:
-    text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
-    return next(int(x.split()[1]) << 10 for x in text.splitlines() if x.startswith("Rss:"))
 
 
 def test_marks_that_are_too_few_are_refused(tmp_path: Path):

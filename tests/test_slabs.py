@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from pronghorn.kv.slabs import HUGE_FROM, Slabs
+from tests.memory import SMAPS, alone, resident
 
-SMAPS = Path("/proc/self/smaps_rollup")
 SIZE = 255 * 1024 + 100  # no multiple of a page: slabs still share none
 HUGE = 2 << 20
 
 pytestmark = pytest.mark.skipif(not SMAPS.exists(), reason="this system does not tell a process's memory")
 
 
-def told() -> int:
-    lines = SMAPS.read_text(encoding="utf-8").splitlines()
-    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("Rss:"))
-
-
 @pytest.mark.parametrize("what", ["leave_one_by_one", "cost_less_than_a_huge_page_more"])
 def test_slabs(what: str):
-    """In a process where nothing else comes and goes."""
-    code = f"from tests import test_slabs as t; t.warm(); t.{what}()"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], check=True)
+    alone(f"from tests import test_slabs as t; t.warm(); t.{what}()")
 
 
 def warm() -> None:
@@ -37,7 +26,7 @@ def warm() -> None:
     for i in range(n):
         kept.append(slabs.take(i))
         kept[i][:] = 1
-        told()
+        resident()
     assert all((slab == 1).all() for slab in kept)
     del kept
     for i in range(n):
@@ -46,42 +35,42 @@ def warm() -> None:
 
 def leave_one_by_one() -> None:
     slabs = Slabs(SIZE)
-    before, n = told(), 100
+    before, n = resident(), 100
     for i in range(n):
         slabs.take(i)[:] = 1
-    assert told() - before == pytest.approx(n * slabs.step, rel=0.05)
+    assert resident() - before == pytest.approx(n * slabs.step, rel=0.05)
     kept = slabs.take(n)
     kept[:] = 7
     for i in range(0, n, 2):
         slabs.give(i)
-    assert told() - before == pytest.approx(n // 2 * slabs.step, rel=0.1)
+    assert resident() - before == pytest.approx(n // 2 * slabs.step, rel=0.1)
     assert (slabs.take(0) == 0).all()
     slabs.give(0)
     for i in range(1, n, 2):
         slabs.give(i)
     assert (kept == 7).all()
-    assert told() - before < 3 * slabs.step
+    assert resident() - before < 3 * slabs.step
     slabs.give(n)
     assert not slabs.maps
 
 
 def cost_less_than_a_huge_page_more() -> None:
     slabs = Slabs(SIZE)
-    before = told()
+    before = resident()
     n = (HUGE_FROM + 1) * slabs.per_map + 1
     kept = []
     for i in range(n):
         kept.append(slabs.take(i))
         kept[i][:] = i % 251
         if i > n - 20:
-            assert told() - before < (i + 1) * slabs.step * 1.005 + HUGE
+            assert resident() - before < (i + 1) * slabs.step * 1.005 + HUGE
     assert slabs.huge
     assert all((slab == i % 251).all() for i, slab in enumerate(kept))  # what has moved too
     del kept
     for i in range(n - 9):  # few are left, in a mapping of huge pages
         slabs.give(i)
-    assert told() - before == pytest.approx(9 * slabs.step, rel=0.1)
+    assert resident() - before == pytest.approx(9 * slabs.step, rel=0.1)
     for i in range(n - 9, n):
         slabs.give(i)
     assert not slabs.maps
-    assert told() - before < HUGE
+    assert resident() - before < HUGE

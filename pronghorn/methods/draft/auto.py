@@ -123,12 +123,13 @@ class Auto:
 
     def propose(self, seqs: Sequence[Seq], k: Sequence[int], room: DraftRoom) -> list[Draft]:
         panel, last = self._panel, self._last
-        sleeps = panel.sleeps(len(seqs), seqs == last.seqs)
+        same = seqs == last.seqs
+        sleeps = panel.sleeps(len(seqs), same)
         if len(seqs) == 1 and panel.clock % LOOK == 0 and self._hopes(seqs[0]):
             sleeps = False
         if sleeps:
             return []
-        if not panel.goes_on(seqs == last.seqs, min(k)):
+        if not panel.goes_on(same, min(k)):
             last.seqs, last.moods = seqs, [self._mood(s) for s in seqs]
             step = room.cost.predict(room.base, room.read)
             last.asked = panel.wake(last.moods, k, [s.n_new for s in seqs], step)

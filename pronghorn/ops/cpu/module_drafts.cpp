@@ -76,6 +76,14 @@ int grow(ph::Forest& f, std::vector<double> shift, bool drawn, const std::vector
     return tree;
 }
 
+ph::Curve curve_of(const std::vector<double>& at, double price) {
+    need(at.size() == ph::KNOTS, "a curve");
+    ph::Curve c;
+    std::copy(at.begin(), at.end(), c.at);
+    c.read = price;
+    return c;
+}
+
 // Tokens, parents among the chosen, and who drafted some of them.
 auto draft_from(ph::Forest& f, int tree, const std::vector<int>& chosen) {
     need(tree >= 0 && tree < f.size(), "a tree that is not there");
@@ -184,9 +192,8 @@ using Answer = std::tuple<int, std::vector<int>, nb::list, double>;
 nb::object choose(Named& p, const Moods& moods, const std::vector<Answer>& answers, const std::vector<bool>& drawn,
                   int nodes, const std::vector<double>& at, double price, int base, double read, int rows) {
     need_moods(p, moods, drawn.size());
-    need(at.size() == ph::KNOTS, "a curve");
-    need(base >= 1 && base < (1 << 20) && read >= 0 && rows < (1 << 20),
-         "rows and reads of a step");
+    const ph::Curve curve = curve_of(at, price);
+    need(base >= 1 && base < (1 << 20) && read >= 0 && rows < (1 << 20), "rows and reads of a step");
     std::vector<std::vector<Grown>> drafts(moods.size());
     for (const auto& [d, of, some, seconds] : answers) {
         need(d >= 0 && d < p.drafters() && (some.size() == of.size() || !some.size()), "a draft for each sequence");
@@ -209,10 +216,7 @@ nb::object choose(Named& p, const Moods& moods, const std::vector<Answer>& answe
     }
     nb::list out;
     if (!owner.empty()) {
-        ph::Curve c;
-        std::copy(at.begin(), at.end(), c.at);
-        c.read = price;
-        const auto chosen = p.choose(c, base, read, rows);
+        const auto chosen = p.choose(curve, base, read, rows);
         for (std::size_t t = 0; t < owner.size(); ++t) {
             if (chosen[t].empty()) continue;
             const auto [tokens, parents, whose] = draft_from(forest, int(t), chosen[t]);
@@ -434,12 +438,10 @@ void bind_drafts(nb::module_& m) {
     m.def("worth",
           [](const std::vector<double>& at, double price, const std::vector<double>& chances, int n_seqs, int base,
              double read, int most, double margin) {
-              need(at.size() == ph::KNOTS && at[0] > 0, "a curve");
+              const ph::Curve c = curve_of(at, price);
+              need(c.at[0] > 0, "a curve");
               need(n_seqs >= 1 && base >= n_seqs && base < (1 << 20) && read >= 0 && margin > 0,
                    "rows, reads and a margin above 0");
-              ph::Curve c;
-              std::copy(at.begin(), at.end(), c.at);
-              c.read = price;
               const int n = std::min(int(chances.size()), std::max(most, 0));
               const ph::Worth w = ph::worth(c, chances.data(), n, n_seqs, base, read, margin);
               return std::make_tuple(w.n, w.token, w.row);

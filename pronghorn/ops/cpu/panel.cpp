@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
 
 #include "profile.h"
 
@@ -126,9 +125,9 @@ Panel::Asked Panel::wake(const std::vector<One>& seqs, double step_) {
         mood.asked.clear();
         mood.tried.clear();
         able = able && seqs[i].depth > 0 && seqs[i].begun;
-        for (int d = 0; d < n && seqs[i].depth > 0; ++d) {
+        if (seqs[i].depth <= 0) continue;
+        for (int d : mood.awake(now)) {
             const auto at = std::size_t(d);
-            if (mood.until[at] > now) continue;
             if (mood.gain[at] > 0) {
                 mood.asked.push_back(d);
                 of[at].push_back(int(i));
